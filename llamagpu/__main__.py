@@ -1,0 +1,6 @@
+"""``python -m llamagpu``."""
+
+from llamagpu.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""``llamagpu doctor``: the adapters, which one is chosen and why, and every kernel checked on it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llamagpu.cli.output import write, write_json
+from llamagpu.errors import KernelError, LlamaGPUError
+
+if TYPE_CHECKING:
+    from llamagpu.gpu import Device
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+@click.option("--variants", is_flag=True, help="Check every variant of the kernels, not only those in use.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(device: str, variants: bool, as_json: bool) -> None:
+    """Check this machine: GPU adapters, the choice among them, limits, and every kernel against its reference.
+
+    Ends with exit code 1 if a kernel gives wrong numbers.
+    """
+    from llamagpu import gpu
+
+    adapters = gpu.list_adapters()
+    with gpu.open(device) as opened:
+        report: dict[str, Any] = {
+            "versions": gpu.version(),
+            "adapters": [{"index": a.index, "name": str(a), "driver": a.driver} for a in adapters],
+            "chosen": opened.adapter.index,
+            "reason": opened.reason,
+            "features": sorted(opened.features),
+            "limits": {
+                "binding_bytes": opened.max_binding,
+                "buffer_bytes": opened.max_buffer,
+                "free_memory_bytes": opened.ledger.free_bytes(),
+            },
+            "tuning": vars(opened.tuning),
+        }
+        if not as_json:
+            write(_describe(report))
+        report["kernels"] = _check_kernels(opened, variants, quiet=as_json)
+    bad = [k for k in report["kernels"] if not k["ok"]]
+    if as_json:
+        write_json(report)
+    if bad:
+        names = ", ".join(sorted({k["kernel"] for k in bad}))
+        raise LlamaGPUError(
+            f"{len(bad)} of {len(report['kernels'])} kernel checks failed: {names}.",
+            "This driver computes something wrong, or a kernel has a bug.",
+            "Update the driver, or choose another adapter with --device; please report it.",
+        )
+
+
+def _describe(report: dict[str, Any]) -> str:
+    lines = [report["versions"], "adapters:"]
+    for a in report["adapters"]:
+        mark = "*" if a["index"] == report["chosen"] else " "
+        lines.append(f"  {mark} {a['index']}: {a['name']}  {a['driver']}")
+    limits = report["limits"]
+    free = limits["free_memory_bytes"]
+    memory = "not known" if free is None else f"{free / 1e9:.1f} GB"
+    lines += [
+        f"chosen: {report['chosen']}, because {report['reason']}",
+        f"features: {', '.join(report['features']) or 'none'}",
+        f"limits: binding {limits['binding_bytes'] / 1e6:,.0f} MB, buffer {limits['buffer_bytes'] / 1e6:,.0f} MB, "
+        f"free memory {memory}",
+        "tuning: " + ", ".join(f"{k}={v}" for k, v in report["tuning"].items()),
+        "kernels:",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dict[str, Any]]:
+    from llamagpu import gpu, kernels
+
+    tunings = gpu.variants(device.features) if every_variant else [device.tuning]
+    out = []
+    for tuning in tunings:
+        device.tuning = tuning
+        if every_variant and not quiet:
+            write("  " + ", ".join(f"{k}={v}" for k, v in vars(tuning).items()) + "\n")
+        for kernel in kernels.REGISTRY.values():
+            if every_variant and tuning is not tunings[0] and not kernel.depends:
+                continue
+            start, worst, failure, count = time.perf_counter(), 0.0, "", 0
+            for dims in (*kernel.cases, *kernels.random_dims(kernel, 4)):
+                count += 1
+                try:
+                    outcome = kernels.check(kernel, device, dims)
+                except KernelError as e:
+                    failure = failure or str(e)
+                    continue
+                worst = max(worst, outcome.error)
+                failure = failure or ("" if outcome.ok else str(outcome))
+            seconds = time.perf_counter() - start
+            out.append({"kernel": kernel.name, "ok": not failure, "cases": count, "worst": worst, "failure": failure})
+            if not quiet:
+                state = "ok    " if not failure else "WRONG "
+                write(
+                    f"  {state} {kernel.name:18} {count:2} cases, worst error {worst:.1e} "
+                    f"of {kernel.tolerance:.0e}, {seconds:.1f} s\n"
+                )
+                if failure:
+                    write(f"         {failure}\n")
+    return out

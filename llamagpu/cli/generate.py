@@ -1,0 +1,116 @@
+"""``llamagpu generate``: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llamagpu.cli.output import model_options, note, write, write_json
+from llamagpu.errors import UsageError
+
+if TYPE_CHECKING:
+    from llamagpu.engine import LLM, Result
+
+_SHOW_PROGRESS_FROM = 50_000_000  # bytes; smaller models load at once
+
+
+@click.command()
+@click.argument("text", metavar="[PROMPT]", required=False)
+@click.option("-p", "--prompt", help="The prompt, instead of the argument.")
+@click.option(
+    "-f", "--file", type=click.Path(path_type=Path), help="A file that holds the prompt; - is standard input."
+)
+@model_options
+@click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="The most new tokens.")
+@click.option("-t", "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option("--seed", type=int, help="Repeat a draw. [default: a new one each time]")
+@click.option("--stop", multiple=True, help="End at this text; may be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its text.")
+@click.option("--echo", is_flag=True, help="Print the prompt in front of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
+def generate(
+    text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any
+) -> None:
+    """Continue PROMPT (or - for standard input) and print the new text as it comes.
+
+    Statistics go to standard error.
+    """
+    source = _prompt(text, prompt, file)
+    load = {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
+    _validate(options)
+    with _load(load) as llm:
+        stream = llm.stream(source, **options)
+        try:
+            if as_json:
+                write_json(stream.result.as_dict() | {"model": llm.directory.name, "adapter": str(llm.device.adapter)})
+                return
+            write(source if echo else "")
+            for piece in stream:
+                write(piece)
+            write("" if stream.result.text.endswith("\n") else "\n")
+            note(_statistics(stream.result, llm))
+        except KeyboardInterrupt:
+            write("\n")  # leave the terminal at the start of a line
+            raise
+        finally:
+            stream.close()
+
+
+def _validate(options: dict[str, Any]) -> None:
+    """Refuse bad values before a model is loaded."""
+    from llamagpu.engine.params import sampling_params
+
+    sampling_params(**options)
+
+
+def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
+    given = [x for x in (text, prompt, file) if x is not None]
+    if len(given) != 1:
+        what = "No prompt was given." if not given else "More than one prompt was given."
+        raise UsageError(what, "It is an argument, --prompt or --file.", 'Try: llamagpu generate "Once upon a time"')
+    if text == "-" or file == Path("-"):
+        data = sys.stdin.buffer.read()
+    elif file is not None:
+        try:
+            data = file.read_bytes()
+        except OSError as e:
+            raise UsageError(f"The prompt file {file} cannot be read.", e.strerror or str(e)) from None
+    else:
+        data = str(given[0]).encode("utf-8", "surrogateescape")
+    try:
+        source = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UsageError("The prompt is not UTF-8 text.", str(e), "Convert it, for example with iconv.") from None
+    if not source:
+        raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
+    return source
+
+
+def _load(options: dict[str, Any]) -> LLM:
+    from llamagpu.engine import LLM
+
+    if not sys.stderr.isatty():
+        return LLM(options.pop("model"), **options)
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=total >= _SHOW_PROGRESS_FROM)
+
+        return LLM(options.pop("model"), **options, progress=progress)
+
+
+def _statistics(result: Result, llm: LLM) -> str:
+    t, made = result.timings, result.completion_tokens
+    rate = f", {(made - 1) / t.decode_s:.1f} tokens/s" if made > 1 and t.decode_s else ""
+    reason = "the context is full" if result.context_full else result.finish_reason
+    seed = "" if result.seed is None else f" · seed {result.seed}"
+    prompt = f"prompt {result.prompt_tokens} tokens in {t.prefill_s:.2f} s"
+    return f"{prompt} · {made} tokens{rate} · {reason}{seed} · {llm.device.adapter}"

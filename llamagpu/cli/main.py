@@ -1,0 +1,79 @@
+"""``llamagpu``: the command line. Standard output carries results; everything else goes to standard error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from llamagpu import __version__
+from llamagpu.cli.doctor import doctor
+from llamagpu.cli.generate import generate
+from llamagpu.cli.output import ClosedPipe, error_lines
+from llamagpu.errors import LlamaGPUError
+
+USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="llamagpu")
+@click.option("-v", "--verbose", count=True, help="Say more on standard error (twice: everything).")
+def cli(verbose: int) -> None:
+    """Run small Llama models on any GPU, by WebGPU.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 model not found or offline, 4 model not supported, 5 no GPU adapter,
+    6 out of memory or device lost, 130 interrupted, 141 the pipe that was written to was closed.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger = logging.getLogger("llamagpu")
+    logger.handlers = [handler]
+    logger.setLevel(level)
+
+
+cli.add_command(generate)
+cli.add_command(doctor)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code. Errors become three short lines on standard error."""
+    try:
+        code = cli.main(args=arguments, prog_name="llamagpu", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except LlamaGPUError as e:
+        if os.environ.get("LLAMAGPU_DEBUG") == "1":
+            traceback.print_exc()
+        click.echo(error_lines(e.what, e.why, e.hint), err=True)
+        return e.exit_code
+    except click.UsageError as e:
+        command = e.ctx.command_path if e.ctx else "llamagpu"
+        click.echo(error_lines(e.format_message(), "", f"See: {command} --help"), err=True)
+        return USAGE
+    except click.ClickException as e:
+        click.echo(error_lines(e.format_message()), err=True)
+        return USAGE
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except (ClosedPipe, BrokenPipeError):
+        # Python flushes standard output once more at its end; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except Exception as e:
+        if os.environ.get("LLAMAGPU_DEBUG") == "1":
+            raise
+        hint = "Run it again with LLAMAGPU_DEBUG=1 for the traceback, and report it."
+        click.echo(error_lines(f"Something unexpected failed: {type(e).__name__}.", str(e), hint), err=True)
+        return 1
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())

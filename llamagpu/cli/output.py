@@ -1,0 +1,61 @@
+"""Writing results and errors, and the options that commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ClosedPipe(Exception):
+    """Whoever read standard output went away. (click would turn the OSError into exit code 1.)"""
+
+
+def write(text: str) -> None:
+    """Text to standard output, at once."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ClosedPipe from None
+    except UnicodeEncodeError:  # a terminal that is not UTF-8
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "ascii", "replace"))
+        sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """One JSON value and a line break to standard output."""
+    write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def note(text: str) -> None:
+    """A line for people, to standard error."""
+    click.echo(text, err=True)
+
+
+def error_lines(what: str, why: str = "", hint: str = "") -> str:
+    """An error as it is printed: what, why, what to do."""
+    return "\n".join([f"error: {what}", *(f"  {line}" for part in (why, hint) if part for line in part.splitlines())])
+
+
+def model_options(command: F) -> F:
+    """The options of every command that loads a model."""
+    for option in reversed(
+        (
+            click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]"),
+            click.option("--revision", help="The hub id's revision."),
+            click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."),
+            click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."),
+            click.option(
+                "--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16."
+            ),
+            click.option("--context", type=int, help="The most tokens of prompt and text. [default: what fits]"),
+        )
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,7 @@
+"""The engine: requests, the page table, the sampling loop; tokens and sequences, no wgpu."""
+
+from llamagpu.engine.llm import LLM
+from llamagpu.engine.result import Result, Timings
+from llamagpu.engine.stream import Stream
+
+__all__ = ["LLM", "Result", "Stream", "Timings"]

@@ -1,0 +1,201 @@
+"""``LLM``: a model that generates text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu import gpu
+from llamagpu.engine.engine import Engine, Request
+from llamagpu.engine.options import GenerateOptions
+from llamagpu.engine.params import sampling_params
+from llamagpu.engine.result import Result
+from llamagpu.engine.stream import Stream, next_event
+from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
+from llamagpu.model import check_dtypes, find_model, load_model, prepare
+from llamagpu.model.weights import Progress
+from llamagpu.text import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A Llama on a GPU. Use it as a context manager, from any thread; calls that overlap take turns.
+
+    Args:
+        model: a directory in Hugging Face layout, a hub id, or None for the model that comes with the package.
+        device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
+        dtype: ``auto`` (as stored), ``float32``, ``float16`` or ``bfloat16``.
+        kv_dtype: ``auto`` (float16 with float16 weights, otherwise float32), ``float32`` or ``float16``.
+        context: the most tokens of a sequence; None is the model's maximum, 4096, or what fits.
+        revision: of a hub id.
+        progress: called with (bytes loaded, bytes in all).
+
+    Raises:
+        ModelNotFoundError: the model or one of its files is not there.
+        UnsupportedModelError: its files are broken, contradict one another or ask for what is not implemented.
+        NoAdapterError: no GPU adapter, or none that matches.
+        OutOfMemoryError: it does not fit.
+        UsageError: an argument is out of its range.
+
+    >>> with LLM() as llm:
+    ...     print(llm.generate("Once upon a time", max_tokens=20).text)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str | gpu.Device = "auto",
+        dtype: str = "auto",
+        kv_dtype: str = "auto",
+        context: int | None = None,
+        revision: str | None = None,
+        progress: Progress | None = None,
+    ):
+        self._closed = True
+        check_dtypes(dtype, kv_dtype)
+        directory = find_model(model, revision)
+        prepared = prepare(directory, dtype)
+        self.config, self.directory = prepared.config, directory
+        self._tokenizer = Tokenizer(directory, prepared.config.vocab_size)
+        self._owns_device = not isinstance(device, gpu.Device)
+        self.device = gpu.open(device)
+        before = set(self.device.ledger.buffers)
+        try:
+            self._model = load_model(prepared, self.device, context, kv_dtype, progress)
+        except BaseException:
+            self._release(before)
+            raise
+        self._before = before
+        self._engine = Engine(self.device, self._model)
+        self._closed = False
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.directory.name} on {self.device.adapter}{' closed' if self._closed else ''}>"
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence, prompt and new ones together."""
+        return self._model.context
+
+    def close(self) -> None:
+        """Free the model's memory. Generations still running end with an error; calling it twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.device.call(self._engine.close)
+        except DeviceLostError:
+            pass  # the device was closed before the model
+        self._release(self._before)
+
+    def _release(self, before: set[Any]) -> None:
+        if self._owns_device:
+            self.device.close()
+            return
+        for buffer in self.device.ledger.buffers - before:
+            self.device.free(buffer)
+
+    # --- text -------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with BOS where the tokenizer adds it."""
+        return self._tokenizer.encode(text, special=add_special_tokens)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        bad = [i for i in ids if not 0 <= i < self.config.vocab_size]
+        if bad:
+            raise UsageError(f"{bad[0]} is no token id.", f"Ids run from 0 to {self.config.vocab_size - 1}.")
+        return self._tokenizer.decode(ids, skip_special=skip_special_tokens)
+
+    # --- generation -------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Result: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Result: ...
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[Result]: ...
+
+    def generate(
+        self, prompt: str | Sequence[int] | Sequence[str], **options: Unpack[GenerateOptions]
+    ) -> Result | list[Result]:
+        """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
+        strings, which gives a list of results in order.
+
+        The keyword arguments are those of ``sampling_params``: max_tokens, temperature, seed, stop, stop_token_ids,
+        ignore_eos.
+
+        Raises:
+            UsageError: an empty prompt, one longer than the context, or a value out of its range.
+            TypeError: an unknown keyword.
+        """
+        if isinstance(prompt, str) or not any(isinstance(p, str) for p in prompt):
+            with self.stream(cast(Prompt, prompt), **options) as stream:
+                return stream.result
+        ids = [self._prompt_ids(p) for p in self._texts(prompt)]  # all are checked before any begins
+        streams = [self.stream(i, **options) for i in ids]
+        try:
+            return [s.result for s in streams]
+        finally:
+            for s in streams:
+                s.close()
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
+        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Leaving it stops it."""
+        params = sampling_params(**options)
+        ids = self._prompt_ids(prompt)
+        stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
+        limit = min(params.max_tokens, self.context - len(ids) + 1)
+        return Stream(self._engine, Request(ids, params, stops, limit), self._tokenizer, self.context)
+
+    def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
+        """The model's logits for every position: float32 [len(ids), vocab_size]. Adds no BOS."""
+        request = Request(self._prompt_ids(list(ids)), sampling_params(), frozenset(), 1, want_logits=True)
+        self._engine.submit(request)
+        out: npt.NDArray[np.float32] | str
+        try:
+            out = next_event(request)
+        finally:
+            request.cancelled.set()
+        if isinstance(out, str):
+            raise LlamaGPUError("The computation was cancelled.")
+        return out
+
+    @staticmethod
+    def _texts(prompts: Sequence[Any]) -> list[str]:
+        other = [p for p in prompts if not isinstance(p, str)]
+        if other:
+            raise UsageError("A list of prompts holds strings only.", f"It also holds {other[0]!r}.")
+        return list(prompts)
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if self._closed:
+            raise DeviceLostError("This model is closed.", "", "Load it again.")
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        if not ids or prompt == "":
+            raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
+        vocab = self.config.vocab_size
+        bad = [i for i in ids if not 0 <= i < vocab]
+        if bad:
+            raise UsageError(f"{bad[0]} is no token id of this model.", f"Ids run from 0 to {vocab - 1}.")
+        if len(ids) > self.context:
+            raise UsageError(
+                f"The prompt has {len(ids)} tokens; the context holds {self.context}.",
+                "Nothing was cut.",
+                "Shorten the prompt, or load the model with a larger context if it has one.",
+            )
+        return ids

@@ -1,0 +1,68 @@
+"""What a generation gives back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Timings:
+    """Seconds: from the request to the first token (queueing and prefill), and from there to the last."""
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished generation.
+
+    Attributes:
+        text: the new text, without the prompt and without a stop string.
+        token_ids: the new tokens, the one that ended it included.
+        prompt_token_ids: the prompt's tokens.
+        finish_reason: ``stop`` (an end token or a stop string), ``length`` (max_tokens, or the context is full) or
+            ``cancelled``.
+        context_full: whether ``length`` means that the context ended it.
+        seed: the seed that was used.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: str
+    context_full: bool
+    seed: int | None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, counts included, as JSON can hold it."""
+        counts = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        return asdict(self) | counts
+
+
+class Stopwatch:
+    """Takes the timings of one request."""
+
+    def __init__(self) -> None:
+        self.timings = Timings()
+        self._start = time.perf_counter()
+        self._first: float | None = None
+
+    def token(self) -> None:
+        """A token arrived."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now
+            self.timings.prefill_s = now - self._start
+        self.timings.decode_s = now - self._first

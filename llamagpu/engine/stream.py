@@ -1,0 +1,111 @@
+"""A running generation, seen from the caller's side: text pieces, then a result."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from llamagpu.engine.engine import Engine, Request
+from llamagpu.engine.result import Result, Stopwatch
+from llamagpu.text import StopFilter, TextStream, Tokenizer
+
+
+def next_event(request: Request) -> Any:
+    """Wait for a request's next event; wakes often enough that Ctrl-C is seen on every platform."""
+    while True:
+        try:
+            event = request.events.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+
+class Stream(Iterator[str]):
+    """Iterate over it for pieces of text; ``result`` is there when it ends. ``close`` stops it early.
+
+    Pieces never split a character, and never hold a part of a stop string.
+    """
+
+    def __init__(self, engine: Engine, request: Request, tokenizer: Tokenizer, context: int):
+        self._request, self._context = request, context
+        self._text = TextStream(tokenizer)
+        self._filter = StopFilter(request.params.stop)
+        self._watch = Stopwatch()
+        self._pieces: list[str] = []
+        self._tokens: list[int] = []
+        self._result: Result | None = None
+        engine.submit(request)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_request"):
+            self._request.cancelled.set()
+
+    @property
+    def result(self) -> Result:
+        """The finished generation; runs it to its end first where it has not ended."""
+        for _ in self:
+            pass
+        assert self._result is not None
+        return self._result
+
+    def close(self) -> None:
+        """Stop generating. The result so far stays available."""
+        self._request.cancelled.set()
+
+    def __next__(self) -> str:
+        while self._result is None:
+            event = self._next()
+            if isinstance(event, str):
+                piece = self._end(event)
+            else:
+                piece = self._token(event)
+            if piece:
+                return piece
+        raise StopIteration
+
+    def _next(self) -> Any:
+        try:
+            return next_event(self._request)
+        except BaseException:
+            self._request.cancelled.set()
+            raise
+
+    def _token(self, token: int) -> str:
+        self._watch.token()
+        self._tokens.append(token)
+        if token in self._request.stop_ids:
+            return ""
+        piece = self._filter.push(self._text.push(token))
+        self._pieces.append(piece)
+        if self._filter.stopped:
+            self._request.cancelled.set()
+            self._done("stop")
+        return piece
+
+    def _end(self, reason: str) -> str:
+        piece = self._filter.push(self._text.flush()) + self._filter.flush()
+        self._pieces.append(piece)
+        self._done("stop" if self._filter.stopped else reason)
+        return piece
+
+    def _done(self, reason: str) -> None:
+        full = len(self._request.prompt) + len(self._tokens) >= self._context
+        self._result = Result(
+            text="".join(self._pieces),
+            token_ids=self._tokens,
+            prompt_token_ids=self._request.prompt,
+            finish_reason=reason,
+            context_full=reason == "length" and full,
+            seed=self._request.params.seed if self._request.params.temperature else None,
+            timings=self._watch.timings,
+        )

@@ -1,0 +1,40 @@
+"""The GPU layer: adapters, devices, tensors, linked shaders, recorded plans. It knows no model.
+
+from llamagpu import gpu, kernels
+with gpu.open() as device:
+    x, w = device.tensor(np.ones((2, 64), "f4")), device.tensor(np.ones((8, 64), "f4"))
+    print(kernels.matmul(x, w).numpy())
+"""
+
+from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
+from llamagpu.gpu.device import Device, open_device
+from llamagpu.gpu.linker import Program, link, shader_root
+from llamagpu.gpu.native import version
+from llamagpu.gpu.plan import Plan
+from llamagpu.gpu.tensor import Part, Tensor, narrow_bf16, pack_rows, row_items, widen_bf16
+from llamagpu.gpu.tuning import Tuning, default_tuning, variants
+
+open = open_device
+
+__all__ = [
+    "Adapter",
+    "Device",
+    "Part",
+    "Plan",
+    "Program",
+    "Tensor",
+    "Tuning",
+    "choose_adapter",
+    "default_tuning",
+    "link",
+    "list_adapters",
+    "narrow_bf16",
+    "open",
+    "open_device",
+    "pack_rows",
+    "row_items",
+    "shader_root",
+    "variants",
+    "version",
+    "widen_bf16",
+]

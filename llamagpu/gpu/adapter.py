@@ -1,0 +1,95 @@
+"""Which GPU: listing the adapters, choosing one by rule, and saying why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from llamagpu.errors import NoAdapterError
+from llamagpu.gpu import native
+
+log = logging.getLogger("llamagpu")
+
+_KIND_ORDER = {"discrete": 0, "integrated": 1, "other": 2, "software": 3}
+_KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
+_BACKEND_ORDER = {"Metal": 0, "Vulkan": 0, "D3D12": 1}  # OpenGL is never chosen unasked
+_INSTALL = (
+    "Install a Vulkan driver for the GPU; on Debian or Ubuntu the software one is: apt-get install mesa-vulkan-drivers"
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter as the driver reports it, with its place in the driver's list."""
+
+    index: int
+    name: str
+    kind: str  # discrete, integrated, software or other
+    backend: str  # Vulkan, Metal, D3D12, OpenGL
+    driver: str
+    vendor: str
+    handle: Any
+
+    @property
+    def usable(self) -> bool:
+        """Whether the rule may choose it without being asked."""
+        return self.backend in _BACKEND_ORDER
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}, {self.backend})"
+
+
+def list_adapters() -> list[Adapter]:
+    """Every adapter of the machine, in the driver's order."""
+    with native.errors("listing the adapters"):
+        handles = native.wgpu.gpu.enumerate_adapters_sync()
+    out = []
+    for index, handle in enumerate(handles):
+        info = handle.info
+        out.append(
+            Adapter(
+                index=index,
+                name=info.get("device", "") or "unnamed",
+                kind=_KINDS.get(info.get("adapter_type", ""), "other"),
+                backend=info.get("backend_type", ""),
+                driver=info.get("description", ""),
+                vendor=info.get("vendor", ""),
+                handle=handle,
+            )
+        )
+    return out
+
+
+def choose_adapter(device: str = "auto", adapters: list[Adapter] | None = None) -> tuple[Adapter, str]:
+    """The adapter for a request, and the reason in words.
+
+    ``device`` is ``"auto"``; a number from the list; a kind (``discrete``, ``integrated``, ``software``);
+    a backend (``vulkan``, ``metal``, ``d3d12``, ``opengl``); or a part of the adapter's name.
+    Among several, discrete comes before integrated before software, and Vulkan or Metal before DX12.
+
+    Raises:
+        NoAdapterError: there is none, or none that matches.
+    """
+    found = list_adapters() if adapters is None else adapters
+    want = device.strip().lower()
+    if not found:
+        raise NoAdapterError("No GPU adapter was found.", "The machine has no Vulkan, Metal or DX12 driver.", _INSTALL)
+    if want.isdigit():
+        matching = [a for a in found if a.index == int(want)]
+        reason = f"device {want} was asked for"
+    elif want in ("", "auto"):
+        matching = [a for a in found if a.usable]
+        reason = "the rule is discrete before integrated before software"
+    else:
+        want = {"cpu": "software", "dx12": "d3d12", "gl": "opengl"}.get(want, want)
+        matching = [a for a in found if want in (a.kind, a.backend.lower())]
+        matching = matching or [a for a in found if want in a.name.lower()]
+        reason = f"{device!r} was asked for"
+    if not matching:
+        listing = "; ".join(f"{a.index}: {a}" for a in found)
+        hint = _INSTALL if want in ("", "auto") else "Choose one of them by its number, kind, backend or name."
+        raise NoAdapterError(f"No adapter matches {device!r}.", f"This machine has {listing}.", hint)
+    best = min(matching, key=lambda a: (_KIND_ORDER[a.kind], _BACKEND_ORDER.get(a.backend, 9), a.index))
+    log.info("using %s: %s, out of %d", best, reason, len(found))
+    return best, reason

@@ -1,0 +1,136 @@
+"""The submit gate: the only place that submits, waits and maps.
+
+``queue.submit`` on a lost device, an invalid command buffer, a destroyed buffer or a mapped staging buffer does not
+raise: it aborts the process. So everything is checked first, under one lock, and the checked ``finish`` comes directly
+before the submit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from llamagpu.errors import DeviceLostError, KernelError
+from llamagpu.gpu import native
+from llamagpu.gpu.ledger import Buffer
+
+SPIN_SECONDS = 0.002
+DEADLINE_SECONDS = 300.0
+
+
+class Slot:
+    """A staging buffer that results are copied to and read from. Free, in flight, or (while being read) mapped."""
+
+    def __init__(self, buffer: Buffer):
+        self.buffer = buffer
+        self.busy = False  # something was, or will be, submitted that writes it
+        self.mapped = False
+
+
+class Gate:
+    """Submits encoders and brings bytes back, for one device."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._heard = native.error_log.count
+        self._failure: Exception | None = None
+        self.submissions = 0
+
+    def check(self) -> None:
+        """Raises if the device is lost or an error was logged for it: nothing may be submitted after that."""
+        if self._failure is not None:
+            raise self._failure
+        if native.error_log.count == self._heard:
+            return
+        message, self._heard = native.error_log.last, native.error_log.count
+        try:
+            with native.errors("checking the device"):
+                self._handle.create_buffer(size=16, usage=native.BufferUsage.COPY_DST).destroy()
+        except (DeviceLostError, KernelError) as e:
+            self._failure = e if isinstance(e, DeviceLostError) else native.lost(str(e))
+            raise self._failure from e
+        if "lost" not in message.lower():  # the loss of another device is not ours to report
+            self._failure = KernelError("The driver reported an error outside of any call.", message)
+            raise self._failure
+
+    def fail(self, error: Exception) -> None:
+        """Refuse everything from now on with this error."""
+        self._failure = self._failure or error
+
+    def submit(self, encoder: Any, buffers: Iterable[Buffer], slot: Slot | None = None) -> None:
+        """Finish and submit one encoder whose commands touch ``buffers`` and copy into ``slot``."""
+        with self._lock:
+            self.check()
+            if slot is not None and slot.mapped:
+                raise KernelError("A staging buffer is still mapped.", "It was to be written while it is being read.")
+            for buffer in buffers:
+                if buffer.freed:
+                    raise KernelError(f"A buffer ({buffer.purpose}) was freed before the commands that use it ran.")
+            try:
+                with native.errors("finishing a command buffer"):
+                    command_buffer = encoder.finish()
+            except DeviceLostError as e:
+                self._failure = e
+                raise
+            self._handle.queue.submit([command_buffer])
+            self.submissions += 1
+            if slot is not None:
+                slot.busy = True
+
+    def read(self, slot: Slot, size: int) -> bytes:
+        """Wait until the work in front of ``slot`` is done; its first ``size`` bytes.
+
+        Raises:
+            DeviceLostError: the device is lost, or did not answer within the deadline.
+        """
+        self.check()
+        if native.has_raw:
+            return self._read_raw(slot, size)
+        with native.errors("reading results"):
+            slot.buffer.handle.map_sync(native.wgpu.MapMode.READ)
+            slot.mapped = True
+            data = bytes(slot.buffer.handle.read_mapped(0, size))
+            slot.buffer.handle.unmap()
+        slot.mapped = slot.busy = False
+        return data
+
+    def _read_raw(self, slot: Slot, size: int) -> bytes:
+        ffi, libf = native.ffi, native.libf
+        answer: list[int] = []
+
+        @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
+        def done(status: int, message: Any, one: Any, two: Any) -> None:
+            answer.append(status)
+
+        info = ffi.new("WGPUBufferMapCallbackInfo *")
+        info.mode, info.callback = native.lib.WGPUCallbackMode_AllowProcessEvents, done
+        buffer = slot.buffer.handle._internal
+        with native.errors("reading results"):
+            libf.wgpuBufferMapAsync(buffer, native.lib.WGPUMapMode_Read, 0, size, info[0])
+            self._poll_until(answer)
+            if answer[0] != native.lib.WGPUMapAsyncStatus_Success:
+                self.check()
+                raise native.lost(f"mapping a result failed with status {answer[0]}")
+            slot.mapped = True
+            data = bytes(ffi.buffer(libf.wgpuBufferGetMappedRange(buffer, 0, size), size))
+            libf.wgpuBufferUnmap(buffer)
+        slot.mapped = slot.busy = False
+        return data
+
+    def _poll_until(self, answer: list[int]) -> None:
+        """Poll without waiting inside the driver, where Python would see neither Ctrl-C nor a deadline."""
+        start = time.perf_counter()
+        pause = 0.00005
+        while not answer:
+            native.libf.wgpuDevicePoll(self._handle._internal, False, native.ffi.NULL)
+            waited = time.perf_counter() - start
+            if answer or waited < SPIN_SECONDS:
+                continue
+            if waited > DEADLINE_SECONDS:
+                self.fail(native.lost(f"it did not answer for {DEADLINE_SECONDS:.0f} seconds"))
+            self.check()
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.002)

@@ -1,0 +1,78 @@
+"""Every GPU buffer, by purpose: what memory figures, leak tests and budgets read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from llamagpu.errors import OutOfMemoryError
+
+
+@dataclass(eq=False)
+class Buffer:
+    """One GPU buffer under the ledger's eye. ``freed`` buffers must not be submitted (the driver aborts)."""
+
+    handle: Any
+    size: int
+    purpose: str
+    freed: bool = False
+
+
+@dataclass
+class Ledger:
+    """Bytes held, by purpose. ``limit`` bytes, where known, are refused beforehand rather than lost later."""
+
+    limit: int | None = None
+    buffers: set[Buffer] = field(default_factory=set)
+    peak: int = 0
+
+    def held(self, purpose: str | None = None) -> int:
+        """Bytes in live buffers, of one purpose or of all."""
+        return sum(b.size for b in self.buffers if purpose in (None, b.purpose))
+
+    def by_purpose(self) -> dict[str, int]:
+        """Bytes in live buffers for every purpose."""
+        out: dict[str, int] = {}
+        for b in self.buffers:
+            out[b.purpose] = out.get(b.purpose, 0) + b.size
+        return out
+
+    def free_bytes(self) -> int | None:
+        """What may still be allocated, where the machine can say."""
+        return None if self.limit is None else max(0, self.limit - self.held())
+
+    def check(self, size: int, purpose: str) -> None:
+        """Raises OutOfMemoryError if ``size`` more bytes pass the limit."""
+        free = self.free_bytes()
+        if free is not None and size > free:
+            raise OutOfMemoryError(
+                f"{size / 1e6:,.1f} MB for {purpose} do not fit: {free / 1e6:,.1f} MB of memory are free.",
+                f"This process already holds {self.held() / 1e6:,.1f} MB on the adapter.",
+                "Use a smaller model, dtype or context, or free memory.",
+            )
+
+    def add(self, buffer: Buffer) -> Buffer:
+        self.buffers.add(buffer)
+        self.peak = max(self.peak, self.held())
+        return buffer
+
+    def remove(self, buffer: Buffer) -> None:
+        buffer.freed = True
+        self.buffers.discard(buffer)
+
+
+def memory_limit(kind: str) -> int | None:
+    """Bytes that buffers may take: host memory where the adapter shares it, unknown on a discrete GPU.
+
+    A software driver overcommits, so nothing else would stop an allocation before the kernel kills the process.
+    ``LLAMAGPU_MEMORY_LIMIT`` (bytes) overrides.
+    """
+    override = os.environ.get("LLAMAGPU_MEMORY_LIMIT")
+    if override:
+        return int(override)
+    if kind == "discrete":
+        return None
+    return int(psutil.virtual_memory().available * 0.9)

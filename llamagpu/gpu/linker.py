@@ -1,0 +1,142 @@
+"""Shaders are linked, not templated: whole WGSL files put in front of one another.
+
+A kernel's file says what it needs in lines that start with ``//!``:
+
+    //! needs weights reduce      interfaces: the chosen file of ``lib/weights/`` is put in front; an interface with
+                                  a single implementation is a file, ``lib/paged.wgsl``
+    //! const COLS ROWS           numbers that shape the code; a ``const`` line each is put in front
+
+and a library file may also say ``//! enable f16``. Bindings and the fields of ``struct Params`` are read from the
+linked text, so the shader is the only place that states them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from llamagpu.errors import KernelError
+
+# naga rejects the line that browsers need; the operations work once the feature is requested.
+_ENABLES_NOT_WRITTEN = frozenset({"subgroups"})
+_BINDING = re.compile(
+    r"@group\((\d+)\)\s*@binding\((\d+)\)\s*var<\s*(storage\s*,\s*read_write|storage\s*,\s*read|storage|uniform)\s*>\s*(\w+)"
+)
+_PARAMS = re.compile(r"struct Params\s*\{(.*?)\}", re.S)
+_FIELD = re.compile(r"(\w+)\s*:\s*(u32|i32|f32)")
+_NEEDS = re.compile(r"^//! needs (.+)$", re.M)
+_CONST = re.compile(r"^//! const (.+)$", re.M)
+_ENABLE = re.compile(r"^//! enable (\w+)", re.M)
+
+
+def shader_root() -> Path:
+    """Where the WGSL files are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "shaders"
+    return inside if inside.is_dir() else package.parent / "shaders"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel with its choices made: interface implementations, constants, override values, entry point."""
+
+    shader: str
+    libs: tuple[tuple[str, str], ...] = ()
+    consts: tuple[tuple[str, int], ...] = ()
+    overrides: tuple[tuple[str, int], ...] = ()
+    entry: str = "main"
+
+    @property
+    def label(self) -> str:
+        choices = [impl for _, impl in self.libs] + [f"{k}={v}" for k, v in self.consts + self.overrides]
+        entry = "" if self.entry == "main" else f":{self.entry}"
+        return f"{self.shader}{entry}" + (f"[{' '.join(choices)}]" if choices else "")
+
+
+@dataclass(frozen=True)
+class Binding:
+    group: int
+    index: int
+    kind: str  # "uniform", "read-only-storage" or "storage"
+    name: str
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A linked module: its text, where each line is from, its bindings and its uniform fields in order."""
+
+    code: str
+    lines: tuple[tuple[str, int], ...]
+    bindings: tuple[Binding, ...]
+    params: tuple[tuple[str, str], ...]
+
+    def locate(self, message: str) -> str:
+        """A compiler's message with ``wgsl:LINE:COL`` turned into the source file and its line."""
+
+        def place(m: re.Match[str]) -> str:
+            line = int(m[1])
+            file, at = self.lines[line - 1] if 0 < line <= len(self.lines) else ("?", line)
+            return f"shaders/{file}:{at}"
+
+        return re.sub(r"(?:\w*wgsl|Shader '[^']*'):(\d+)(?::\d+)?", place, message)
+
+
+@lru_cache(maxsize=256)
+def _source(name: str) -> str:
+    path = shader_root() / f"{name}.wgsl"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise KernelError(f"There is no shader {name}.wgsl.", f"It was looked for in {path.parent}.") from None
+
+
+def _words(pattern: re.Pattern[str], text: str) -> list[str]:
+    return [word for line in pattern.findall(text) for word in line.split()]
+
+
+def _files(program: Program) -> list[str]:
+    """The files in linking order: every interface in front of the file that needs it, each once."""
+    chosen, order = dict(program.libs), []
+
+    def visit(name: str) -> None:
+        for interface in _words(_NEEDS, _source(name)):
+            file = f"lib/{interface}/{chosen[interface]}" if interface in chosen else f"lib/{interface}"
+            if file not in order:
+                visit(file)
+        order.append(name)
+
+    visit(program.shader)
+    return order
+
+
+@lru_cache(maxsize=1024)
+def link(program: Program) -> Linked:
+    """Put the chosen files in front of the kernel.
+
+    Raises:
+        KernelError: a file, an interface or a constant is missing, or two files bind the same slot.
+    """
+    files = _files(program)
+    text = {name: _source(name) for name in files}
+    consts = dict(program.consts)
+    wanted = {word for name in files for word in _words(_CONST, text[name])}
+    if wanted != set(consts):
+        raise KernelError(f"{program.label}: constants {sorted(wanted ^ set(consts))} are missing or not known.")
+    enables = {word for name in files for word in _words(_ENABLE, text[name])} - _ENABLES_NOT_WRITTEN
+    head = [f"enable {e};" for e in sorted(enables)] + [f"const {k}: u32 = {v}u;" for k, v in program.consts]
+    code, lines = list(head), [("(linker)", i + 1) for i in range(len(head))]
+    for name in files:
+        body = text[name].splitlines()
+        code += body
+        lines += [(f"{name}.wgsl", i + 1) for i in range(len(body))]
+    joined = "\n".join(code) + "\n"
+    kinds = {"uniform": "uniform", "storage,read": "read-only-storage", "storage,read_write": "storage"}
+    bindings = tuple(
+        Binding(int(g), int(b), kinds[re.sub(r"\s", "", kind)], name) for g, b, kind, name in _BINDING.findall(joined)
+    )
+    if len({(b.group, b.index) for b in bindings}) != len(bindings):
+        raise KernelError(f"{program.label}: two bindings share a slot.")
+    fields = _PARAMS.search(joined)
+    return Linked(joined, tuple(lines), bindings, tuple(_FIELD.findall(fields[1])) if fields else ())

@@ -1,0 +1,124 @@
+"""The one door to wgpu: importing it, and the private names that are used where they exist."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llamagpu.errors import DeviceLostError, KernelError, LlamaGPUError, OutOfMemoryError
+
+
+def _private_runtime_dir() -> None:
+    """Mesa prints "error: XDG_RUNTIME_DIR not set" on standard error: give it a private directory first."""
+    if sys.platform == "linux" and not os.environ.get("XDG_RUNTIME_DIR"):
+        path = os.path.join(tempfile.gettempdir(), f"llamagpu-runtime-{os.getuid()}")
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        if os.stat(path).st_uid == os.getuid():
+            os.environ["XDG_RUNTIME_DIR"] = path
+
+
+_private_runtime_dir()
+
+import wgpu
+
+__all__ = ["BufferUsage", "error_log", "errors", "ffi", "has_raw", "has_trusted", "lib", "libf", "lost", "wgpu"]
+
+BufferUsage = wgpu.BufferUsage
+_RAW_NAMES = (
+    "wgpuBufferMapAsync",
+    "wgpuBufferGetMappedRange",
+    "wgpuBufferUnmap",
+    "wgpuDevicePoll",
+)
+_TRUSTED_NAME = "wgpuDeviceCreateShaderModuleTrusted"
+
+try:
+    from wgpu.backends.wgpu_native import ffi, lib, libf
+
+    has_raw = all(hasattr(libf, name) for name in _RAW_NAMES)
+    has_trusted = hasattr(libf, _TRUSTED_NAME)
+except ImportError:  # another backend of wgpu-py, or private names that moved: the object path serves
+    ffi = lib = libf = None
+    has_raw = has_trusted = False
+
+
+def version() -> str:
+    """wgpu-py's version and that of the library underneath."""
+    native = ".".join(str(part) for part in getattr(wgpu.backends.wgpu_native, "lib_version_info", ()))
+    return f"wgpu {wgpu.__version__} (wgpu-native {native or 'unknown'})"
+
+
+class ErrorLog(logging.Handler):
+    """Hears what wgpu-py only logs: a lost device, and errors outside of any call.
+
+    The log does not name the device, so it counts; each device compares the count and then asks its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.count = 0
+        self.last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+        self.last = record.getMessage().strip()
+
+
+error_log = ErrorLog()
+_logger = logging.getLogger("wgpu")
+_logger.addHandler(error_log)
+_logger.propagate = False  # what matters is raised as our error; the rest would be noise on standard error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Validation Error", "Caused by", "In "))), str(error))
+
+
+@contextmanager
+def errors(doing: str) -> Iterator[None]:
+    """Turn wgpu's errors into ours; ``doing`` says what was attempted."""
+    try:
+        yield
+    except wgpu.GPUOutOfMemoryError as e:
+        raise OutOfMemoryError(
+            f"The GPU ran out of memory while {doing}.",
+            _first_line(e),
+            "Use a smaller model or context, or a smaller dtype.",
+        ) from e
+    except (wgpu.GPUError, wgpu.GPUValidationError) as e:
+        if "lost" in str(e).lower():
+            raise lost(str(e)) from e
+        raise KernelError(f"The driver refused a call while {doing}.", str(e).strip()) from e
+    except RuntimeError as e:
+        if isinstance(e, LlamaGPUError):
+            raise
+        raise KernelError(f"The driver failed while {doing}.", str(e).strip()) from e
+
+
+def lost(detail: str) -> DeviceLostError:
+    """The error for a lost device."""
+    return DeviceLostError(
+        "The GPU device was lost.",
+        detail.strip().splitlines()[-1].strip() if detail.strip() else "The driver gave no reason.",
+        "Close this model and load it again; if it happens again, try a smaller model or another --device.",
+    )
+
+
+def trusted_module(device: Any, code: str, label: str) -> Any:
+    """A shader module without bounds checks and loop bounds (``wgpuDeviceCreateShaderModuleTrusted``)."""
+    source = ffi.new("WGPUShaderSourceWGSL *")
+    text, name = code.encode(), label.encode()
+    c_text, c_name = ffi.new("char[]", text), ffi.new("char[]", name)
+    source.chain.sType = lib.WGPUSType_ShaderSourceWGSL
+    source.code.data, source.code.length = c_text, len(text)
+    descriptor = ffi.new("WGPUShaderModuleDescriptor *")
+    descriptor.nextInChain = ffi.cast("WGPUChainedStruct *", source)
+    descriptor.label.data, descriptor.label.length = c_name, len(name)
+    handle = getattr(libf, _TRUSTED_NAME)(device._internal, descriptor, 0)
+    return wgpu.backends.wgpu_native.GPUShaderModule(label, handle, device)

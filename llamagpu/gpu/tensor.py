@@ -1,0 +1,128 @@
+"""Tensors on the GPU: rows of one dtype, each row padded with zeros to 16 bytes, cut by rows where a binding ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.gpu.ledger import Buffer
+
+if TYPE_CHECKING:
+    from llamagpu.gpu.device import Device
+
+ITEM_SIZE = {"f32": 4, "u32": 4, "f16": 2, "bf16": 2}
+NUMPY = {"f32": np.float32, "u32": np.uint32, "f16": np.float16, "bf16": np.uint16}
+ROW_ALIGN = 16
+Array = npt.NDArray[np.generic]
+
+
+def row_items(columns: int, dtype: str) -> int:
+    """Items a row takes with its padding: a multiple of 16 bytes."""
+    per = ROW_ALIGN // ITEM_SIZE[dtype]
+    return -(-columns // per) * per
+
+
+def widen_bf16(bits: Array) -> npt.NDArray[np.float32]:
+    """bfloat16 bits (uint16) as float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow_bf16(values: Array) -> npt.NDArray[np.uint16]:
+    """float32 values as bfloat16 bits (uint16), to nearest, ties to even. NaN is not expected."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``first`` to ``first + rows`` of a tensor: a window of one buffer. ``tail`` bytes of guard follow the rows
+    inside the window (tests only)."""
+
+    buffer: Buffer
+    offset: int
+    size: int
+    first: int
+    rows: int
+    tail: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor of shape [..., columns]; all axes but the last are rows.
+
+    ``stride`` is the items from a row to the next. Most tensors have one part; weights above the device's binding
+    limit have more.
+    """
+
+    device: Device
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def stride(self) -> int:
+        return row_items(self.columns, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, padding included."""
+        return sum(p.size for p in self.parts)
+
+    @property
+    def part(self) -> Part:
+        """The only part. Kernels that take whole tensors ask for it."""
+        (part,) = self.parts
+        return part
+
+    def numpy(self) -> Array:
+        """The values on the host, without padding; bf16 comes as float32."""
+        return self.device.download(self)
+
+    def write(self, values: Array) -> None:
+        """Overwrite all values, from an array of the same shape."""
+        self.device.upload(self, values)
+
+    def head(self, rows: int) -> Tensor:
+        """The first ``rows`` rows as a tensor [rows, columns] over the same memory."""
+        part = self.part
+        size = rows * self.stride * ITEM_SIZE[self.dtype]
+        return Tensor(self.device, (rows, self.columns), self.dtype, (Part(part.buffer, part.offset, size, 0, rows),))
+
+    def free(self) -> None:
+        """Give the memory back. Using the tensor afterwards raises."""
+        for part in self.parts:
+            self.device.free(part.buffer)
+
+
+def pack_rows(values: Array, dtype: str) -> npt.NDArray[np.uint8]:
+    """An array [..., columns] as padded row bytes [rows, stride · item size]."""
+    columns = values.shape[-1]
+    data = np.ascontiguousarray(values).reshape(-1, columns)
+    if dtype == "bf16" and data.dtype != np.uint16:
+        data = narrow_bf16(data)
+    data = np.ascontiguousarray(data.astype(NUMPY[dtype], copy=False))
+    stride = row_items(columns, dtype)
+    if stride != columns:
+        padded = np.zeros((data.shape[0], stride), data.dtype)
+        padded[:, :columns] = data
+        data = padded
+    return data.view(np.uint8).reshape(data.shape[0], -1)
+
+
+def unpack_rows(raw: bytes, shape: tuple[int, ...], dtype: str) -> Array:
+    """The inverse of ``pack_rows``; bf16 comes as float32."""
+    data = np.frombuffer(raw, NUMPY[dtype]).reshape(-1, row_items(shape[-1], dtype))[:, : shape[-1]]
+    out: Array = widen_bf16(data) if dtype == "bf16" else data.copy()
+    return out.reshape(shape)

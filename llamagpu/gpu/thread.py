@@ -1,0 +1,83 @@
+"""One thread owns the device: calls queue on it, and a background step runs while it has nothing else to do."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+from llamagpu.errors import DeviceLostError
+
+T = TypeVar("T")
+
+
+def wait(future: Future[T]) -> T:
+    """A future's result; wakes often enough that Ctrl-C is seen on every platform."""
+    while True:
+        try:
+            return future.result(timeout=0.2)
+        except FutureTimeout:
+            if future.done():
+                return future.result()
+
+
+class DeviceThread:
+    """Runs posted calls in order. ``background`` (if set) is called while no call waits, until it returns False."""
+
+    def __init__(self, name: str = "llamagpu-device"):
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self.background: Callable[[], bool] | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is on this thread."""
+        return threading.current_thread() is self._thread
+
+    def call(self, fn: Callable[[], T]) -> T:
+        """Run ``fn`` on the thread and return its result; from the thread itself, at once."""
+        if self.inside:
+            return fn()
+        return wait(self.post(fn))
+
+    def post(self, fn: Callable[[], T]) -> Future[T]:
+        """Queue ``fn``; raises DeviceLostError once the thread is closed."""
+        if self._closed:
+            raise DeviceLostError("The device is closed.", "", "Open it again, or keep it open while results are read.")
+        future: Future[T] = Future()
+        self._calls.put((fn, future))
+        return future
+
+    def close(self) -> None:
+        """Finish what is queued, then end. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._calls.put(None)
+        if not self.inside:
+            self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            try:
+                item = self._calls.get_nowait() if busy else self._calls.get()
+            except queue.Empty:
+                busy = self.background is not None and self.background()
+                continue
+            if item is None:
+                return
+            fn, future = item
+            del item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn())
+                except BaseException as e:
+                    future.set_exception(e)
+            del fn, future
+            busy = True

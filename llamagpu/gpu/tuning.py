@@ -1,0 +1,44 @@
+"""Which variant of a kernel runs: data with a good default for each kind of adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SHADER_F16, SUBGROUP = "shader-f16", "subgroup"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The choices that are not forced by shapes or dtypes.
+
+    Every combination gives right results within the kernels' tolerances; ``baseline`` needs nothing beyond
+    WebGPU's default limits.
+    """
+
+    reduce: str = "workgroup"  # or "subgroup": how the invocations of a workgroup add up
+    f16: str = "unpack"  # or "native": how f16 weights and caches are read (native needs shader-f16)
+    matvec: str = "rows"  # or "lanes": whole rows an invocation, or many lanes along each row
+    matmul: str = "blocked"  # or "tiled": register blocks alone, or tiles in workgroup memory
+    trusted: bool = False  # shaders without bounds checks and loop bounds
+
+
+def default_tuning(kind: str, features: frozenset[str]) -> Tuning:
+    """The built-in choice: software adapters have no lanes to share work, GPUs have."""
+    if kind == "software":
+        return Tuning()
+    return Tuning(
+        reduce="subgroup" if SUBGROUP in features else "workgroup",
+        f16="native" if SHADER_F16 in features else "unpack",
+        matvec="lanes",
+        matmul="tiled",
+    )
+
+
+def variants(features: frozenset[str]) -> list[Tuning]:
+    """Tunings that between them cover every linked combination the device can run, the default first."""
+    out = [Tuning(matvec=v, matmul=m) for v, m in (("rows", "blocked"), ("lanes", "tiled"))]
+    if SUBGROUP in features:
+        out.append(replace(out[1], reduce="subgroup"))
+    if SHADER_F16 in features:
+        out += [replace(t, f16="native") for t in tuple(out)]
+    return out

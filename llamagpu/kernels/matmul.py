@@ -1,0 +1,74 @@
+"""Products of a weight matrix with many vectors: prefill's work."""
+
+from __future__ import annotations
+
+from llamagpu.gpu import Program, Tensor
+from llamagpu.kernels.base import Kernel, weights_lib
+from llamagpu.kernels.matvec import (
+    MAX_COLUMNS,
+    matvec,
+    product_inputs,
+    product_put,
+    product_random,
+    product_reference,
+    product_setup,
+)
+
+# Rows of W and rows of x that a workgroup takes.
+TILES = {"blocked": (128, 4), "tiled": (64, 64)}
+
+
+def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``out = x Wᵀ + bias``; a row of the result does not depend on how many rows there are.
+
+    Args:
+        x: f32 [m, k].
+        w: [n, k], f32, f16 or bf16; may have several parts.
+        bias: f32 [n].
+        out: f32 [m, n].
+    """
+    device, kind = x.device, x.device.tuning.matmul
+    out, epilogue, extra = product_setup(x, w, bias, out)
+    program = Program(f"matmul_{kind}", (weights_lib(w), epilogue))
+    tile_n, tile_m = TILES[kind]
+    for part in w.parts:
+        device.dispatch(
+            program,
+            -(-part.rows // tile_n) * -(-x.rows // tile_m),
+            {
+                "m": x.rows,
+                "rows": part.rows,
+                "first": part.first,
+                "k4": -(-w.columns // 4),
+                "stride4": w.stride // 4,
+                "x_stride4": x.stride // 4,
+                "out_stride": out.stride,
+            },
+            {"x": x.part, "out": out.part, "weights_data": part} | extra,
+            work=x.rows * part.rows * w.columns,
+        )
+    return out
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``matvec`` for up to 8 rows of x, ``matmul`` for more."""
+    return (matvec if x.rows <= MAX_COLUMNS else matmul)(x, w, bias, out)
+
+
+KERNEL = Kernel(
+    "matmul",
+    product_inputs,
+    lambda bench, a, d: matmul(*product_put(bench, a, d)),
+    product_reference,
+    cases=(
+        {"m": 1, "n": 1, "k": 1, "format": "f32", "bias": False},
+        {"m": 9, "n": 97, "k": 333, "format": "f16", "bias": True},
+        {"m": 31, "n": 105, "k": 97, "format": "bf16", "bias": False},
+        {"m": 64, "n": 960, "k": 576, "format": "f16", "bias": False},
+        {"m": 65, "n": 576, "k": 1536, "format": "bf16", "bias": True},
+        {"m": 130, "n": 129, "k": 17, "format": "f32", "bias": True},
+        {"m": 262200, "n": 3, "k": 3, "format": "f32", "bias": False},
+    ),
+    random=lambda rng: product_random(rng, 1, 140),
+    depends=("f16", "matmul"),
+)

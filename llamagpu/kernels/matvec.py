@@ -1,0 +1,103 @@
+"""Products of a weight matrix with 1 to 8 vectors: the decode step's work."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llamagpu.gpu import Part, Program, Tensor
+from llamagpu.kernels.base import FORMATS, Arrays, Bench, Dims, Expected, Kernel, as_stored, require, weights_lib
+
+MAX_COLUMNS = 8
+WORKGROUP, LANES = 128, 32
+ROWS_PER_GROUP = {"rows": 128, "lanes": WORKGROUP // LANES}
+
+
+def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``out[c] = W x[c] + bias`` for 1 to 8 vectors; the order of additions does not depend on their number.
+
+    Args:
+        x: f32 [c, k], 1 ≤ c ≤ 8.
+        w: [n, k], f32, f16 or bf16; may have several parts.
+        bias: f32 [n].
+        out: f32 [c, n].
+    """
+    device, kind = x.device, x.device.tuning.matvec
+    require(1 <= x.rows <= MAX_COLUMNS, f"matvec takes 1 to {MAX_COLUMNS} vectors, not {x.rows}")
+    out, epilogue, extra = product_setup(x, w, bias, out)
+    if kind == "lanes":
+        libs = weights_lib(w), epilogue, ("reduce", device.tuning.reduce)
+        program = Program("matvec_lanes", libs, (("COLS", x.rows), ("WORKGROUP", WORKGROUP)))
+    else:
+        program = Program("matvec_rows", (weights_lib(w), epilogue), (("COLS", x.rows),))
+    for part in w.parts:
+        device.dispatch(
+            program,
+            -(-part.rows // ROWS_PER_GROUP[kind]),
+            {
+                "rows": part.rows,
+                "first": part.first,
+                "k4": -(-w.columns // 4),
+                "stride4": w.stride // 4,
+                "x_stride4": x.stride // 4,
+                "out_stride": out.stride,
+            },
+            {"x": x.part, "out": out.part, "weights_data": part} | extra,
+            work=part.rows * w.columns * x.rows,
+        )
+    return out
+
+
+def product_setup(
+    x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor | None
+) -> tuple[Tensor, tuple[str, str], dict[str, Part]]:
+    """What matvec and matmul share: the output, the epilogue's implementation and its bindings."""
+    out = out or x.device.empty((x.rows, w.rows))
+    require(x.columns == w.columns, f"product: x has {x.columns} columns, the weights {w.columns}")
+    require(out.shape == (x.rows, w.rows), f"product: out must be [{x.rows}, {w.rows}]")
+    require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")
+    return out, ("epilogue", "none" if bias is None else "bias"), {} if bias is None else {"bias": bias.part}
+
+
+def product_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
+    """Random x [m, k], weights [n, k] as stored in the case's format, and a bias where it asks for one."""
+    x = rng.standard_normal((d["m"], d["k"])).astype(np.float32) * np.float32(rng.uniform(0.1, 4))
+    a = {"x": x, "w": as_stored(rng.standard_normal((d["n"], d["k"])) * 0.3, d["format"])}
+    return a | ({"bias": rng.standard_normal((d["n"],)).astype(np.float32)} if d["bias"] else {})
+
+
+def product_reference(a: Arrays, d: Dims) -> Expected:
+    """x Wᵀ + bias in float64, on the scale Σ|w · x| + |bias|."""
+    x, w = a["x"].astype(np.float64), a["w"].astype(np.float64)
+    bias = a.get("bias", np.zeros(d["n"]))
+    return Expected(x @ w.T + bias, np.abs(x) @ np.abs(w).T + np.abs(bias))
+
+
+def product_put(bench: Bench, a: Arrays, d: Dims) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The tensors of a case: x, w, bias or None, out."""
+    bias = bench.put(a["bias"]) if d["bias"] else None
+    return bench.put(a["x"]), bench.put(a["w"], d["format"]), bias, bench.out((d["m"], d["n"]))
+
+
+def product_random(rng: np.random.Generator, low: int, high: int) -> Dims:
+    """A random shape with low ≤ m < high."""
+    sizes = {"m": int(rng.integers(low, high)), "n": int(rng.integers(1, 500)), "k": int(rng.integers(1, 700))}
+    return sizes | {"format": FORMATS[rng.integers(3)], "bias": bool(rng.integers(2))}
+
+
+KERNEL = Kernel(
+    "matvec",
+    product_inputs,
+    lambda bench, a, d: matvec(*product_put(bench, a, d)),
+    product_reference,
+    cases=(
+        {"m": 1, "n": 1, "k": 1, "format": "f32", "bias": False},
+        {"m": 1, "n": 97, "k": 333, "format": "f16", "bias": True},
+        {"m": 3, "n": 105, "k": 97, "format": "bf16", "bias": False},
+        {"m": 1, "n": 960, "k": 576, "format": "f16", "bias": False},
+        {"m": 8, "n": 576, "k": 1536, "format": "bf16", "bias": True},
+        {"m": 4, "n": 512, "k": 2048, "format": "f32", "bias": False},
+        {"m": 2, "n": 300001, "k": 3, "format": "f16", "bias": False},
+    ),
+    random=lambda rng: product_random(rng, 1, MAX_COLUMNS + 1),
+    depends=("f16", "matvec", "reduce"),
+)

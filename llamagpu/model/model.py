@@ -1,0 +1,200 @@
+"""A loaded model: found, checked, measured against the memory that is there, and put on the GPU."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagpu.errors import ModelNotFoundError, OutOfMemoryError, UnsupportedModelError, UsageError
+from llamagpu.gpu import Device
+from llamagpu.kernels import PAGE, cache_columns
+from llamagpu.model.cache import PagedCache, kv_bytes, pages_for
+from llamagpu.model.checkpoint import open_checkpoint
+from llamagpu.model.config import Config, load_config
+from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, Forward, arena_bytes, bucket, make_arena
+from llamagpu.model.rope_table import rope_table
+from llamagpu.model.weights import DTYPES, Layout, Progress, load_weights
+
+log = logging.getLogger("llamagpu")
+DEFAULT_MODEL = "stories"
+DEFAULT_CONTEXT = 4096
+KV_DTYPES = {"float32": "f32", "float16": "f16"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a load will take, in bytes, and the choices behind it."""
+
+    context: int
+    kv_dtype: str
+    rows: int
+    weights: int
+    kv: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations
+
+
+@dataclass
+class Model:
+    """Config, forward passes and cache of a model on a device. ``context`` is the most tokens of a sequence."""
+
+    config: Config
+    forward: Forward
+    cache: PagedCache
+    context: int
+    rows: int
+    sizes: Sizes
+
+
+def embedded_models() -> Path:
+    """Where the models that come with the package are."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def find_model(model: str | Path | None, revision: str | None = None) -> Path:
+    """The directory of a model: the embedded one (None), a directory, a safetensors file in one, or a hub id.
+
+    A hub id is downloaded (config, tokenizer, safetensors) or taken from the hub's cache.
+
+    Raises:
+        ModelNotFoundError: nothing is there, or the hub cannot be reached and its cache lacks the model.
+    """
+    if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
+        return embedded_models() / DEFAULT_MODEL
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix == ".safetensors":
+        return path.parent
+    if path.exists():
+        raise ModelNotFoundError(f"{path} is no model.", "A model is a directory, a safetensors file or a hub id.")
+    if isinstance(model, str) and _HUB_ID.fullmatch(model):
+        return _download(model, revision)
+    raise ModelNotFoundError(
+        f"There is no model directory {path}.",
+        "A model is a directory with config.json, or a hub id such as owner/name.",
+        "Check the path.",
+    )
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+    except (RepositoryNotFoundError, HFValidationError) as e:
+        why = str(e).strip().splitlines()[0]
+        raise ModelNotFoundError(
+            f"There is no model {model} on the hub, and no such directory here.", why, "Check the name."
+        ) from None
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as e:
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelNotFoundError(
+            f"The model {model} could not be fetched from the hub, and its cache does not hold it.",
+            why,
+            "Check the network (and HF_HUB_OFFLINE), or give the path of a model directory.",
+        ) from None
+
+
+def plan_sizes(layout: Layout, device: Device, context: int | None, kv_dtype: str) -> Sizes:
+    """Choose context and cache dtype, and add up what they take.
+
+    Raises:
+        UsageError: a context that the model does not have.
+        OutOfMemoryError: it does not fit; the numbers, and what would fit, are in the message.
+    """
+    c = layout.config
+    matrices = {m.dtype for m in layout.matrices.values()}
+    kv = KV_DTYPES.get(kv_dtype) or ("f16" if matrices == {"f16"} else "f32")
+    most = c.max_position_embeddings
+    if context is not None and not 1 <= context <= most:
+        raise UsageError(f"A context of {context} tokens is not possible.", f"The model has from 1 to {most}.")
+    wanted = min(most, DEFAULT_CONTEXT) if context is None else context
+    free = device.ledger.free_bytes()
+
+    def sizes(tokens: int) -> Sizes:
+        rows = bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
+        turns = tokens * c.head_dim * 4
+        return Sizes(tokens, kv, rows, layout.nbytes, kv_bytes(c, tokens, kv), arena_bytes(c, rows, tokens) + turns)
+
+    def fits(tokens: int) -> bool:
+        layer = (pages_for(tokens) + 1) * cache_columns(c.num_key_value_heads, c.head_dim) * (2 if kv == "f16" else 4)
+        bound = min(device.max_binding, device.max_buffer)
+        return layer <= bound and (free is None or sizes(tokens).total <= free)
+
+    if fits(wanted):
+        return sizes(wanted)
+    low, high = 0, wanted // PAGE
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle * PAGE) else (low, middle - 1)
+    if low and context is None:
+        log.warning("the context is %d tokens: %d do not fit the memory or the binding limit", low * PAGE, wanted)
+        return sizes(low * PAGE)
+    raise _does_not_fit(layout, sizes(wanted), low * PAGE, free, device)
+
+
+def _does_not_fit(layout: Layout, need: Sizes, would: int, free: int | None, device: Device) -> OutOfMemoryError:
+    have = "unknown" if free is None else f"{free / 1e6:,.1f} MB"
+    half = layout.with_dtype("float16")
+    fit = [f"a context of {would} tokens fits"] if would else []
+    if not would and free is not None and half < need.weights and half < free:
+        fit.append(f"with --dtype float16 the weights take {half / 1e6:,.1f} MB")
+    return OutOfMemoryError(
+        f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have} are free.",
+        f"Weights {need.weights / 1e6:,.1f} MB, cache for {need.context} tokens {need.kv / 1e6:,.1f} MB, activations "
+        f"{need.activations / 1e6:,.1f} MB; a binding holds {device.max_binding / 1e6:,.1f} MB.",
+        f"What would fit: {', '.join(fit)}." if fit else "Use a smaller model, or an adapter with more memory.",
+    )
+
+
+def check_dtypes(dtype: str, kv_dtype: str) -> None:
+    """Raises UsageError for a dtype that is not known."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype {dtype!r}.", f"Known: auto, {', '.join(DTYPES)}.")
+    if kv_dtype != "auto" and kv_dtype not in KV_DTYPES:
+        raise UsageError(f"Unknown kv_dtype {kv_dtype!r}.", f"Known: auto, {', '.join(KV_DTYPES)}.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model's files read and checked, nothing on a device yet."""
+
+    directory: Path
+    config: Config
+    layout: Layout
+
+
+def prepare(directory: Path, dtype: str = "auto") -> Prepared:
+    """Read config.json and the weights' headers, and check them against one another."""
+    config = load_config(directory)
+    try:
+        layout = Layout(config, open_checkpoint(directory), dtype)
+    except OSError as e:
+        raise UnsupportedModelError(f"The files of {directory} cannot be read.", str(e)) from None
+    return Prepared(directory, config, layout)
+
+
+def load_model(
+    prepared: Prepared, device: Device, context: int | None, kv_dtype: str, progress: Progress | None = None
+) -> Model:
+    """Put a prepared model on a device."""
+    config = prepared.config
+    sizes = plan_sizes(prepared.layout, device, context, kv_dtype)
+    log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
+    weights = load_weights(prepared.layout, device, progress)
+    cache = PagedCache(device, config, sizes.context, sizes.kv_dtype)
+    turns = device.tensor(rope_table(config.rope, config.head_dim, sizes.context), "f32", purpose="activations")
+    arena = make_arena(device, config, sizes.rows, sizes.context)
+    forward = Forward(config, weights, cache, turns, arena)
+    return Model(config, forward, cache, sizes.context, sizes.rows, sizes)

@@ -1,0 +1,87 @@
+"""Ids become text as they come: never half a character, never a part of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamagpu.text.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+_LONGEST_CHARACTER = 4  # bytes, and so byte tokens, of a UTF-8 character
+
+
+class TextStream:
+    """Incremental decoding: ``push`` ids, take text. All pieces together are the decode of all ids.
+
+    A window of ids is decoded with and without the new ones, and the difference is the new text; it is held back
+    while it ends in an unfinished character. The window starts at the ids of the previous piece, because decoders
+    treat the first token differently (a leading space, for one).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
+        self._tokenizer, self._skip = tokenizer, skip_special
+        self._ids: list[int] = []
+        self._begin = 0  # of the window
+        self._read = 0  # ids whose text is out
+
+    def push(self, token: int) -> str:
+        """Add an id; the text that is now certain."""
+        if self._skip and token in self._tokenizer.special_ids:
+            return ""
+        self._ids.append(token)
+        text = self._pending()
+        if text.endswith(_REPLACEMENT) and self._unfinished(text):
+            return ""
+        return self._emit(text)
+
+    def flush(self) -> str:
+        """The text still held back; bytes that never became a character are U+FFFD."""
+        return self._emit(self._pending())
+
+    def _pending(self) -> str:
+        decode = self._tokenizer.decode
+        before = decode(self._ids[self._begin : self._read], skip_special=False)
+        return decode(self._ids[self._begin :], skip_special=False)[len(before) :]
+
+    def _unfinished(self, text: str) -> bool:
+        """Whether the trailing U+FFFD may still become a character: only its last few tokens can be parts of one."""
+        return len(text) - len(text.rstrip(_REPLACEMENT)) < _LONGEST_CHARACTER
+
+    def _emit(self, text: str) -> str:
+        if text:
+            self._begin, self._read = self._read, len(self._ids)
+        return text
+
+
+class StopFilter:
+    """Lets text through up to the first stop string; holds back what may become one."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Add text; the text that is certainly not part of a stop string. Nothing after ``stopped``."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for at in (self._held.find(s) for s in self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            out, self._held = self._held[: min(found)], ""
+            return out
+        keep = max((self._overlap(s) for s in self._stops), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def flush(self) -> str:
+        """What was held back and did not become a stop string."""
+        out, self._held = self._held, ""
+        return out
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins this stop string."""
+        most = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(most, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -1,0 +1,93 @@
+"""A model's tokenizer: text to ids and back, with its special tokens known by id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
+
+
+class Tokenizer:
+    """tokenizer.json of a model directory, and what tokenizer_config.json adds to it."""
+
+    def __init__(self, directory: Path, vocab_size: int):
+        """Read and check.
+
+        Raises:
+            ModelNotFoundError: there is no tokenizer.json.
+            UnsupportedModelError: it cannot be read, or has ids that the model lacks.
+        """
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise ModelNotFoundError(
+                f"There is no tokenizer.json in {directory}.",
+                "Text cannot become tokens without it.",
+                "Download it again, or convert tokenizer.model with transformers.",
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as e:  # the library raises bare Exception
+            raise UnsupportedModelError(f"{path} cannot be read.", str(e), "Download the file again.") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        largest = max(vocab.values(), default=-1)
+        if largest >= vocab_size:
+            raise UnsupportedModelError(
+                f"The tokenizer has ids up to {largest}, the model only {vocab_size} tokens.",
+                f"{path} does not belong to these weights.",
+                "Download the model again.",
+            )
+        # Not skip_special_tokens: some checkpoints mark them `normalized`, and then it drops nothing.
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
+        self.bos_id = self._bos(directory / "tokenizer_config.json", vocab)
+
+    def _bos(self, path: Path, vocab: dict[str, int]) -> int | None:
+        """The id to put in front where tokenizer_config.json asks for it and tokenizer.json does not do it."""
+        if not path.exists():
+            return None
+        try:
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as e:
+            raise UnsupportedModelError(f"{path} cannot be read as JSON.", str(e), "Download the file again.") from None
+        token = config.get("bos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if config.get("add_bos_token") is not True or token not in vocab:
+            return None
+        does_it = vocab[token] in self._tokenizer.encode("a").ids
+        return None if does_it else vocab[token]
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text; with ``special``, BOS and the like as the tokenizer says."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        if special and self.bos_id is not None:
+            ids = [self.bos_id, *ids]
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of ids. Bytes that are no UTF-8 become U+FFFD."""
+        kept = [i for i in ids if not (skip_special and i in self.special_ids)]
+        cut = self._unfinished_bytes(kept)
+        text: str = self._tokenizer.decode(kept[: len(kept) - cut], skip_special_tokens=False)
+        return text + "\ufffd" if cut else text
+
+    def _unfinished_bytes(self, ids: Sequence[int]) -> int:
+        """How many byte tokens at the end begin a UTF-8 character that is not finished.
+
+        They are decoded apart, because the library turns every byte of a run that is no UTF-8 as a whole into U+FFFD,
+        the finished characters in front of them too.
+        """
+        for back in range(1, min(3, len(ids)) + 1):
+            byte = self._bytes.get(ids[-back])
+            if byte is None or byte < 0x80:
+                return 0
+            if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
+                return back if back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else 0
+        return 0

@@ -1,0 +1,18 @@
+// out = a + b, elementwise; the padding of rows is added like the rest (zeros).
+// Grid: ceil(count4 / 64) workgroups; an invocation adds four elements.
+struct Params {
+    count4: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;           // [rows, columns]
+@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;           // [rows, columns]
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;   // [rows, columns]
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = (id.y * grid.x + id.x) * 64u + local;
+    if (item < params.count4) {
+        out[item] = a[item] + b[item];
+    }
+}

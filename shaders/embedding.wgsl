@@ -1,0 +1,30 @@
+//! needs weights
+// out[r, :] = W[token(r), :]: one row of the table for every row of the step.
+// Grid: rows · ceil(columns4 / 64) workgroups; an invocation copies four elements.
+// A table cut by rows takes one dispatch a part; each writes the rows whose token it holds.
+struct Params {
+    rows: u32,
+    columns4: u32,  // groups of four columns
+    stride4: u32,   // the same, with the padding of a row of W
+    first: u32,     // first row of this part
+    count: u32,     // rows of this part
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;          // [rows] token, position, slot, 0
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;          // [rows, columns]
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let group = id.y * grid.x + id.x;
+    let across = (params.columns4 + 63u) / 64u;
+    let row = group / across;
+    let c = group % across * 64u + local;
+    if (row >= params.rows || c >= params.columns4) {
+        return;
+    }
+    let token = step_rows[row].x;
+    if (token >= params.first && token - params.first < params.count) {
+        out[row * params.columns4 + c] = weights_load((token - params.first) * params.stride4 + c);
+    }
+}

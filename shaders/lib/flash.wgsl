@@ -1,0 +1,87 @@
+//! needs kv paged
+//! const QUERIES
+// Flash attention of QUERIES queries over one head's cache in blocks of 32 positions: softmax is kept as a running
+// maximum, a running sum and an accumulator that is rescaled when the maximum grows (Dao et al. 2022, arXiv:2205.14135).
+// Fill flash_query (already scaled) and flash_last (the last position a query sees) and call flash_run from every
+// invocation; 64 of them, each with FLASH_ACC of the QUERIES · D4 accumulators, number `local + 64 · i`.
+const FLASH_BLOCK = 32u;
+const FLASH_WORKGROUP = 64u;
+const FLASH_ACC = (QUERIES * D4 + 63u) / 64u;
+const FLASH_LOWEST = -1.0e30;
+@group(0) @binding(1) var<storage, read> pages: array<u32>;
+var<workgroup> flash_query: array<vec4<f32>, QUERIES * D4>;
+var<workgroup> flash_last: array<i32, QUERIES>;
+var<workgroup> flash_score: array<f32, QUERIES * FLASH_BLOCK>;
+var<workgroup> flash_max: array<f32, QUERIES>;
+var<workgroup> flash_sum: array<f32, QUERIES>;
+var<workgroup> flash_keep: array<f32, QUERIES>;
+
+// Scores of one block: position `first + j` against every query; flash_score[q · 32 + j].
+fn flash_scores(local: u32, table: u32, kv_head: u32, kv_heads: u32, first: u32, end: u32) {
+    for (var item = local; item < QUERIES * FLASH_BLOCK; item += FLASH_WORKGROUP) {
+        let q = item / FLASH_BLOCK;
+        let position = first + item % FLASH_BLOCK;
+        var score = FLASH_LOWEST;
+        if (position < end && i32(position) <= flash_last[q]) {
+            let key = paged_index(pages[table + position / PAGE], 0u, kv_head, kv_heads, position);
+            var sum = vec4<f32>();
+            for (var c = 0u; c < D4; c++) {
+                sum = fma(flash_query[q * D4 + c], kv_load(key + c), sum);
+            }
+            score = (sum.x + sum.y) + (sum.z + sum.w);
+        }
+        flash_score[item] = score;
+    }
+}
+
+// Scores become weights exp(score - max); max, sum and the factor for what was accumulated before are updated.
+fn flash_softmax(q: u32) {
+    var top = flash_max[q];
+    for (var j = 0u; j < FLASH_BLOCK; j++) {
+        top = max(top, flash_score[q * FLASH_BLOCK + j]);
+    }
+    let keep = exp(flash_max[q] - top);
+    var sum = 0.0;
+    for (var j = 0u; j < FLASH_BLOCK; j++) {
+        let score = flash_score[q * FLASH_BLOCK + j];
+        let weight = select(exp(score - top), 0.0, score == FLASH_LOWEST);
+        flash_score[q * FLASH_BLOCK + j] = weight;
+        sum += weight;
+    }
+    flash_max[q] = top;
+    flash_keep[q] = keep;
+    flash_sum[q] = flash_sum[q] * keep + sum;
+}
+
+fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, end: u32) -> array<vec4<f32>, FLASH_ACC> {
+    var acc: array<vec4<f32>, FLASH_ACC>;
+    for (var q = local; q < QUERIES; q += FLASH_WORKGROUP) {
+        flash_max[q] = FLASH_LOWEST;
+        flash_sum[q] = 0.0;
+    }
+    workgroupBarrier();
+    for (var first = begin; first < end; first += FLASH_BLOCK) {
+        flash_scores(local, table, kv_head, kv_heads, first, end);
+        workgroupBarrier();
+        for (var q = local; q < QUERIES; q += FLASH_WORKGROUP) {
+            flash_softmax(q);
+        }
+        workgroupBarrier();
+        let count = min(FLASH_BLOCK, end - first);
+        for (var i = 0u; i < FLASH_ACC; i++) {
+            let item = local + FLASH_WORKGROUP * i;
+            if (item < QUERIES * D4) {
+                let q = item / D4;
+                var sum = acc[i] * flash_keep[q];
+                for (var j = 0u; j < count; j++) {
+                    let position = first + j;
+                    let value = paged_index(pages[table + position / PAGE], 1u, kv_head, kv_heads, position);
+                    sum = fma(vec4<f32>(flash_score[q * FLASH_BLOCK + j]), kv_load(value + item % D4), sum);
+                }
+                acc[i] = sum;
+            }
+        }
+        workgroupBarrier();
+    }
+    return acc;
+}

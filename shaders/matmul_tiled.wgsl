@@ -1,0 +1,66 @@
+//! needs weights epilogue
+// out[m, n] = Σₖ x[m, k] · W[n, k] by tiles of 64 × 64 through workgroup memory, 4 × 4 elements to an invocation: for GPUs.
+// Grid: ceil(rows / 64) · ceil(m / 64) workgroups, along n first. The sum over k runs in order for every element.
+const TILE = 64u;
+const DEPTH4 = 4u;    // groups of four along k in a tile
+struct Params {
+    m: u32,           // rows of x
+    rows: u32,        // of this part of W
+    first: u32,       // column of `out` that the part's first row makes
+    k4: u32,          // groups of four along k
+    stride4: u32,     // the same with the padding of a row of W
+    x_stride4: u32,
+    out_stride: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [m, k]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [m, all rows]
+var<workgroup> tile_x: array<vec4<f32>, TILE * DEPTH4>;                 // [k4, m]
+var<workgroup> tile_w: array<vec4<f32>, TILE * DEPTH4>;                 // [k4, n]
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let group = id.y * grid.x + id.x;
+    let across = (params.rows + TILE - 1u) / TILE;
+    let n0 = group % across * TILE;
+    let m0 = group / across * TILE;
+    if (m0 >= params.m) {
+        return;
+    }
+    let load_row = local / DEPTH4;
+    let load_k = local % DEPTH4;
+    let x_at = min(m0 + load_row, params.m - 1u) * params.x_stride4;
+    let w_at = min(n0 + load_row, params.rows - 1u) * params.stride4;
+    let tm = local / 16u;   // rows m0 + tm + 16 i of the invocation
+    let tn = local % 16u;   // columns n0 + tn + 16 j
+    var acc: array<vec4<f32>, 4>;
+    for (var k = 0u; k < params.k4; k += DEPTH4) {
+        let at = k + load_k;
+        let inside = at < params.k4;
+        tile_x[load_k * TILE + load_row] = select(vec4<f32>(), x[x_at + min(at, params.k4 - 1u)], inside);
+        tile_w[load_k * TILE + load_row] = select(vec4<f32>(), weights_load(w_at + min(at, params.k4 - 1u)), inside);
+        workgroupBarrier();
+        for (var d = 0u; d < DEPTH4; d++) {
+            let w0 = tile_w[d * TILE + tn];
+            let w1 = tile_w[d * TILE + tn + 16u];
+            let w2 = tile_w[d * TILE + tn + 32u];
+            let w3 = tile_w[d * TILE + tn + 48u];
+            for (var i = 0u; i < 4u; i++) {
+                let v = tile_x[d * TILE + tm + 16u * i];
+                acc[i] += vec4<f32>(dot(w0, v), dot(w1, v), dot(w2, v), dot(w3, v));
+            }
+        }
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < 4u; i++) {
+        let m = m0 + tm + 16u * i;
+        for (var j = 0u; j < 4u; j++) {
+            let row = n0 + tn + 16u * j;
+            if (m < params.m && row < params.rows) {
+                let n = params.first + row;
+                out[m * params.out_stride + n] = epilogue(acc[i][j], n);
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! needs gumbel
+// The next token of every row: arg max of logit, or with a temperature of logit / temperature + Gumbel noise, which draws
+// from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
+// `partial` (grid: rows · chunks workgroups) reduces chunks of 4,096 logits; `final` (grid: rows) the chunks. The token
+// goes to the row of the next step, whose position advances.
+const CHUNK = 4096u;
+const WIDTH = 64u;
+struct Params {
+    rows: u32,
+    vocab: u32,
+    stride: u32,    // elements from a row of logits to the next
+    chunks: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> logits: array<f32>;                    // [rows, vocab]
+@group(0) @binding(2) var<storage, read> draws: array<vec4<u32>>;               // [rows] seed, bits of 1 / temperature or 0, 0, 0
+@group(0) @binding(3) var<storage, read_write> best: array<vec4<u32>>;          // [rows, chunks] value bits, id, flag, 0
+@group(0) @binding(4) var<storage, read_write> step_rows: array<vec4<u32>>;     // [rows] token, position, slot, 0
+@group(0) @binding(5) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, 1 if not all are finite, 0, 0
+var<workgroup> value_of: array<f32, WIDTH>;
+var<workgroup> id_of: array<u32, WIDTH>;
+var<workgroup> flag_of: array<u32, WIDTH>;
+
+fn better(value: f32, id: u32, than: f32, than_id: u32) -> bool {
+    return value > than || (value == than && id < than_id);
+}
+
+// The best of the workgroup's candidates, to invocation 0.
+fn pick(local: u32, value: f32, id: u32, flag: u32) -> vec4<u32> {
+    value_of[local] = value;
+    id_of[local] = id;
+    flag_of[local] = flag;
+    workgroupBarrier();
+    var top = value;
+    var top_id = id;
+    var any_flag = flag;
+    if (local == 0u) {
+        for (var i = 1u; i < WIDTH; i++) {
+            any_flag |= flag_of[i];
+            if (better(value_of[i], id_of[i], top, top_id)) {
+                top = value_of[i];
+                top_id = id_of[i];
+            }
+        }
+    }
+    return vec4<u32>(bitcast<u32>(top), top_id, any_flag, 0u);
+}
+
+@compute @workgroup_size(WIDTH)
+fn partial(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+           @builtin(local_invocation_index) local: u32) {
+    let group = id.y * grid.x + id.x;
+    let row = min(group / params.chunks, params.rows - 1u);
+    let begin = group % params.chunks * CHUNK;
+    let draw = draws[row];
+    let position = step_rows[row].y + 1u;
+    var top = -3.4028234e38;
+    var top_id = 0xffffffffu;
+    var flag = 0u;
+    for (var token = begin + local; token < min(begin + CHUNK, params.vocab); token += WIDTH) {
+        var value = logits[row * params.stride + token];
+        flag |= select(0u, 1u, (bitcast<u32>(value) & 0x7f800000u) == 0x7f800000u);
+        if (draw.y != 0u) {
+            value = fma(value, bitcast<f32>(draw.y), gumbel(draw.x, position, token));
+        }
+        if (better(value, token, top, top_id)) {
+            top = value;
+            top_id = token;
+        }
+    }
+    let found = pick(local, top, top_id, flag);
+    if (local == 0u && group / params.chunks < params.rows) {
+        best[group] = found;
+    }
+}
+
+@compute @workgroup_size(WIDTH)
+fn final_(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+          @builtin(local_invocation_index) local: u32) {
+    let group = id.y * grid.x + id.x;
+    let row = min(group, params.rows - 1u);
+    var top = -3.4028234e38;
+    var top_id = 0xffffffffu;
+    var flag = 0u;
+    for (var c = local; c < params.chunks; c += WIDTH) {
+        let found = best[row * params.chunks + c];
+        flag |= found.z;
+        if (better(bitcast<f32>(found.x), found.y, top, top_id)) {
+            top = bitcast<f32>(found.x);
+            top_id = found.y;
+        }
+    }
+    let found = pick(local, top, top_id, flag);
+    if (local == 0u && group < params.rows) {
+        let token = min(found.y, params.vocab - 1u);
+        step_rows[row].x = token;
+        step_rows[row].y += 1u;
+        result[row] = vec4<u32>(token, found.z, 0u, 0u);
+    }
+}
