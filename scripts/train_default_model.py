@@ -109,7 +109,8 @@ def sample_stories(model_dir: Path, count: int, seed: int, path: Path, batch: in
     bos, stories = tok.bos_token_id, []
     while len(stories) < count:
         start = torch.full((batch, 1), bos)
-        out = model.generate(start, do_sample=True, top_k=0, max_new_tokens=480, eos_token_id=bos, pad_token_id=bos)
+        options = {"max_new_tokens": 480, "eos_token_id": bos, "pad_token_id": bos, "top_k": 0}
+        out = model.generate(start, attention_mask=torch.ones_like(start), do_sample=True, **options)
         ended = [row[1:].tolist() for row in out if (row[1:] == bos).any()]
         texts = [tok.decode(row[: row.index(bos)]).replace("\n", "\n\n").strip() for row in ended]
         stories += [t for t in texts if len(t) > 200 and t.isascii()]
@@ -253,10 +254,8 @@ def train(args: argparse.Namespace) -> None:
         more = np.concatenate([tokens, encode(tok, sampled)])
     model = Llama(CONFIG, args.dropout)
     params = sum(p.numel() for p in model.parameters())
-    print(
-        f"{len(train_part)} stories, {len(tokens):,} tokens (with sampled ones {len(more):,}); held out {len(held)}; {params:,} parameters",
-        flush=True,
-    )
+    print(f"{len(train_part)} stories, {len(tokens):,} tokens, {len(more):,} with sampled ones", flush=True)
+    print(f"{len(held)} stories held out; {params:,} parameters", flush=True)
     decay = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     opt = torch.optim.AdamW(

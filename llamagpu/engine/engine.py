@@ -56,7 +56,7 @@ class Engine:
         self._active: deque[Request] = deque()
         self._decoding: Request | None = None  # whose state the decode buffers hold
         self._rate = _FIRST_RATE[device.adapter.kind]
-        device.thread.background = self._step
+        device.thread.add(self._step)
 
     def submit(self, request: Request) -> None:
         """Queue a request; its events come from the device thread."""
@@ -64,7 +64,8 @@ class Engine:
 
     def close(self) -> None:
         """End every request with an error and stop."""
-        self._device.thread.background = None
+        self._device.thread.remove(self._step)
+        self._forward.free()
         self._fail(DeviceLostError("The model was closed.", "It was still generating.", "Load it again."))
 
     def _step(self) -> bool:

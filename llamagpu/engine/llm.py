@@ -66,13 +66,12 @@ class LLM:
         self._tokenizer = Tokenizer(directory, prepared.config.vocab_size)
         self._owns_device = not isinstance(device, gpu.Device)
         self.device = gpu.open(device)
-        before = set(self.device.ledger.buffers)
-        try:
-            self._model = load_model(prepared, self.device, context, kv_dtype, progress)
-        except BaseException:
-            self._release(before)
-            raise
-        self._before = before
+        with self.device.ledger.tracking() as self._buffers:
+            try:
+                self._model = load_model(prepared, self.device, context, kv_dtype, progress)
+            except BaseException:
+                self._release()
+                raise
         self._engine = Engine(self.device, self._model)
         self._closed = False
 
@@ -97,15 +96,15 @@ class LLM:
         self._closed = True
         try:
             self.device.call(self._engine.close)
+            self._release()
         except DeviceLostError:
             pass  # the device was closed before the model
-        self._release(self._before)
 
-    def _release(self, before: set[Any]) -> None:
+    def _release(self) -> None:
         if self._owns_device:
             self.device.close()
             return
-        for buffer in self.device.ledger.buffers - before:
+        for buffer in self._buffers:
             self.device.free(buffer)
 
     # --- text -------------------------------------------------------------------------------

@@ -141,9 +141,14 @@ class Device:
 
     def free(self, buffer: Buffer) -> None:
         """Destroy a buffer at once. Freeing twice is harmless."""
+
+        def destroy() -> None:
+            if not buffer.freed:
+                self.ledger.remove(buffer)
+                self.gate.destroy(buffer)
+
         if not buffer.freed:
-            self.ledger.remove(buffer)
-            buffer.handle.destroy()
+            self.call(destroy)
 
     def empty(self, shape: tuple[int, ...], dtype: str = "f32", *, purpose: str = "data", tail: int = 0) -> Tensor:
         """A zeroed tensor, cut by rows into as many parts as the binding limit asks for.
@@ -218,11 +223,7 @@ class Device:
         """Queue a write; after every 64 MB it waits, so that the driver's copies do not pile up in host memory."""
 
         def write() -> None:
-            self.gate.check()
-            if buffer.freed:
-                raise KernelError(f"A buffer ({buffer.purpose}) was freed before it was written.")
-            with native.errors("writing a buffer"):
-                self.handle.queue.write_buffer(buffer.handle, offset, data)
+            self.gate.write(buffer, offset, data)
             self._pending_upload += memoryview(data).nbytes
             if self._pending_upload >= UPLOAD_BYTES:
                 self.finish()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from llamagpu.errors import DeviceLostError, KernelError
+from llamagpu.errors import DeviceLostError, KernelError, LlamaGPUError
 from llamagpu.gpu import native
 from llamagpu.gpu.ledger import Buffer
 
@@ -37,6 +37,7 @@ class Gate:
         self._lock = threading.Lock()
         self._heard = native.error_log.count
         self._failure: Exception | None = None
+        self._written: set[Buffer] = set()
         self.submissions = 0
 
     def check(self) -> None:
@@ -60,13 +61,32 @@ class Gate:
         """Refuse everything from now on with this error."""
         self._failure = self._failure or error
 
+    def write(self, buffer: Buffer, offset: int, data: Any) -> None:
+        """Queue bytes for a buffer; they go out with the next submission."""
+        with self._lock:
+            self.check()
+            if buffer.freed:
+                raise KernelError(f"A buffer ({buffer.purpose}) was freed before it was written.")
+            with native.errors("writing a buffer"):
+                self._handle.queue.write_buffer(buffer.handle, offset, data)
+            self._written.add(buffer)
+
+    def destroy(self, buffer: Buffer) -> None:
+        """Destroy a buffer. A write that still waits for it goes out first: submitting it afterwards would abort."""
+        if buffer in self._written and self._failure is None:
+            try:
+                self.submit(self._handle.create_command_encoder(), ())
+            except (LlamaGPUError, native.wgpu.GPUError):
+                pass  # nothing will be submitted any more
+        buffer.handle.destroy()
+
     def submit(self, encoder: Any, buffers: Iterable[Buffer], slot: Slot | None = None) -> None:
         """Finish and submit one encoder whose commands touch ``buffers`` and copy into ``slot``."""
         with self._lock:
             self.check()
             if slot is not None and slot.mapped:
                 raise KernelError("A staging buffer is still mapped.", "It was to be written while it is being read.")
-            for buffer in buffers:
+            for buffer in (*buffers, *((slot.buffer,) if slot else ())):
                 if buffer.freed:
                     raise KernelError(f"A buffer ({buffer.purpose}) was freed before the commands that use it ran.")
             try:
@@ -76,6 +96,7 @@ class Gate:
                 self._failure = e
                 raise
             self._handle.queue.submit([command_buffer])
+            self._written.clear()
             self.submissions += 1
             if slot is not None:
                 slot.busy = True

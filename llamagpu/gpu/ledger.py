@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +31,16 @@ class Ledger:
     limit: int | None = None
     buffers: set[Buffer] = field(default_factory=set)
     peak: int = 0
+    _local: threading.local = field(default_factory=threading.local)
+
+    @contextmanager
+    def tracking(self) -> Iterator[list[Buffer]]:
+        """A list of every buffer that the calling thread allocates inside the block."""
+        outer, self._local.made = getattr(self._local, "made", None), []
+        try:
+            yield self._local.made
+        finally:
+            self._local.made = outer
 
     def held(self, purpose: str | None = None) -> int:
         """Bytes in live buffers, of one purpose or of all."""
@@ -56,6 +69,9 @@ class Ledger:
 
     def add(self, buffer: Buffer) -> Buffer:
         self.buffers.add(buffer)
+        made = getattr(self._local, "made", None)
+        if made is not None:
+            made.append(buffer)
         self.peak = max(self.peak, self.held())
         return buffer
 

@@ -38,7 +38,8 @@ _RAW_NAMES = (
 _TRUSTED_NAME = "wgpuDeviceCreateShaderModuleTrusted"
 
 try:
-    from wgpu.backends.wgpu_native import ffi, lib, libf
+    from wgpu.backends.wgpu_native import ffi, lib
+    from wgpu.backends.wgpu_native._api import libf
 
     has_raw = all(hasattr(libf, name) for name in _RAW_NAMES)
     has_trusted = hasattr(libf, _TRUSTED_NAME)

@@ -1,4 +1,4 @@
-"""One thread owns the device: calls queue on it, and a background step runs while it has nothing else to do."""
+"""One thread owns the device: calls queue on it, and background steps run while it has nothing else to do."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def wait(future: Future[T]) -> T:
 
 
 class DeviceThread:
-    """Runs posted calls in order. ``background`` (if set) is called while no call waits, until it returns False."""
+    """Runs posted calls in order. While none waits, the background steps take turns until none has work left."""
 
     def __init__(self, name: str = "llamagpu-device"):
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
-        self.background: Callable[[], bool] | None = None
+        self._steps: list[Callable[[], bool]] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -53,6 +53,14 @@ class DeviceThread:
         self._calls.put((fn, future))
         return future
 
+    def add(self, step: Callable[[], bool]) -> None:
+        """Call ``step`` from now on after calls were run, and again while it returns True."""
+        self._steps.append(step)
+
+    def remove(self, step: Callable[[], bool]) -> None:
+        """The opposite of ``add``; on the thread itself."""
+        self._steps.remove(step)
+
     def close(self) -> None:
         """Finish what is queued, then end. Safe to call twice."""
         if self._closed:
@@ -68,7 +76,8 @@ class DeviceThread:
             try:
                 item = self._calls.get_nowait() if busy else self._calls.get()
             except queue.Empty:
-                busy = self.background is not None and self.background()
+                more = [step() for step in tuple(self._steps)]  # every one gets its turn
+                busy = any(more)
                 continue
             if item is None:
                 return

@@ -137,9 +137,11 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise _broken(path, f"its header claims {length:,} bytes of a file of {size:,}; it may be truncated")
         try:
             header = json.loads(file.read(length), object_pairs_hook=_once)
-            header.pop("__metadata__", None)
-        except (ValueError, RecursionError, AttributeError) as e:
+            if not isinstance(header, dict):
+                raise ValueError("it is no object")
+        except (ValueError, RecursionError) as e:
             raise _broken(path, f"its header cannot be read ({e})") from None
+    header.pop("__metadata__", None)
     entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
     ordered = sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))
     for (a, first), (b, second) in itertools.pairwise(ordered):

@@ -138,6 +138,12 @@ class Forward:
 
         return self._plan("decode", splits, step)
 
+    def free(self) -> None:
+        """Give back what the plans hold."""
+        for plan in self._plans.values():
+            plan.free()
+        self._plans.clear()
+
     def _plan(self, kind: str, size: int, forward) -> Plan:  # type: ignore[no-untyped-def]
         key = (kind, size)
         if key not in self._plans:

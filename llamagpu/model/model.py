@@ -180,6 +180,8 @@ def prepare(directory: Path, dtype: str = "auto") -> Prepared:
     config = load_config(directory)
     try:
         layout = Layout(config, open_checkpoint(directory), dtype)
+    except ModelNotFoundError:
+        raise
     except OSError as e:
         raise UnsupportedModelError(f"The files of {directory} cannot be read.", str(e)) from None
     return Prepared(directory, config, layout)

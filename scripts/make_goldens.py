@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Make tests/goldens.*: logits of random Llamas by transformers, float32 on the CPU.
+
+Development only; needs the ``oracle`` extra:
+
+    python scripts/make_goldens.py
+
+Weights come from numpy seeds (tests/random_models.py), so only logits are kept: the last positions of four prompts.
+They are scaled until the largest logit passes 5, so that errors have something to show on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+import random_models  # noqa: E402
+
+
+def logits(directory: Path, ids: list[int]) -> np.ndarray:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def main() -> None:
+    kept: dict[str, np.ndarray] = {}
+    about: dict[str, object] = {
+        "made_with": f"transformers {transformers.__version__}, torch {torch.__version__}, float32, CPU",
+        "models": {},
+    }
+    for seed, (name, config) in enumerate(random_models.CONFIGS.items(), 1):
+        gain, largest = 1.0, 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            while largest < 5:
+                gain *= 1.2
+                weights = random_models.tensors(config, seed, gain)
+                directory = random_models.write_model(Path(folder), config, weights, tokenizer=False)
+                probe = logits(directory, random_models.prompt(config, 31, seed))
+                largest = float(np.abs(probe).max())
+            columns = random_models.kept_columns(config)
+            for length in random_models.PROMPTS:
+                out = logits(directory, random_models.prompt(config, length, seed))[-random_models.LAST :]
+                kept[f"{name}.{length}"] = np.ascontiguousarray(out[:, columns], np.float32)
+                largest = max(largest, float(np.abs(out).max()))
+        about["models"][name] = {"seed": seed, "gain": gain, "max_logit": largest}  # type: ignore[index]
+        print(name, f"gain {gain:.2f}, max|logit| {largest:.2f}", flush=True)
+    save_file(kept, TESTS / "goldens.safetensors")
+    (TESTS / "goldens.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Random Llamas against logits that transformers computed (scripts/make_goldens.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import random_models
+from safetensors.numpy import load_file
+
+from llamagpu import LLM, gpu
+
+HERE = Path(__file__).parent
+GOLDENS = load_file(HERE / "goldens.safetensors")
+ABOUT = json.loads((HERE / "goldens.json").read_text())["models"]
+BAR = 5e-5
+
+
+def error(name: str, config: dict[str, Any], device: gpu.Device, folder: Path, lengths=random_models.PROMPTS) -> float:
+    """The largest error over the golden's prompts, in units of max(1, max|logit|)."""
+    about, golden = ABOUT[name], random_models.CONFIGS[name]
+    weights = random_models.tensors(golden, about["seed"], about["gain"])
+    for key, suffix in (("attention_bias", "_proj.bias"), ("mlp_bias", "_proj.bias")):
+        part = "self_attn" if key == "attention_bias" else "mlp"
+        if golden[key] and not config[key]:
+            weights = {k: v for k, v in weights.items() if not (part in k and k.endswith(suffix))}
+    random_models.write_model(folder, config, weights)
+    worst = 0.0
+    with LLM(folder, device=device, kv_dtype="float32") as llm:
+        for length in lengths:
+            got = llm.logits(random_models.prompt(golden, length, about["seed"]))[-random_models.LAST :]
+            difference = np.abs(got[:, random_models.kept_columns(golden)] - GOLDENS[f"{name}.{length}"]).max()
+            worst = max(worst, float(difference) / max(1.0, about["max_logit"]))
+    return worst
+
+
+@pytest.mark.parametrize("name", random_models.CONFIGS)
+def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path) -> None:
+    assert ABOUT[name]["max_logit"] >= 5
+    assert error(name, random_models.CONFIGS[name], device, tmp_path) <= BAR
+
+
+@pytest.mark.parametrize("tuning", gpu.variants(frozenset())[1:], ids=["lanes-tiled"])
+@pytest.mark.parametrize("name", ["mqa", "head80", "all-biases"])
+def test_logits_match_in_the_other_variants(name: str, tuning: gpu.Tuning, device: gpu.Device, tmp_path: Path) -> None:
+    before, device.tuning = device.tuning, tuning
+    try:
+        assert error(name, random_models.CONFIGS[name], device, tmp_path) <= BAR
+    finally:
+        device.tuning = before
+
+
+def scaled(**changes: Any) -> dict[str, Any]:
+    return {"rope_scaling": random_models.LLAMA3 | changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gqa", {"rope_theta": 10500.0}),
+        ("gqa", {"rope_scaling": {"rope_type": "linear", "factor": 1.05}}),
+        ("attention-bias", {"rms_norm_eps": 1.2e-3}),
+        ("attention-bias", {"attention_bias": False}),
+        ("all-biases", {"mlp_bias": False}),
+        ("llama3", {"rope_scaling": None}),
+        ("llama3", scaled(factor=9.0)),
+        ("llama3", scaled(low_freq_factor=1.1)),
+        ("llama3", scaled(high_freq_factor=4.4)),
+        ("llama3", scaled(original_max_position_embeddings=512)),
+        ("linear", {"rope_scaling": {"type": "linear", "factor": 4.1}}),
+        ("mha-tied", {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}),
+        ("gqa", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}),
+        ("deep-bf16", {"rms_norm_eps": 1e-3}),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else v,
+)
+def test_the_bar_sees_every_field(name: str, changes: dict[str, Any], device: gpu.Device, tmp_path: Path) -> None:
+    """Each config field changed alone misses the bar, so a field that is not read would be found."""
+    assert error(name, random_models.CONFIGS[name] | changes, device, tmp_path, lengths=(600,)) > 2 * BAR
+
+
+def test_goldens_are_small() -> None:
+    assert sum(p.stat().st_size for p in HERE.glob("goldens.*")) < 2_000_000

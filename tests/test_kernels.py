@@ -1,0 +1,154 @@
+"""Every kernel in the registry, in every variant, against its float64 reference. A new kernel needs no new test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llamagpu import gpu, kernels
+from llamagpu.errors import KernelError
+from llamagpu.gpu import native
+from llamagpu.kernels.base import Kernel
+from llamagpu.kernels.sample import gumbel
+
+REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
+FULL = frozenset({"shader-f16", "subgroup"})
+RANDOM = 20
+
+
+def check_all(kernel: Kernel, device: gpu.Device, tuning: gpu.Tuning, cases: list) -> None:
+    before, device.tuning = device.tuning, tuning
+    try:
+        reports = [kernels.check(kernel, device, dims, seed) for seed, dims in enumerate(cases)]
+    finally:
+        device.tuning = before
+    bad = [str(r) for r in reports if not r.ok]
+    assert not bad, "\n".join(bad)
+
+
+@REGISTRY
+def test_reference(kernel: Kernel, device: gpu.Device) -> None:
+    """The cases, and random shapes from the kernel's domain, in the tuning that is in use."""
+    check_all(kernel, device, device.tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM)])
+
+
+@REGISTRY
+def test_baseline_limits(kernel: Kernel, baseline: gpu.Device) -> None:
+    """Within WebGPU's default limits and without features, in both families of variants."""
+    families = gpu.variants(baseline.features)
+    assert len(families) == 2
+    assert not baseline.features
+    for tuning in families:
+        small = [c for c in kernel.cases if np.prod([v for v in c.values() if isinstance(v, int)]) < 2e7]
+        check_all(kernel, baseline, tuning, [*small, *kernels.random_dims(kernel, 2, seed=1)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", gpu.variants(FULL)[1:], ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.f16}")
+@pytest.mark.parametrize("kernel", [k for k in kernels.REGISTRY.values() if k.depends], ids=lambda k: k.name)
+def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -> None:
+    """Every linked combination is compiled, dispatched and right."""
+    needed = {"shader-f16": tuning.f16 == "native", "subgroup": tuning.reduce == "subgroup"}
+    missing = [f for f, used in needed.items() if used and f not in device.features]
+    if missing:
+        pytest.skip(f"this adapter lacks {', '.join(missing)}")
+    check_all(kernel, device, tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM, seed=2)])
+
+
+@REGISTRY
+def test_trusted(kernel: Kernel, device: gpu.Device) -> None:
+    """The mode without bounds checks gives the same results."""
+    if not native.has_trusted:
+        pytest.skip("this wgpu has no trusted shader modules")
+    check_all(kernel, device, replace(device.tuning, trusted=True), kernels.random_dims(kernel, 3, seed=3))
+
+
+def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
+    """A vector's product is the same bits alone and among others, in every variant."""
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((70, 333)).astype("f4"), rng.standard_normal((129, 333)).astype("f4")
+    before = device.tuning
+    try:
+        for device.tuning in gpu.variants(device.features):
+            for dtype in ("f32", "f16", "bf16"):
+                weights = device.tensor(w, dtype)
+                alone = [kernels.matvec(device.tensor(x[i : i + 1]), weights).numpy() for i in range(3)]
+                eight = kernels.matvec(device.tensor(x[:8]), weights).numpy()
+                assert all(np.array_equal(alone[i][0], eight[i]) for i in range(3))
+                nine, many = (kernels.matmul(device.tensor(x[:n]), weights).numpy() for n in (9, 70))
+                assert np.array_equal(nine, many[:9])
+    finally:
+        device.tuning = before
+
+
+def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
+    """Every finite 16-bit pattern, through the look-up."""
+    bits = np.arange(65536, dtype=np.uint16)
+    for dtype, wide in (("bf16", gpu.widen_bf16(bits)), ("f16", bits.view(np.float16).astype(np.float32))):
+        normal = np.isfinite(wide) & ((wide == 0) | (np.abs(wide) >= np.finfo(np.float32).tiny))
+        table = np.where(normal, bits, 0).reshape(64, 1024)
+        tensor = device.empty((64, 1024), dtype)
+        device.upload_rows(tensor, 0, table.view(np.uint8).reshape(64, -1))
+        rows = device.tensor(kernels.step_rows(np.arange(64), 0), "u32")
+        for native_f16 in ("unpack", "native") if "shader-f16" in device.features else ("unpack",):
+            before, device.tuning = device.tuning, replace(device.tuning, f16=native_f16)
+            try:
+                got = kernels.embedding(tensor, rows).numpy()
+            finally:
+                device.tuning = before
+            assert np.array_equal(got, np.where(normal, wide, 0).reshape(64, 1024))
+
+
+def test_a_broken_tail_is_seen(device: gpu.Device) -> None:
+    """The check is elementwise: one wrong element in a million fails, and so does a write behind the output."""
+    kernel = kernels.REGISTRY["add"]
+    dims = {"rows": 2, "columns": 500}
+
+    def one_wrong(bench, arrays, dims):
+        out = kernel.run(bench, arrays, dims)
+        values = out.numpy()
+        values[-1, -1] += 1e-5
+        out.write(values)
+        return out
+
+    def outside(bench, arrays, dims):
+        out = kernel.run(bench, arrays, dims)
+        part = out.part
+        device.write_bytes(part.buffer, part.size - part.tail, np.zeros(1, np.uint32))
+        return out
+
+    assert kernels.check(kernel, device, dims).ok
+    assert not kernels.check(replace(kernel, run=one_wrong), device, dims).ok
+    assert not kernels.check(replace(kernel, run=outside), device, dims).guards
+
+
+def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
+    """Frequencies over seeds match the probabilities, and the noise is that of the reference."""
+    logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
+    rows = 4000
+    x = device.tensor(np.tile(logits, (rows, 1)))
+    settings = device.tensor(kernels.draws(np.arange(rows), np.ones(rows)), "u32")
+    best, result = device.empty((rows, 4), "u32"), device.empty((rows, 4), "u32")
+    state = device.tensor(kernels.step_rows(np.zeros(rows), 3), "u32")
+    tokens = kernels.sample(x, settings, best, state, result).numpy()[:, 0]
+    assert np.abs(np.bincount(tokens, minlength=4) / rows - np.exp(logits)).max() < 0.03
+    noisy = logits + np.stack([gumbel(seed, 4, np.arange(4)) for seed in range(rows)])
+    margin = np.diff(np.sort(noisy, axis=1)[:, -2:], axis=1)[:, 0]
+    assert np.array_equal(tokens[margin > 1e-5], noisy.argmax(axis=1)[margin > 1e-5])
+    state_after = state.numpy()
+    assert np.array_equal(state_after[:, 0], tokens)
+    assert (state_after[:, 1] == 4).all()
+
+
+def test_wrappers_refuse_what_does_not_fit(device: gpu.Device) -> None:
+    x, w = device.tensor(np.ones((9, 8), "f4")), device.tensor(np.ones((4, 8), "f4"))
+    with pytest.raises(KernelError, match="1 to 8 vectors"):
+        kernels.matvec(x, w)
+    with pytest.raises(KernelError, match="columns"):
+        kernels.matmul(x, device.tensor(np.ones((4, 7), "f4")))
+    with pytest.raises(KernelError, match="out must be"):
+        kernels.matmul(x, w, out=device.empty((9, 5)))
+    with pytest.raises(KernelError, match="one shape"):
+        kernels.add(x, w)
