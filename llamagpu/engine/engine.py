@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.params import SamplingParams
-from llamagpu.errors import DeviceLostError, LlamaGPUError
+from llamagpu.errors import DeviceLostError, LlamaGPUError, OutOfMemoryError
 from llamagpu.gpu import Device
 from llamagpu.kernels import draws, step_rows
 from llamagpu.model import Model
@@ -43,8 +43,8 @@ class Request:
 
     @property
     def most(self) -> int:
-        """Positions that the sequence may come to take."""
-        return len(self.prompt) + (0 if self.want_logits else self.limit)
+        """Positions that the sequence may come to take; its last token needs none."""
+        return len(self.prompt) + (0 if self.want_logits else self.limit - 1)
 
 
 class Engine:
@@ -75,6 +75,8 @@ class Engine:
                 request = self._waiting.popleft()
                 request.slot, request.pages = self._model.cache.take(request.most)
                 self._active.append(request)
+            if self._waiting and not self._active:  # it would wait for ever
+                raise OutOfMemoryError(f"A sequence of {self._waiting[0].most} tokens does not fit the cache.")
             if self._active:
                 request = self._active[0]
                 self._active.rotate(-1)
@@ -90,7 +92,9 @@ class Engine:
             request.events.put("cancelled")
 
     def _fail(self, error: Exception) -> None:
-        for request in [*self._active, *self._waiting]:
+        for request in self._active:
+            self._model.cache.give(request.slot, request.pages)
+        for request in (*self._active, *self._waiting):
             request.events.put(error)
         self._active.clear()
         self._waiting.clear()

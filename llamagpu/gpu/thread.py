@@ -73,12 +73,11 @@ class DeviceThread:
     def _run(self) -> None:
         busy = False
         while True:
-            try:
-                item = self._calls.get_nowait() if busy else self._calls.get()
-            except queue.Empty:
+            if busy and self._calls.empty():
                 more = [step() for step in tuple(self._steps)]  # every one gets its turn
                 busy = any(more)
                 continue
+            item = self._calls.get()
             if item is None:
                 return
             fn, future = item

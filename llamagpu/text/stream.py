@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from llamagpu.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_LONGEST_CHARACTER = 4  # bytes, and so byte tokens, of a UTF-8 character
 
 
 class TextStream:
     """Incremental decoding: ``push`` ids, take text. All pieces together are the decode of all ids.
 
-    A window of ids is decoded with and without the new ones, and the difference is the new text; it is held back
-    while it ends in an unfinished character. The window starts at the ids of the previous piece, because decoders
-    treat the first token differently (a leading space, for one).
+    A window of ids is decoded with and without the new ones, and the difference is the new text. Its last character is
+    held back if it is U+FFFD, which an unfinished character looks like. The window starts at the ids of the previous
+    piece, because decoders treat the first token differently (a leading space, for one).
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
@@ -23,6 +22,7 @@ class TextStream:
         self._ids: list[int] = []
         self._begin = 0  # of the window
         self._read = 0  # ids whose text is out
+        self._out = 0  # characters of the later ids that are out too
 
     def push(self, token: int) -> str:
         """Add an id; the text that is now certain."""
@@ -30,8 +30,10 @@ class TextStream:
             return ""
         self._ids.append(token)
         text = self._pending()
-        if text.endswith(_REPLACEMENT) and self._unfinished(text):
-            return ""
+        if text.endswith(_REPLACEMENT):
+            out = text[self._out : -1]
+            self._out += len(out)
+            return out
         return self._emit(text)
 
     def flush(self) -> str:
@@ -43,14 +45,11 @@ class TextStream:
         before = decode(self._ids[self._begin : self._read], skip_special=False)
         return decode(self._ids[self._begin :], skip_special=False)[len(before) :]
 
-    def _unfinished(self, text: str) -> bool:
-        """Whether the trailing U+FFFD may still become a character: only its last few tokens can be parts of one."""
-        return len(text) - len(text.rstrip(_REPLACEMENT)) < _LONGEST_CHARACTER
-
     def _emit(self, text: str) -> str:
+        out, self._out = text[self._out :], 0
         if text:
             self._begin, self._read = self._read, len(self._ids)
-        return text
+        return out
 
 
 class StopFilter:

@@ -1,0 +1,115 @@
+"""Tokenizers, streaming decode, stop strings."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from llamagpu import LLM
+from llamagpu.text import StopFilter, TextStream, Tokenizer
+
+TEXTS = (
+    "Hello 👩‍👩‍👧 wörld",
+    "日本語のテスト、漢字と仮名。",
+    "🦙🦙🦙",
+    "  two spaces, a\ttab\n\nand lines ",
+    "é́ combining, ½ and ﷽",
+    "a real \ufffd inside",
+)
+TOKENIZERS = ("tokenizers/llama3", "tokenizers/llama2", "models/stories260k", "models/tinystories-656k")
+
+
+def check_every_cut(tokenizer: Tokenizer, text: str) -> None:
+    """However many ids there are, pieces and rest join to the decode of them all; no piece holds half a character."""
+    ids = tokenizer.encode(text)
+    for cut in range(len(ids) + 1):
+        stream = TextStream(tokenizer)
+        pieces = [stream.push(i) for i in ids[:cut]]
+        assert "\ufffd" in text or not any("\ufffd" in p for p in pieces)
+        assert "".join(pieces) + stream.flush() == tokenizer.decode(ids[:cut])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_streams_of_the_embedded_tokenizer(story: LLM, text: str) -> None:
+    check_every_cut(story._tokenizer, text)
+    assert story.detokenize(story.tokenize(text)) == text
+
+
+@pytest.mark.parametrize("where", TOKENIZERS)
+def test_streams_of_other_tokenizers(shared: Path, where: str) -> None:
+    """Byte-level, and SentencePiece with byte fallback."""
+    tokenizer = Tokenizer(shared / where, 2**20)
+    for text in TEXTS:
+        check_every_cut(tokenizer, text)
+
+
+def test_random_ids_never_break_a_stream(story: LLM) -> None:
+    """Bytes that are no UTF-8: everything comes out in the end, as in the decode of all."""
+    rng = random.Random(3)
+    for _ in range(200):
+        ids = [rng.randrange(2, 300) for _ in range(12)]
+        stream = TextStream(story._tokenizer)
+        text = "".join(stream.push(i) for i in ids) + stream.flush()
+        assert text == story.detokenize(ids)
+
+
+@pytest.mark.parametrize(("name", "where"), [("llama-bpe", "llama3"), ("llama-spm", "llama2")])
+def test_ids_match_published_cases(shared: Path, name: str, where: str) -> None:
+    folder = shared / "tokenizers" / "llama-cpp-cases"
+    inputs = (folder / f"ggml-vocab-{name}.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    outputs = (folder / f"ggml-vocab-{name}.gguf.out").read_text().splitlines()
+    tokenizer = Tokenizer(shared / "tokenizers" / where, 2**20)
+    checked = 0
+    for text, line in zip(inputs, outputs, strict=False):
+        assert tokenizer.encode(text, special=False) == [int(i) for i in line.split()], repr(text)
+        checked += 1
+    assert checked > 30
+
+
+def test_special_tokens_that_are_marked_normalized(shared: Path) -> None:
+    """The library's own skipping drops none of these."""
+    tokenizer = Tokenizer(shared / "models" / "tinystories-656k", 2048)
+    assert tokenizer.special_ids == {0, 1, 2}
+    assert tokenizer.decode([1, 80, 147, 2]) == tokenizer.decode([80, 147])
+    assert "<|start_story|>" in tokenizer.decode([1, 80], skip_special=False)
+
+
+def test_bos_is_added_once(story: LLM, tmp_path: Path) -> None:
+    assert story.tokenize("a")[0] == story.config.bos_token_id
+    assert story.tokenize("a", add_special_tokens=False) == story.tokenize("a")[1:]
+    text = (story.directory / "tokenizer.json").read_text()
+    start, end = text.index('"post_processor"'), text.index('"decoder"')
+    (tmp_path / "tokenizer.json").write_text(text[:start] + '"post_processor": null, ' + text[end:])
+    (tmp_path / "tokenizer_config.json").write_text((story.directory / "tokenizer_config.json").read_text())
+    assert Tokenizer(tmp_path, 2048).encode("a") == story.tokenize("a")
+
+
+# --- stop strings --------------------------------------------------------------------------
+
+
+def run(stops: tuple[str, ...], pieces: list[str]) -> tuple[list[str], bool]:
+    f = StopFilter(stops)
+    out = [f.push(p) for p in pieces]
+    return [*out, f.flush()], f.stopped
+
+
+@pytest.mark.parametrize("stops", [("END",), ("aab", "abc"), ("\n\n", "."), ("aaa",), ()])
+def test_stop_strings_over_every_cut(stops: tuple[str, ...]) -> None:
+    """Wherever the text is cut into pieces, what comes out is the text up to the first stop string."""
+    for text in ("xxENDyy", "ENENDE", "aaabc", "aaaab", "one.\n\ntwo", "EN", ""):
+        ends = [text.index(s) for s in stops if s in text]
+        expected = text[: min(ends)] if ends else text
+        for marks in itertools.product((False, True), repeat=max(0, len(text) - 1)):
+            cuts = [0, *(i + 1 for i, m in enumerate(marks) if m), len(text)]
+            pieces, stopped = run(stops, [text[a:b] for a, b in itertools.pairwise(cuts)])
+            assert stopped == bool(ends)
+            assert "".join(pieces) == expected
+
+
+def test_stop_strings_hold_back_only_what_they_must() -> None:
+    pieces, stopped = run(("END",), ["a E", "N", "x", "EN", "D more"])
+    assert pieces == ["a ", "", "ENx", "", "", ""]
+    assert stopped
