@@ -1,6 +1,18 @@
-"""``python -m llamagpu``."""
+"""``python -m llamagpu``, and the console script."""
 
-from llamagpu.cli.main import main
+import sys
+
+from llamagpu.errors import INTERRUPTED
+
+
+def main() -> None:
+    """Run a command and exit; Ctrl-C while it is still being imported is no traceback either."""
+    try:
+        from llamagpu.cli.main import run
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(run())
+
 
 if __name__ == "__main__":
     main()

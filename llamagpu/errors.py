@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
 
 class LlamaGPUError(Exception):
     """The base of every error this library raises on purpose.

@@ -128,7 +128,9 @@ def write_model(directory: Path, c: dict[str, Any], weights: dict[str, np.ndarra
         save_bf16(directory / "model.safetensors", weights)
     else:
         kind = np.float16 if c["torch_dtype"] == "float16" else np.float32
-        save_file({k: np.ascontiguousarray(v.astype(kind)) for k, v in weights.items()}, directory / "model.safetensors")
+        save_file(
+            {k: np.ascontiguousarray(v.astype(kind)) for k, v in weights.items()}, directory / "model.safetensors"
+        )
     if tokenizer:
         write_tokenizer(directory, c["vocab_size"])
     return directory

@@ -45,7 +45,9 @@ def test_greedy_is_the_arg_max_of_the_logits(story: LLM) -> None:
 
 def test_every_prompt_length_around_chunks_and_pages(story: LLM) -> None:
     """Prefill in any chunking gives what a single long prefill gives: its rows are causal."""
-    ids = story.tokenize("Once upon a time there was a little dog who liked to run and play in the big park. " * 18)[:300]
+    ids = story.tokenize("Once upon a time there was a little dog who liked to run and play in the big park. " * 18)[
+        :300
+    ]
     assert len(ids) == 300
     whole = story.logits(ids)
     for length in (1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 200, 255, 257):
@@ -94,9 +96,7 @@ def test_stops(story: LLM) -> None:
 def test_the_model_ends_its_text(story: LLM) -> None:
     (eos,) = story.config.eos_token_id
     ids = story.tokenize(PROMPT)
-    with_eos = next(
-        r for s in range(20) if (r := story.generate(ids, temperature=0.8, seed=s)).finish_reason == "stop"
-    )
+    with_eos = next(r for s in range(20) if (r := story.generate(ids, temperature=0.8, seed=s)).finish_reason == "stop")
     assert with_eos.token_ids[-1] == eos
     assert "<|" not in with_eos.text
     on = story.generate(ids, temperature=0.8, seed=with_eos.seed, ignore_eos=True)

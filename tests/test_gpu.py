@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -107,8 +108,8 @@ def test_a_tensor_is_cut_where_a_binding_ends(device: gpu.Device, monkeypatch: p
     assert np.array_equal(kernels.matvec(x.head(3), cut).numpy(), kernels.matvec(x.head(3), whole).numpy())
     rows = device.tensor(kernels.step_rows([0, 33, 65, 66, 99], 0), "u32")
     assert np.array_equal(kernels.embedding(cut, rows).numpy(), w[[0, 33, 65, 66, 99]])
+    monkeypatch.setattr(device, "max_binding", 64)
     with pytest.raises(OutOfMemoryError, match="binding limit"):
-        monkeypatch.setattr(device, "max_binding", 64)
         device.tensor(w)
 
 
@@ -236,7 +237,7 @@ def test_pacing_changes_nothing(device: gpu.Device) -> None:
     """A plan cut into many submissions gives the same result; a cancelled one stops between them."""
     buffers = [device.tensor(np.ones((1, 64), "f4"))] + [device.empty((1, 64)) for _ in range(6)]
     w = device.tensor(np.eye(64, dtype="f4") * 2)
-    plan = device.record(lambda: [kernels.matvec(a, w, None, b) for a, b in zip(buffers, buffers[1:], strict=False)])
+    plan = device.record(lambda: [kernels.matvec(a, w, None, b) for a, b in itertools.pairwise(buffers)])
     submissions = device.gate.submissions
     device.call(lambda: plan.run(segment_work=1.0))
     assert device.gate.submissions - submissions == 6

@@ -71,7 +71,8 @@ def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
     x, w = rng.standard_normal((70, 333)).astype("f4"), rng.standard_normal((129, 333)).astype("f4")
     before = device.tuning
     try:
-        for device.tuning in gpu.variants(device.features):
+        for tuning in gpu.variants(device.features):
+            device.tuning = tuning
             for dtype in ("f32", "f16", "bf16"):
                 weights = device.tensor(w, dtype)
                 alone = [kernels.matvec(device.tensor(x[i : i + 1]), weights).numpy() for i in range(3)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamagpu.cli.output import model_options, note, write, write_json
+from llamagpu.cli.output import Interrupted, model_options, note, write, write_json
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def generate(
             note(_statistics(stream.result, llm))
         except KeyboardInterrupt:
             write("\n")  # leave the terminal at the start of a line
-            raise
+            raise Interrupted from None
         finally:
             stream.close()
 

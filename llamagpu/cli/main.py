@@ -7,17 +7,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 
 from llamagpu import __version__
 from llamagpu.cli.doctor import doctor
 from llamagpu.cli.generate import generate
-from llamagpu.cli.output import ClosedPipe, error_lines
-from llamagpu.errors import LlamaGPUError
+from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
+from llamagpu.errors import INTERRUPTED, LlamaGPUError
 
-USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+USAGE, CLOSED_PIPE = 2, 141
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,7 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as e:
         click.echo(error_lines(e.format_message()), err=True)
         return USAGE
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, click.exceptions.Abort, Interrupted):
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except (ClosedPipe, BrokenPipeError):
@@ -72,8 +71,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = "Run it again with LLAMAGPU_DEBUG=1 for the traceback, and report it."
         click.echo(error_lines(f"Something unexpected failed: {type(e).__name__}.", str(e), hint), err=True)
         return 1
-
-
-def main() -> NoReturn:
-    """The console script."""
-    sys.exit(run())

@@ -16,6 +16,10 @@ class ClosedPipe(Exception):
     """Whoever read standard output went away. (click would turn the OSError into exit code 1.)"""
 
 
+class Interrupted(Exception):
+    """Ctrl-C, and the line on the terminal is ended already. (click would end it once more.)"""
+
+
 def write(text: str) -> None:
     """Text to standard output, at once."""
     try:

@@ -57,6 +57,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Binding:
+    """One storage or uniform variable of a linked module."""
+
     group: int
     index: int
     kind: str  # "uniform", "read-only-storage" or "storage"

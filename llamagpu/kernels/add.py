@@ -23,6 +23,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
+    """a + b in float64, on the scale |a + b|."""
     value = a["a"].astype(np.float64) + a["b"]
     return Expected(value, np.abs(value))
 

@@ -81,6 +81,7 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
+    """The whole cache after the write; float16 to one unit in the last place."""
     out = np.zeros((a["pages"].size, 2, d["kv_heads"], PAGE, d["head"]))
     page, place = address(a["pages"], a["rows"])
     heads = a["x"][:, d["first"] :].reshape(-1, 2, d["kv_heads"], d["head"])

@@ -44,6 +44,7 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
+    """The turned heads in float64, on the scale |a · cos| + |b · sin|; other columns unchanged."""
     x, half = a["x"].astype(np.float64), d["head"] // 2
     value, scale = x.copy(), np.abs(x)
     heads = x[:, : d["heads"] * d["head"]].reshape(d["rows"], d["heads"], d["head"])

@@ -85,6 +85,7 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
+    """The token that the noise of the kernel draws, in float64, and whether a logit is not finite."""
     score = a["logits"].astype(np.float64)
     if d["temperature"]:
         at = a["rows"][:, 1:2].astype(np.int64) + 1

@@ -34,6 +34,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
+    """silu(gate) · up in float64."""
     x = a["x"].astype(np.float64)
     gate, up = x[:, 0::2], x[:, 1::2]
     value = gate / (1 + np.exp(-gate)) * up

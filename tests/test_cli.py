@@ -1,0 +1,195 @@
+"""The command line, as a user meets it: output, exit codes, three short lines and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import random_models
+
+COMMAND = (sys.executable, "-m", "llamagpu")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments: str, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    env = os.environ | {"NO_COLOR": "1"} | environment
+    options = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=120, env=env, **options)
+
+
+def fails(code: int, *arguments: str, stdin: bytes | None = None, **environment: str) -> str:
+    """Run a command that must fail with this exit code and nothing on standard output; its error lines."""
+    done = run(*arguments, stdin=stdin, **environment)
+    err = done.stderr.decode()
+    assert done.returncode == code, err
+    assert done.stdout == b""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 4
+    return err
+
+
+def test_generate_streams_text() -> None:
+    done = run("generate", "Once upon a time", "-n", "20")
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(done.stdout.decode().split()) > 8
+    assert b"prompt 5 tokens" in done.stderr
+    assert b"tokens/s" in done.stderr
+    assert run("generate", "-p", "Once upon a time", "--max-tokens", "20").stdout == done.stdout
+    echoed = run("generate", "--echo", "Once upon a time", "-n", "20").stdout
+    assert echoed == b"Once upon a time" + done.stdout
+
+
+def test_prompts_from_files_and_standard_input(tmp_path: Path) -> None:
+    expected = run("generate", "Once upon a time", "-n", "8").stdout
+    path = tmp_path / "prompt.txt"
+    path.write_text("Once upon a time")
+    assert run("generate", "--file", str(path), "-n", "8").stdout == expected
+    assert run("generate", "-", "-n", "8", stdin=b"Once upon a time").stdout == expected
+    assert run("generate", "-f", "-", "-n", "8", stdin=b"Once upon a time").stdout == expected
+
+
+def test_json() -> None:
+    done = run("generate", "Once upon a time", "-n", "5", "-t", "0.7", "--seed", "3", "--json")
+    value = json.loads(done.stdout)
+    assert value["completion_tokens"] == len(value["token_ids"]) == 5
+    assert (value["finish_reason"], value["seed"], value["model"]) == ("length", 3, "stories")
+    assert value["text"]
+
+
+def test_usage_errors() -> None:
+    for arguments in (
+        (),
+        ("generate",),
+        ("generate", "a", "-p", "b"),
+        ("generate", "a", "--nonsense"),
+        ("generate", "a", "-n", "0"),
+        ("generate", "a", "-n", "many"),
+        ("generate", "a", "-t", "-1"),
+        ("generate", "a", "--seed", "-1"),
+        ("generate", "a", "--stop", ""),
+        ("generate", "a", "--dtype", "int3"),
+        ("generate", "a", "--context", "99999"),
+        ("generate", ""),
+        ("generate", "-f", "/nowhere/at/all"),
+        ("nonsense",),
+    ):
+        if arguments:
+            fails(2, *arguments)
+    assert "UTF-8" in fails(2, "generate", "-", stdin=b"\xff\xfe")
+    err = fails(2, "generate", "word " * 600)
+    assert "the context holds 512" in err
+    assert "Nothing was cut" in err
+
+
+def test_help_and_version() -> None:
+    assert b"generate" in run("--help").stdout
+    assert b"--temperature" in run("generate", "-h").stdout
+    assert run("--version").stdout.startswith(b"llamagpu, version ")
+
+
+def test_model_errors(tmp_path: Path) -> None:
+    fails(3, "generate", "a", "-m", str(tmp_path / "nowhere"))
+    assert "no config.json" in fails(3, "generate", "a", "-m", str(tmp_path))
+    assert "could not be fetched" in fails(
+        3, "generate", "a", "-m", "some/model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
+    )
+    c = random_models.config(model_type="gpt_oss")
+    random_models.write_model(tmp_path / "m", c, {})
+    assert "'gpt_oss' is not supported" in fails(4, "generate", "a", "-m", str(tmp_path / "m"))
+
+
+def test_adapter_and_memory_errors() -> None:
+    assert "No adapter matches" in fails(5, "generate", "a", "--device", "geforce")
+    hidden = {"VK_ICD_FILENAMES": "/nowhere.json", "VK_DRIVER_FILES": "/nowhere.json"}
+    assert "mesa-vulkan-drivers" in fails(5, "generate", "a", **hidden)
+    assert "does not fit" in fails(6, "generate", "a", LLAMAGPU_MEMORY_LIMIT="3000000")
+
+
+def test_an_unexpected_failure_has_no_traceback_unless_asked(tmp_path: Path) -> None:
+    broken = tmp_path / "sitecustomize.py"
+    broken.write_text(
+        "import llamagpu.engine.params as p\ndef f(**k): raise ZeroDivisionError('odd')\np.sampling_params = f\n"
+    )
+    err = fails(1, "generate", "a", PYTHONPATH=str(tmp_path))
+    assert "ZeroDivisionError" in err
+    assert "LLAMAGPU_DEBUG=1" in err
+    assert b"Traceback" in run("generate", "a", PYTHONPATH=str(tmp_path), LLAMAGPU_DEBUG="1").stderr
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Once", "-n", "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(5)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(60) == 141
+    assert err == ""
+
+
+def test_control_c_stops_the_answer() -> None:
+    """Exit code 130, the terminal at the start of a line, no traceback; while generating and while loading."""
+    for wait_for_text in (True, False):
+        process = subprocess.Popen(
+            [*COMMAND, "generate", "Once upon a time", "-n", "500", "--ignore-eos"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        if wait_for_text:
+            process.stdout.read(10)
+        else:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err.decode()
+        assert err.decode().strip() == "interrupted"
+        assert out.endswith(b"\n") or not wait_for_text
+
+
+def test_a_terminal_that_is_not_utf8() -> None:
+    done = run("generate", "--echo", "Once 🦙", "-n", "3", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith(b"Once ?")
+
+
+@pytest.mark.slow
+def test_doctor() -> None:
+    done = run("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["adapters"]
+    assert report["reason"]
+    assert len(report["kernels"]) > 10
+    assert all(k["ok"] for k in report["kernels"])
+
+
+def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    from llamagpu import kernels
+    from llamagpu.cli.main import run as run_command
+
+    add = kernels.REGISTRY["add"]
+    monkeypatch.setattr(kernels, "REGISTRY", {"add": replace(add, tolerance=-1.0, cases=add.cases[:2])})
+    assert run_command(["doctor"]) == 1
+    out, err = capsys.readouterr()
+    assert "WRONG  add" in out
+    assert "kernel checks failed: add" in err
+    assert "because" in out
+
+
+def test_no_prompt_at_all_shows_the_help() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert b"Usage: llamagpu" in done.stdout + done.stderr
