@@ -1,19 +1,7 @@
-//! needs weights epilogue
+//! needs product weights epilogue
 // out[m, n] = Σₖ x[m, k] · W[n, k], a block of 4 rows of x and 4 of W to an invocation, held in registers: for software
 // adapters, where workgroup memory is ordinary memory and barriers are costly.
 // Grid: ceil(rows / (32 · 4)) · ceil(m / 4) workgroups, along n first.
-struct Params {
-    m: u32,           // rows of x
-    rows: u32,        // of this part of W
-    first: u32,       // column of `out` that the part's first row makes
-    k4: u32,          // groups of four along k
-    stride4: u32,     // the same with the padding of a row of W
-    x_stride4: u32,
-    out_stride: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [m, k]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [m, all rows]
 
 fn store(m: u32, row: u32, value: vec4<f32>) {
     if (m < params.m) {

@@ -1,20 +1,8 @@
-//! needs weights epilogue
+//! needs product weights epilogue
 // out[m, n] = Σₖ x[m, k] · W[n, k] by tiles of 64 × 64 through workgroup memory, 4 × 4 elements to an invocation: for GPUs.
 // Grid: ceil(rows / 64) · ceil(m / 64) workgroups, along n first. The sum over k runs in order for every element.
 const TILE = 64u;
 const DEPTH4 = 4u;    // groups of four along k in a tile
-struct Params {
-    m: u32,           // rows of x
-    rows: u32,        // of this part of W
-    first: u32,       // column of `out` that the part's first row makes
-    k4: u32,          // groups of four along k
-    stride4: u32,     // the same with the padding of a row of W
-    x_stride4: u32,
-    out_stride: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [m, k]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [m, all rows]
 var<workgroup> tile_x: array<vec4<f32>, TILE * DEPTH4>;                 // [k4, m]
 var<workgroup> tile_w: array<vec4<f32>, TILE * DEPTH4>;                 // [k4, n]
 

@@ -1,20 +1,9 @@
-//! needs weights epilogue reduce
+//! needs product weights epilogue reduce
 //! const COLS
 // out[c, n] = Σₖ W[n, k] · x[c, k] for 1 to 8 columns c, 32 lanes along k to a row n: for GPUs, where neighbouring lanes
 // read neighbouring memory. Lane l adds groups l, l + 32, … in order; then the lanes are reduced.
 // Grid: ceil(rows / (WORKGROUP / 32)) workgroups.
 const LANES = 32u;
-struct Params {
-    rows: u32,        // of this part of W
-    first: u32,       // column of `out` that the part's first row makes
-    k4: u32,          // groups of four along k
-    stride4: u32,     // the same with the padding of a row of W
-    x_stride4: u32,
-    out_stride: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [COLS, k]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [COLS, all rows]
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -31,7 +20,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     for (var c = 0u; c < COLS; c++) {
         let v = acc[c];
-        let sum = reduce_sum((v.x + v.y) + (v.z + v.w), local, LANES);
+        let sum = reduce_sum(product_sum4(v), local, LANES);
         if (lane == 0u && row < params.rows) {
             let n = params.first + row;
             out[c * params.out_stride + n] = epilogue(sum, n);

@@ -1,24 +1,9 @@
-//! needs weights epilogue
+//! needs product weights epilogue
 //! const COLS
 // out[c, n] = Σₖ W[n, k] · x[c, k] for 1 to 8 columns c, four rows n to an invocation: for software adapters, where an
 // invocation is a SIMD lane of a core and there is nothing to share. The sum runs over k in groups of four, one
 // accumulator for each place in the group, whatever the number of columns.
 // Grid: ceil(rows / 128) workgroups.
-struct Params {
-    rows: u32,        // of this part of W
-    first: u32,       // column of `out` that the part's first row makes
-    k4: u32,          // groups of four along k
-    stride4: u32,     // the same with the padding of a row of W
-    x_stride4: u32,
-    out_stride: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [COLS, k]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [COLS, all rows]
-
-fn sum4(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
-}
 
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -52,9 +37,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     for (var c = 0u; c < COLS; c++) {
         let n = params.first + row;
         let at = c * params.out_stride + n;
-        out[at] = epilogue(sum4(acc0[c]), n);
-        if (row + 1u <= last) { out[at + 1u] = epilogue(sum4(acc1[c]), n + 1u); }
-        if (row + 2u <= last) { out[at + 2u] = epilogue(sum4(acc2[c]), n + 2u); }
-        if (row + 3u <= last) { out[at + 3u] = epilogue(sum4(acc3[c]), n + 3u); }
+        out[at] = epilogue(product_sum4(acc0[c]), n);
+        if (row + 1u <= last) { out[at + 1u] = epilogue(product_sum4(acc1[c]), n + 1u); }
+        if (row + 2u <= last) { out[at + 2u] = epilogue(product_sum4(acc2[c]), n + 2u); }
+        if (row + 3u <= last) { out[at + 3u] = epilogue(product_sum4(acc3[c]), n + 3u); }
     }
 }

@@ -267,13 +267,13 @@ def test_a_write_to_a_buffer_that_is_freed_before_the_submit(device: gpu.Device)
 
 def test_the_gate_refuses_a_mapped_slot(device: gpu.Device) -> None:
     def attempt() -> None:
-        slot = device.take_slot(16)
+        slot = device.staging.take(16)
         slot.mapped = True
         try:
             device.gate.submit(device.encoder(), (), slot)
         finally:
             slot.mapped = False
-            device.give_slot(slot)
+            device.staging.give(slot)
 
     with pytest.raises(KernelError, match="mapped"):
         device.call(attempt)

@@ -72,9 +72,9 @@ class Engine:
         """One unit of work; whether there is more."""
         try:
             while self._waiting and self._model.cache.fits(self._waiting[0].most):
-                request = self._waiting.popleft()
+                request = self._waiting[0]  # stays in a queue throughout: an error must find it
                 request.slot, request.pages = self._model.cache.take(request.most)
-                self._active.append(request)
+                self._active.append(self._waiting.popleft())
             if self._waiting and not self._active:  # it would wait for ever
                 raise OutOfMemoryError(f"A sequence of {self._waiting[0].most} tokens does not fit the cache.")
             if self._active:
@@ -174,10 +174,10 @@ class Engine:
     def _take(self, request: Request, plan: Any) -> None:
         """Run a plan that samples; read the token, hand it out, and end the sequence where it ends."""
         device, result = self._device, self._forward.arena.result
-        slot = device.take_slot(16)
+        slot = device.staging.take(16)
         plan.run(read=(result.part, slot))
         token, flag = np.frombuffer(device.gate.read(slot, 16), np.uint32)[:2].tolist()
-        device.give_slot(slot)
+        device.staging.give(slot)
         if flag:
             at = request.length
             self._finish(

@@ -15,10 +15,12 @@ import numpy as np
 from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError
 from llamagpu.gpu import native
 from llamagpu.gpu.adapter import Adapter, choose_adapter
-from llamagpu.gpu.gate import Gate, Slot
+from llamagpu.gpu.gate import Gate
 from llamagpu.gpu.ledger import Buffer, Ledger, memory_limit
-from llamagpu.gpu.linker import Linked, Program, link
+from llamagpu.gpu.linker import Program, link
+from llamagpu.gpu.pipelines import Pipelines
 from llamagpu.gpu.plan import Call, Plan
+from llamagpu.gpu.staging import Staging
 from llamagpu.gpu.tensor import ITEM_SIZE, Array, Part, Tensor, pack_rows, row_items, unpack_rows
 from llamagpu.gpu.thread import DeviceThread
 from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP, Tuning, default_tuning
@@ -70,9 +72,8 @@ class Device:
         self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
         self.gate = Gate(self.handle)
         self.thread = DeviceThread()
-        self._pipelines: dict[tuple[Program, bool], tuple[Any, dict[int, Any], Linked]] = {}
-        self._layouts: dict[Any, Any] = {}
-        self._slots: list[Slot] = []
+        self.pipelines = Pipelines(self.handle)
+        self.staging = Staging(self)
         self._recorder: list[Call] | None = None
         self._pending_upload = 0
         self._closed = False
@@ -109,7 +110,7 @@ class Device:
         self.gate.fail(DeviceLostError("The device is closed.", "", "Open it again to use it."))
         for buffer in list(self.ledger.buffers):
             self.free(buffer)
-        self._pipelines.clear()
+        self.pipelines.clear()
         self.handle.destroy()
 
     # --- memory -----------------------------------------------------------------------------
@@ -234,12 +235,12 @@ class Device:
         """Wait until everything submitted so far is done."""
 
         def wait() -> None:
-            slot = self.take_slot(16)
+            slot = self.staging.take(16)
             encoder = self.encoder()
             encoder.copy_buffer_to_buffer(self.fence.handle, 0, slot.buffer.handle, 0, 16)
             self.gate.submit(encoder, (), slot)
             self.gate.read(slot, 16)
-            self.give_slot(slot)
+            self.staging.give(slot)
             self._pending_upload = 0
 
         self.call(wait)
@@ -253,29 +254,15 @@ class Device:
         """The bytes of a window, guard included."""
 
         def read() -> bytes:
-            slot = self.take_slot(part.size)
+            slot = self.staging.take(part.size)
             encoder = self.encoder()
             encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, 0, part.size)
             self.gate.submit(encoder, (part.buffer,), slot)
             data = self.gate.read(slot, part.size)
-            self.give_slot(slot)
+            self.staging.give(slot)
             return data
 
         return self.call(read)
-
-    def take_slot(self, size: int) -> Slot:
-        """A staging slot of at least ``size`` bytes; give it back after reading."""
-        for i, slot in enumerate(self._slots):
-            if size <= slot.buffer.size:
-                return self._slots.pop(i)
-        return Slot(self.allocate(size, "staging"))
-
-    def give_slot(self, slot: Slot) -> None:
-        """Take a slot back. Large ones are freed, a few small ones kept."""
-        if slot.buffer.size > 65536 or len(self._slots) >= 8:
-            self.free(slot.buffer)
-        else:
-            self._slots.append(slot)
 
     # --- kernels ----------------------------------------------------------------------------
 
@@ -291,47 +278,6 @@ class Device:
         self.gate.check()
         with native.errors("making a command encoder"):
             return self.handle.create_command_encoder()
-
-    def pipeline(self, program: Program) -> tuple[Any, dict[int, Any], Linked]:
-        """The compiled pipeline of a program, the bind group layouts by group, and the linked module; cached."""
-        key = (program, self.tuning.trusted and native.has_trusted)
-        if key not in self._pipelines:
-            self._pipelines[key] = self._compile(program, key[1])
-        return self._pipelines[key]
-
-    @property
-    def pipelines_made(self) -> int:
-        return len(self._pipelines)
-
-    def _compile(self, program: Program, trusted: bool) -> tuple[Any, dict[int, Any], Linked]:
-        linked = link(program)
-        layouts = {g: self._layout(linked, g) for g in range(max((b.group for b in linked.bindings), default=-1) + 1)}
-        try:
-            with native.errors(f"compiling {program.label}"):
-                if trusted:
-                    module = native.trusted_module(self.handle, linked.code, program.label)
-                else:
-                    module = self.handle.create_shader_module(code=linked.code, label=program.label)
-                stage: dict[str, Any] = {"module": module, "entry_point": program.entry}
-                if program.overrides:
-                    stage["constants"] = dict(program.overrides)
-                pipeline = self.handle.create_compute_pipeline(
-                    layout=self.handle.create_pipeline_layout(bind_group_layouts=list(layouts.values())), compute=stage
-                )
-        except KernelError as e:
-            raise KernelError(e.what, linked.locate(e.why)) from e
-        return pipeline, layouts, linked
-
-    def _layout(self, linked: Linked, group: int) -> Any:
-        entries = tuple((b.index, b.kind) for b in linked.bindings if b.group == group)
-        if entries not in self._layouts:
-            self._layouts[entries] = self.handle.create_bind_group_layout(
-                entries=[
-                    {"binding": i, "visibility": native.wgpu.ShaderStage.COMPUTE, "buffer": {"type": kind}}
-                    for i, kind in entries
-                ]
-            )
-        return self._layouts[entries]
 
     def dispatch(
         self, program: Program, groups: int, params: Mapping[str, float], bindings: Mapping[str, Part], work: int = 0

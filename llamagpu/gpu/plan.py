@@ -61,9 +61,10 @@ class Plan:
 
     def _ready(self, call: Call, params_offset: int, made: dict[Any, Any]) -> Dispatch:
         device = self._device
-        pipeline, layouts, linked = device.pipeline(call.program)
+        pipeline = device.pipelines.get(call.program, device.tuning.trusted)
+        layouts = pipeline.layouts
         bound: dict[int, list[tuple[int, Any, int, int]]] = {}
-        for b in linked.bindings:
+        for b in pipeline.linked.bindings:
             if b.kind == "uniform":
                 assert self._uniform is not None
                 item = (b.index, self._uniform.handle, params_offset, max(16, len(call.params)))
@@ -84,7 +85,7 @@ class Plan:
                     )
             out.append((group, made[key]))
         x, y = device.fold(call.groups)
-        return Dispatch(call.program.label, pipeline, tuple(out), x, y, call.work)
+        return Dispatch(call.program.label, pipeline.handle, tuple(out), x, y, call.work)
 
     def run(
         self,
@@ -116,17 +117,17 @@ class Plan:
                 part, slot = read
                 encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, 0, part.size)
             elif not last:
-                slot = device.take_slot(16)
+                slot = device.staging.take(16)
                 encoder.copy_buffer_to_buffer(device.fence.handle, 0, slot.buffer.handle, 0, 16)
             gate.submit(encoder, self.buffers, slot)
             if fence is not None:
                 gate.read(fence, 16)
-                device.give_slot(fence)
+                device.staging.give(fence)
             fence = slot if not last else None
             if cancelled is not None and not last and cancelled():
                 if fence is not None:
                     gate.read(fence, 16)
-                    device.give_slot(fence)
+                    device.staging.give(fence)
                 return
 
     def _cuts(self, segment_work: float | None) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from llamagpu.kernels.matvec import (
     MAX_COLUMNS,
     matvec,
     product_inputs,
+    product_params,
     product_put,
     product_random,
     product_reference,
@@ -35,15 +36,7 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
         device.dispatch(
             program,
             -(-part.rows // tile_n) * -(-x.rows // tile_m),
-            {
-                "m": x.rows,
-                "rows": part.rows,
-                "first": part.first,
-                "k4": -(-w.columns // 4),
-                "stride4": w.stride // 4,
-                "x_stride4": x.stride // 4,
-                "out_stride": out.stride,
-            },
+            product_params(x, w, part, out),
             {"x": x.part, "out": out.part, "weights_data": part} | extra,
             work=x.rows * part.rows * w.columns,
         )

@@ -33,14 +33,7 @@ def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
         device.dispatch(
             program,
             -(-part.rows // ROWS_PER_GROUP[kind]),
-            {
-                "rows": part.rows,
-                "first": part.first,
-                "k4": -(-w.columns // 4),
-                "stride4": w.stride // 4,
-                "x_stride4": x.stride // 4,
-                "out_stride": out.stride,
-            },
+            product_params(x, w, part, out),
             {"x": x.part, "out": out.part, "weights_data": part} | extra,
             work=part.rows * w.columns * x.rows,
         )
@@ -56,6 +49,19 @@ def product_setup(
     require(out.shape == (x.rows, w.rows), f"product: out must be [{x.rows}, {w.rows}]")
     require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")
     return out, ("epilogue", "none" if bias is None else "bias"), {} if bias is None else {"bias": bias.part}
+
+
+def product_params(x: Tensor, w: Tensor, part: Part, out: Tensor) -> dict[str, int]:
+    """The uniforms of every product (``lib/product.wgsl``)."""
+    return {
+        "m": x.rows,
+        "rows": part.rows,
+        "first": part.first,
+        "k4": -(-w.columns // 4),
+        "stride4": w.stride // 4,
+        "x_stride4": x.stride // 4,
+        "out_stride": out.stride,
+    }
 
 
 def product_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
