@@ -91,7 +91,7 @@ def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
         normal = np.isfinite(wide) & ((wide == 0) | (np.abs(wide) >= np.finfo(np.float32).tiny))
         table = np.where(normal, bits, 0).reshape(64, 1024)
         tensor = device.empty((64, 1024), dtype)
-        device.upload_rows(tensor, 0, table.view(np.uint8).reshape(64, -1))
+        device.upload_rows(tensor.parts, 0, table.view(np.uint8).reshape(64, -1))
         rows = device.tensor(kernels.step_rows(np.arange(64), 0), "u32")
         for native_f16 in ("unpack", "native") if "shader-f16" in device.features else ("unpack",):
             before, device.tuning = device.tuning, replace(device.tuning, f16=native_f16)

@@ -7,6 +7,7 @@ with gpu.open() as device:
 """
 
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
+from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.device import Device, open_device
 from llamagpu.gpu.linker import Program, link, shader_root
 from llamagpu.gpu.native import version
@@ -18,6 +19,7 @@ open = open_device
 
 __all__ = [
     "Adapter",
+    "Affine",
     "Device",
     "Part",
     "Plan",

@@ -15,6 +15,7 @@ import numpy as np
 from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError
 from llamagpu.gpu import native
 from llamagpu.gpu.adapter import Adapter, choose_adapter
+from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.gate import Gate
 from llamagpu.gpu.ledger import Buffer, Ledger, memory_limit
 from llamagpu.gpu.linker import Program, link
@@ -179,6 +180,25 @@ class Device:
                 self.write_bytes(parts[-1].buffer, size - tail, b"\xff" * tail)
         return Tensor(self, shape, dtype, tuple(parts))
 
+    def empty_affine(
+        self, rows: int, columns: int, affine: Affine, *, purpose: str = "weights", tail: int = 0
+    ) -> Tensor:
+        """A zeroed quantised tensor [rows, columns]; the groups must divide the columns. ``upload_rows`` fills it."""
+        if columns % affine.group:
+            raise KernelError(f"Groups of {affine.group} do not divide {columns} columns.")
+        data, meta = affine.data_bytes(columns), affine.meta_bytes(columns)
+        most = (min(self.max_binding, self.max_buffer) - tail) // data // 2 * 2  # even: two 16-bit scales share a u32
+        self.ledger.check(rows * (data + meta), purpose)
+        windows: tuple[list[Part], list[Part]] = ([], [])
+        for first in range(0, rows, most):
+            count = min(most, rows - first)
+            for found, row_bytes in zip(windows, (data, meta), strict=True):
+                size = max(16, -(-count * row_bytes // 16) * 16) + tail
+                found.append(Part(self.allocate(size, purpose), 0, size, first, count, tail))
+                if tail:
+                    self.write_bytes(found[-1].buffer, size - tail, b"\xff" * tail)
+        return Tensor(self, (rows, columns), "affine", tuple(windows[0]), affine, tuple(windows[1]))
+
     def tensor(self, values: Any, dtype: str | None = None, *, purpose: str = "data", tail: int = 0) -> Tensor:
         """A tensor with the values of an array (or list). ``dtype`` defaults to the array's: float64 becomes f32."""
         array = np.asarray(values)
@@ -209,15 +229,20 @@ class Device:
         row_bytes = tensor.stride * ITEM_SIZE[tensor.dtype]
         step = max(1, UPLOAD_BYTES // 4 // row_bytes)
         for first in range(0, tensor.rows, step):
-            self.upload_rows(tensor, first, pack_rows(flat[first : first + step], tensor.dtype))
+            self.upload_rows(tensor.parts, first, pack_rows(flat[first : first + step], tensor.dtype))
 
-    def upload_rows(self, tensor: Tensor, first: int, packed: Array) -> None:
-        """Write padded row bytes [n, stride · item size] (see ``pack_rows``) from row ``first`` on."""
+    def upload_rows(self, parts: tuple[Part, ...], first: int, packed: Array) -> None:
+        """Write row bytes (uint8 [n, bytes of a row]) from row ``first`` on; see ``pack_rows``, ``Affine.pack_meta``.
+
+        Rows that do not fill whole u32s must come with their neighbours: an even number from an even row.
+        """
         row_bytes = packed.shape[1]
-        for part in tensor.parts:
+        for part in parts:
             begin, end = max(first, part.first), min(first + len(packed), part.first + part.rows)
             if begin < end:
-                data = np.ascontiguousarray(packed[begin - first : end - first])
+                data = np.ascontiguousarray(packed[begin - first : end - first]).reshape(-1)
+                if data.size % 4:
+                    data = np.pad(data, (0, -data.size % 4))
                 self.write_bytes(part.buffer, part.offset + (begin - part.first) * row_bytes, data)
 
     def write_bytes(self, buffer: Buffer, offset: int, data: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.ledger import Buffer
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ class Tensor:
     """A tensor of shape [..., columns]; all axes but the last are rows.
 
     ``stride`` is the items from a row to the next. Most tensors have one part; weights above the device's binding
-    limit have more.
+    limit have more. A quantised tensor has the dtype ``affine``; ``meta`` has the scales and biases of each part.
     """
 
     device: Device
     shape: tuple[int, ...]
     dtype: str
     parts: tuple[Part, ...]
+    affine: Affine | None = None
+    meta: tuple[Part, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -73,12 +76,12 @@ class Tensor:
 
     @property
     def stride(self) -> int:
-        return row_items(self.columns, self.dtype)
+        return row_items(self.columns, self.dtype) if self.affine is None else self.columns
 
     @property
     def nbytes(self) -> int:
         """Bytes held, padding included."""
-        return sum(p.size for p in self.parts)
+        return sum(p.size for p in (*self.parts, *self.meta))
 
     @property
     def part(self) -> Part:
@@ -102,7 +105,7 @@ class Tensor:
 
     def free(self) -> None:
         """Give the memory back. Using the tensor afterwards raises."""
-        for part in self.parts:
+        for part in (*self.parts, *self.meta):
             self.device.free(part.buffer)
 
 

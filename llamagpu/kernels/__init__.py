@@ -3,52 +3,26 @@
 A wrapper called by itself runs at once; called inside ``Device.record`` it becomes a step of the plan.
 """
 
-from llamagpu.kernels import add as _add
-from llamagpu.kernels import attention as _attention
-from llamagpu.kernels import embedding as _embedding
-from llamagpu.kernels import kv_write as _kv_write
-from llamagpu.kernels import matmul as _matmul
-from llamagpu.kernels import matvec as _matvec
-from llamagpu.kernels import rms_norm as _rms_norm
-from llamagpu.kernels import rope as _rope
-from llamagpu.kernels import sample as _sample
-from llamagpu.kernels import silu_mul as _silu_mul
-
-REGISTRY = {
-    kernel.name: kernel
-    for kernel in (
-        _embedding.KERNEL,
-        _rms_norm.KERNEL,
-        _rope.KERNEL,
-        _matvec.KERNEL,
-        _matmul.KERNEL,
-        _kv_write.KERNEL,
-        _attention.PREFILL,
-        _attention.DECODE,
-        _silu_mul.KERNEL,
-        _add.KERNEL,
-        _sample.KERNEL,
-    )
-}
-
-from llamagpu.kernels.add import add  # noqa: E402
-from llamagpu.kernels.attention import (  # noqa: E402
+from llamagpu.kernels.add import add
+from llamagpu.kernels.affine import dequantize, dequantize_rows, quantize
+from llamagpu.kernels.attention import (
     attention_decode,
     attention_merge,
     attention_prefill,
     partial_shape,
     splits_for,
 )
-from llamagpu.kernels.base import step_rows  # noqa: E402
-from llamagpu.kernels.check import Report, check, random_dims  # noqa: E402
-from llamagpu.kernels.embedding import embedding  # noqa: E402
-from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns, kv_write  # noqa: E402
-from llamagpu.kernels.matmul import linear, matmul  # noqa: E402
-from llamagpu.kernels.matvec import matvec  # noqa: E402
-from llamagpu.kernels.rms_norm import rms_norm  # noqa: E402
-from llamagpu.kernels.rope import rope  # noqa: E402
-from llamagpu.kernels.sample import chunks_for, draws, sample  # noqa: E402
-from llamagpu.kernels.silu_mul import silu_mul  # noqa: E402
+from llamagpu.kernels.base import step_rows
+from llamagpu.kernels.check import Report, check, random_dims
+from llamagpu.kernels.embedding import embedding
+from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns, kv_write
+from llamagpu.kernels.matmul import linear, matmul
+from llamagpu.kernels.matvec import matvec
+from llamagpu.kernels.registry import REGISTRY
+from llamagpu.kernels.rms_norm import rms_norm
+from llamagpu.kernels.rope import rope
+from llamagpu.kernels.sample import chunks_for, draws, sample
+from llamagpu.kernels.silu_mul import silu_mul
 
 __all__ = [
     "PAGE",
@@ -62,6 +36,8 @@ __all__ = [
     "cache_columns",
     "check",
     "chunks_for",
+    "dequantize",
+    "dequantize_rows",
     "draws",
     "embedding",
     "kv_write",
@@ -69,6 +45,7 @@ __all__ = [
     "matmul",
     "matvec",
     "partial_shape",
+    "quantize",
     "random_dims",
     "rms_norm",
     "rope",

@@ -16,7 +16,6 @@ Dims = Mapping[str, Any]
 F64 = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
 FLOAT_TOLERANCE = 2e-6
-FORMATS = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,26 @@ def parts(**tensors: Tensor) -> dict[str, Part]:
     return {name: t.part for name, t in tensors.items()}
 
 
-def weights_lib(tensor: Tensor) -> tuple[str, str]:
-    """The implementation of the ``weights`` interface for a tensor's dtype and the device's tuning."""
-    return "weights", float_format(tensor)
+Pairs = tuple[tuple[str, str], ...]
+Consts = tuple[tuple[str, int], ...]
+
+
+def weights_libs(tensor: Tensor) -> tuple[Pairs, Consts]:
+    """How a tensor is read: the implementations of the ``weights`` interface, and their constants."""
+    a = tensor.affine
+    if a is None:
+        return (("weights", float_format(tensor)),), ()
+    if a.zero is None:
+        return (("weights", f"affine{a.bits}"), ("meta", a.scales)), (("GROUP", a.group),)
+    return (("weights", f"affine{a.bits}"), ("meta", f"{a.scales}_zero")), (("GROUP", a.group), ("ZERO", a.zero))
+
+
+def weight_parts(tensor: Tensor) -> list[tuple[Part, dict[str, Part]]]:
+    """The parts of a weight tensor, each with its bindings."""
+    if tensor.affine is None:
+        return [(p, {"weights_data": p}) for p in tensor.parts]
+    pairs = zip(tensor.parts, tensor.meta, strict=True)
+    return [(p, {"weights_data": p, "weights_meta": m}) for p, m in pairs]
 
 
 def float_format(tensor: Tensor) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import FORMATS, Arrays, Bench, Dims, Expected, Kernel, as_stored, require, weights_lib
+from llamagpu.kernels.affine import FORMATS, columns_for, put_weights, weight_inputs
+from llamagpu.kernels.affine import reference as weight_reference
+from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, require, weight_parts, weights_libs
 from llamagpu.kernels.base import step_rows as make_rows
 
 
@@ -13,16 +15,17 @@ def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """``out[r] = table[token(r)]`` as float32.
 
     Args:
-        table: [vocab, columns], f32, f16 or bf16; may have several parts.
+        table: [vocab, columns], f32, f16, bf16 or affine; may have several parts.
         rows: u32 [rows, 4], the step's state; the token is the first.
         out: f32 [rows, columns].
     """
     device, count = table.device, rows.rows
     out = out or device.empty((count, table.columns))
     require(out.shape == (count, table.columns), "embedding: out must be [rows, columns]")
-    program = Program("embedding", (weights_lib(table),))
+    libs, consts = weights_libs(table)
+    program = Program("embedding", libs, consts)
     columns4 = -(-table.columns // 4)
-    for part in table.parts:
+    for part, bindings in weight_parts(table):
         device.dispatch(
             program,
             count * -(-columns4 // 64),
@@ -33,25 +36,25 @@ def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
                 "first": part.first,
                 "count": part.rows,
             },
-            {"step_rows": rows.part, "out": out.part, "weights_data": part},
+            {"step_rows": rows.part, "out": out.part} | bindings,
         )
     return out
 
 
 def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
-    table = as_stored(rng.standard_normal((d["vocab"], d["columns"])), d["format"])
-    return {"table": table, "rows": make_rows(rng.integers(0, d["vocab"], d["rows"]), 0)}
+    weights = weight_inputs(rng, d["vocab"], columns_for(d["columns"], d["format"]), d["format"])
+    return weights | {"rows": make_rows(rng.integers(0, d["vocab"], d["rows"]), 0)}
 
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
-    out = bench.out((d["rows"], d["columns"]))
-    return embedding(bench.put(a["table"], d["format"]), bench.put(a["rows"], "u32"), out)
+    out = bench.out((d["rows"], a["w"].shape[1]))
+    return embedding(put_weights(bench, a, d["format"]), bench.put(a["rows"], "u32"), out)
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """Rows of the table, exactly."""
-    value = a["table"][a["rows"][:, 0].astype(np.int64)].astype(np.float64)
-    return Expected(value, np.abs(value))
+    """Rows of the table as stored; floats come out exactly, see ``test_bf16_and_f16_are_read_exactly``."""
+    rows, whole = a["rows"][:, 0].astype(np.int64), weight_reference(a, d)
+    return Expected(whole.value[rows], whole.scale[rows])
 
 
 def _random(rng: np.random.Generator) -> Dims:
@@ -60,7 +63,7 @@ def _random(rng: np.random.Generator) -> Dims:
         "columns": int(rng.integers(1, 700)),
         "rows": int(rng.integers(1, 40)),
     }
-    return sizes | {"format": FORMATS[rng.integers(3)]}
+    return sizes | {"format": FORMATS[rng.integers(len(FORMATS))]}
 
 
 KERNEL = Kernel(
@@ -74,9 +77,10 @@ KERNEL = Kernel(
         {"vocab": 105, "columns": 333, "rows": 31, "format": "bf16"},
         {"vocab": 2048, "columns": 128, "rows": 512, "format": "bf16"},
         {"vocab": 49152, "columns": 576, "rows": 8, "format": "f16"},
+        {"vocab": 333, "columns": 128, "rows": 5, "format": "int4-g64-f16"},
         {"vocab": 7, "columns": 3, "rows": 70000, "format": "f32"},
     ),
     random=_random,
-    tolerance=0.0,
+    tolerance=1e-6,
     depends=("f16",),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Kernel, weights_lib
+from llamagpu.kernels.base import Kernel, weight_parts, weights_libs
 from llamagpu.kernels.matvec import (
     MAX_COLUMNS,
     matvec,
@@ -24,20 +24,21 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
 
     Args:
         x: f32 [m, k].
-        w: [n, k], f32, f16 or bf16; may have several parts.
+        w: [n, k], f32, f16, bf16 or affine; may have several parts.
         bias: f32 [n].
         out: f32 [m, n].
     """
     device, kind = x.device, x.device.tuning.matmul
     out, epilogue, extra = product_setup(x, w, bias, out)
-    program = Program(f"matmul_{kind}", (weights_lib(w), epilogue))
+    libs, consts = weights_libs(w)
+    program = Program(f"matmul_{kind}", (*libs, epilogue), consts)
     tile_n, tile_m = TILES[kind]
-    for part in w.parts:
+    for part, bindings in weight_parts(w):
         device.dispatch(
             program,
             -(-part.rows // tile_n) * -(-x.rows // tile_m),
             product_params(x, w, part, out),
-            {"x": x.part, "out": out.part, "weights_data": part} | extra,
+            {"x": x.part, "out": out.part} | bindings | extra,
             work=x.rows * part.rows * w.columns,
         )
     return out
@@ -60,6 +61,8 @@ KERNEL = Kernel(
         {"m": 64, "n": 960, "k": 576, "format": "f16", "bias": False},
         {"m": 65, "n": 576, "k": 1536, "format": "bf16", "bias": True},
         {"m": 130, "n": 129, "k": 17, "format": "f32", "bias": True},
+        {"m": 64, "n": 960, "k": 576, "format": "int4-g64-f16", "bias": True},
+        {"m": 33, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
         {"m": 262200, "n": 3, "k": 3, "format": "f32", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, 140),

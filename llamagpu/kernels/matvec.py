@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Part, Program, Tensor
-from llamagpu.kernels.base import FORMATS, Arrays, Bench, Dims, Expected, Kernel, as_stored, require, weights_lib
+from llamagpu.kernels.affine import FORMATS, columns_for, put_weights, weight_inputs
+from llamagpu.kernels.affine import reference as weight_reference
+from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, require, weight_parts, weights_libs
 
 MAX_COLUMNS = 8
 WORKGROUP, LANES = 128, 32
@@ -17,24 +19,25 @@ def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
 
     Args:
         x: f32 [c, k], 1 ≤ c ≤ 8.
-        w: [n, k], f32, f16 or bf16; may have several parts.
+        w: [n, k], f32, f16, bf16 or affine; may have several parts.
         bias: f32 [n].
         out: f32 [c, n].
     """
     device, kind = x.device, x.device.tuning.matvec
     require(1 <= x.rows <= MAX_COLUMNS, f"matvec takes 1 to {MAX_COLUMNS} vectors, not {x.rows}")
     out, epilogue, extra = product_setup(x, w, bias, out)
+    libs, consts = weights_libs(w)
     if kind == "lanes":
-        libs = weights_lib(w), epilogue, ("reduce", device.tuning.reduce)
-        program = Program("matvec_lanes", libs, (("COLS", x.rows), ("WORKGROUP", WORKGROUP)))
+        libs = *libs, epilogue, ("reduce", device.tuning.reduce)
+        program = Program("matvec_lanes", libs, (*consts, ("COLS", x.rows), ("WORKGROUP", WORKGROUP)))
     else:
-        program = Program("matvec_rows", (weights_lib(w), epilogue), (("COLS", x.rows),))
-    for part in w.parts:
+        program = Program("matvec_rows", (*libs, epilogue), (*consts, ("COLS", x.rows)))
+    for part, bindings in weight_parts(w):
         device.dispatch(
             program,
             -(-part.rows // ROWS_PER_GROUP[kind]),
             product_params(x, w, part, out),
-            {"x": x.part, "out": out.part, "weights_data": part} | extra,
+            {"x": x.part, "out": out.part} | bindings | extra,
             work=part.rows * w.columns * x.rows,
         )
     return out
@@ -66,28 +69,29 @@ def product_params(x: Tensor, w: Tensor, part: Part, out: Tensor) -> dict[str, i
 
 def product_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     """Random x [m, k], weights [n, k] as stored in the case's format, and a bias where it asks for one."""
-    x = rng.standard_normal((d["m"], d["k"])).astype(np.float32) * np.float32(rng.uniform(0.1, 4))
-    a = {"x": x, "w": as_stored(rng.standard_normal((d["n"], d["k"])) * 0.3, d["format"])}
+    columns = columns_for(d["k"], d["format"])
+    x = rng.standard_normal((d["m"], columns)).astype(np.float32) * np.float32(rng.uniform(0.1, 4))
+    a = {"x": x} | weight_inputs(rng, d["n"], columns, d["format"])
     return a | ({"bias": rng.standard_normal((d["n"],)).astype(np.float32)} if d["bias"] else {})
 
 
 def product_reference(a: Arrays, d: Dims) -> Expected:
     """x Wᵀ + bias in float64, on the scale Σ|w · x| + |bias|."""
-    x, w = a["x"].astype(np.float64), a["w"].astype(np.float64)
+    x, w = a["x"].astype(np.float64), weight_reference(a, d)
     bias = a.get("bias", np.zeros(d["n"]))
-    return Expected(x @ w.T + bias, np.abs(x) @ np.abs(w).T + np.abs(bias))
+    return Expected(x @ w.value.T + bias, np.abs(x) @ w.scale.T + np.abs(bias))
 
 
 def product_put(bench: Bench, a: Arrays, d: Dims) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The tensors of a case: x, w, bias or None, out."""
     bias = bench.put(a["bias"]) if d["bias"] else None
-    return bench.put(a["x"]), bench.put(a["w"], d["format"]), bias, bench.out((d["m"], d["n"]))
+    return bench.put(a["x"]), put_weights(bench, a, d["format"]), bias, bench.out((d["m"], d["n"]))
 
 
 def product_random(rng: np.random.Generator, low: int, high: int) -> Dims:
     """A random shape with low ≤ m < high."""
     sizes = {"m": int(rng.integers(low, high)), "n": int(rng.integers(1, 500)), "k": int(rng.integers(1, 700))}
-    return sizes | {"format": FORMATS[rng.integers(3)], "bias": bool(rng.integers(2))}
+    return sizes | {"format": FORMATS[rng.integers(len(FORMATS))], "bias": bool(rng.integers(2))}
 
 
 KERNEL = Kernel(
@@ -102,6 +106,8 @@ KERNEL = Kernel(
         {"m": 1, "n": 960, "k": 576, "format": "f16", "bias": False},
         {"m": 8, "n": 576, "k": 1536, "format": "bf16", "bias": True},
         {"m": 4, "n": 512, "k": 2048, "format": "f32", "bias": False},
+        {"m": 1, "n": 960, "k": 576, "format": "int4-g64-f16", "bias": True},
+        {"m": 5, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
         {"m": 2, "n": 300001, "k": 3, "format": "f16", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, MAX_COLUMNS + 1),

@@ -228,7 +228,7 @@ def load_weights(layout: Layout, device: Device, progress: Progress | None = Non
                     view[wanted[mine] - bounds[i]], layout.checkpoint.dtype(_name(matrix, i)), matrix
                 )
             packed = pack_rows(slices, matrix.dtype)
-            device.upload_rows(tensor, first, packed)
+            device.upload_rows(tensor.parts, first, packed)
             done += packed.nbytes
             if progress is not None:
                 progress(done, total)

@@ -1,0 +1,70 @@
+"""Quantised rows: w = scale · q + bias, in groups along a row, as packed u32 and a buffer of scales and biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.errors import KernelError
+
+GROUPS = (16, 32, 64, 128)
+BITS = (4, 8)
+SCALES = {"f16": 2, "bf16": 2, "f32": 4}
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The format of a quantised tensor.
+
+    Attributes:
+        bits: 4 or 8; q is unsigned, packed into u32 lowest first (MLX's layout).
+        group: elements of a row that share a scale and a bias: 16, 32, 64 or 128.
+        scales: dtype of scale and bias: f16, bf16 or f32.
+        zero: None where the bias is stored; otherwise it is -zero · scale.
+    """
+
+    bits: int
+    group: int
+    scales: str = "f16"
+    zero: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS or self.group not in GROUPS or self.scales not in SCALES:
+            raise KernelError(f"There is no affine format {self}.", f"Bits {BITS}, groups {GROUPS}, {list(SCALES)}.")
+
+    def __str__(self) -> str:
+        return f"int{self.bits}-g{self.group}-{self.scales}" + ("" if self.zero is None else f"-z{self.zero}")
+
+    @classmethod
+    def parse(cls, text: str) -> Affine:
+        """The inverse of ``str``."""
+        bits, group, scales, *zero = text.split("-")
+        return cls(int(bits[3:]), int(group[1:]), scales, int(zero[0][1:]) if zero else None)
+
+    def data_bytes(self, columns: int) -> int:
+        """Bytes of a row's packed values."""
+        return columns * self.bits // 8
+
+    def meta_bytes(self, columns: int) -> int:
+        """Bytes of a row's scales and biases."""
+        return columns // self.group * SCALES[self.scales] * (2 if self.zero is None else 1)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row."""
+        return self.data_bytes(columns) + self.meta_bytes(columns)
+
+    def pack_meta(self, scales: npt.NDArray[Any], biases: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Scales and biases [rows, groups], floats or (for bf16) uint16 bits, as row bytes."""
+        from llamagpu.gpu.tensor import NUMPY, narrow_bf16  # tensor.py imports this module
+
+        def stored(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            if self.scales == "bf16" and values.dtype != np.uint16:
+                return narrow_bf16(values)
+            return values.astype(NUMPY[self.scales], copy=False)
+
+        s = stored(scales)
+        pairs = s if self.zero is not None else np.stack([s, stored(biases)], axis=-1).reshape(len(s), -1)
+        return np.ascontiguousarray(pairs).view(np.uint8)

@@ -1,0 +1,31 @@
+"""The registry: every kernel, in the order of a forward pass. The tests and ``llamagpu doctor`` walk it."""
+
+from llamagpu.kernels.add import KERNEL as ADD
+from llamagpu.kernels.affine import KERNEL as DEQUANTIZE
+from llamagpu.kernels.attention import DECODE, PREFILL
+from llamagpu.kernels.embedding import KERNEL as EMBEDDING
+from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
+from llamagpu.kernels.matmul import KERNEL as MATMUL
+from llamagpu.kernels.matvec import KERNEL as MATVEC
+from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
+from llamagpu.kernels.rope import KERNEL as ROPE
+from llamagpu.kernels.sample import KERNEL as SAMPLE
+from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
+
+REGISTRY = {
+    kernel.name: kernel
+    for kernel in (
+        DEQUANTIZE,
+        EMBEDDING,
+        RMS_NORM,
+        ROPE,
+        MATVEC,
+        MATMUL,
+        KV_WRITE,
+        PREFILL,
+        DECODE,
+        SILU_MUL,
+        ADD,
+        SAMPLE,
+    )
+}

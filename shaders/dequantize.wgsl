@@ -1,0 +1,22 @@
+//! needs weights
+// out[r, c] = W[r, c] as float32, from any weight format.
+// Grid: ceil(rows · columns4 / 64) workgroups; an invocation makes four elements.
+struct Params {
+    rows: u32,        // of this part of W
+    first: u32,       // row of `out` that the part begins with
+    columns4: u32,    // groups of four columns of out
+    stride4: u32,     // the same with the padding of a row of W
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [all rows, columns]
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = (id.y * grid.x + id.x) * 64u + local;
+    let row = item / params.columns4;
+    if (row < params.rows) {
+        let c = item % params.columns4;
+        out[(params.first + row) * params.columns4 + c] = weights_load(row * params.stride4 + c);
+    }
+}

@@ -1,0 +1,6 @@
+// Scale and bias of a group, as a pair of float32.
+@group(1) @binding(1) var<storage, read> weights_meta: array<vec2<f32>>;
+
+fn meta_load(group: u32) -> vec2<f32> {
+    return weights_meta[group];
+}
