@@ -3,7 +3,8 @@
 
 Development only; needs the ``oracle`` extra:
 
-    python scripts/make_goldens.py
+    python scripts/make_goldens.py          # logits by transformers
+    python scripts/make_goldens.py --mlx    # hashes of quantised weights by mlx (pip install "mlx[cpu]")
 
 Weights come from numpy seeds (tests/random_models.py), so only logits are kept: the last positions of four prompts.
 They are scaled until the largest logit passes 5, so that errors have something to show on.
@@ -11,6 +12,7 @@ They are scaled until the largest logit passes 5, so that errors have something 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -34,7 +36,29 @@ def logits(directory: Path, ids: list[int]) -> np.ndarray:
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
+def mlx_goldens() -> None:
+    """Hashes of what mlx.core.quantize gives: packed values, scales, biases."""
+    import mlx.core as mx
+
+    cases = []
+    for dtype, kind in (("f32", mx.float32), ("f16", mx.float16), ("bf16", mx.bfloat16)):
+        values = mx.array(random_models.quantization_input(dtype)).astype(kind)
+        for bits in (4, 8):
+            for group in (32, 64, 128):
+                packed, *rest = mx.quantize(values, group_size=group, bits=bits)
+                bits_of = [np.array(a.view(mx.uint32 if dtype == "f32" else mx.uint16)) for a in rest]
+                digests = [
+                    hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest() for a in (np.array(packed), *bits_of)
+                ]
+                cases.append({"dtype": dtype, "bits": bits, "group": group, "sha256": digests})
+    about = {"made_with": f"mlx {mx.__version__}, CPU", "cases": cases}
+    (TESTS / "goldens_mlx.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
 def main() -> None:
+    if "--mlx" in sys.argv:
+        mlx_goldens()
+        return
     kept: dict[str, np.ndarray] = {}
     about: dict[str, object] = {
         "made_with": f"transformers {transformers.__version__}, torch {torch.__version__}, float32, CPU",

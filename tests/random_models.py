@@ -157,3 +157,10 @@ def write_tokenizer(directory: Path, vocab_size: int) -> None:
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     tok.save(str(directory / "tokenizer.json"))
+
+
+def quantization_input(dtype: str) -> np.ndarray:
+    """Weights [48, 512] that a dtype (f32, f16 or bf16) holds, as float32; one row of zeros, one of a single sign."""
+    w = np.random.default_rng(9).standard_normal((48, 512)).astype(np.float32)
+    w[3], w[4] = 0, np.abs(w[4])
+    return stored(w, {"torch_dtype": {"f16": "float16", "bf16": "bfloat16"}.get(dtype, "float32")})

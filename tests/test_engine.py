@@ -196,16 +196,17 @@ def test_leaving_a_stream_stops_it(story: LLM) -> None:
     assert story.device.ledger.held() == before
 
 
-def test_nothing_is_allocated_while_tokens_flow(story: LLM) -> None:
-    story.generate(PROMPT, max_tokens=4)
-    made, held = len(story.device.pipelines), story.device.ledger.held()
-    stream = story.stream(PROMPT, max_tokens=40)
-    next(stream)
-    peak = story.device.ledger.peak
-    for _ in stream:
-        assert story.device.ledger.held() == held
-    assert story.device.ledger.peak == peak
-    assert len(story.device.pipelines) == made <= 24
+def test_nothing_is_allocated_while_tokens_flow() -> None:
+    with LLM() as llm:
+        llm.generate(PROMPT, max_tokens=4)
+        made, held = len(llm.device.pipelines), llm.device.ledger.held()
+        stream = llm.stream(PROMPT, max_tokens=40)
+        next(stream)
+        peak = llm.device.ledger.peak
+        for _ in stream:
+            assert llm.device.ledger.held() == held
+        assert llm.device.ledger.peak == peak
+        assert len(llm.device.pipelines) == made <= 24
 
 
 def test_decode_across_attention_runs(device: gpu.Device, tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ def test_defaults_and_generation_config() -> None:
         ({"eos_token_id": 105}, "eos_token_id is 105; token ids run from 0 to 104"),
         ({"sliding_window": 4096}, "sets sliding_window to 4096"),
         ({"partial_rotary_factor": 0.5}, "sets partial_rotary_factor"),
-        ({"quantization_config": {"bits": 4}}, "sets quantization_config"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantisation 'gptq' is not supported"),
+        ({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, "'mxfp4' is not supported"),
+        ({"quantization": {"bits": 3, "group_size": 64}}, "bits 3"),
+        ({"quantization": {"bits": 4, "group_size": 48}}, "group_size 48"),
+        ({"quantization": {"bits": 4}}, "group_size None"),
         ({"final_logit_softcapping": 30.0}, "sets final_logit_softcapping"),
     ],
 )

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamagpu.cli.output import Interrupted, model_options, note, write, write_json
+from llamagpu.cli.output import Interrupted, model_options, note, progress_bar, write, write_json
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
     from llamagpu.engine import LLM, Result
-
-_SHOW_PROGRESS_FROM = 50_000_000  # bytes; smaller models load at once
 
 
 @click.command()
@@ -92,18 +90,7 @@ def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
 def _load(options: dict[str, Any]) -> LLM:
     from llamagpu.engine import LLM
 
-    if not sys.stderr.isatty():
-        return LLM(options.pop("model"), **options)
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None, visible=False)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=total >= _SHOW_PROGRESS_FROM)
-
+    with progress_bar("loading") as progress:
         return LLM(options.pop("model"), **options, progress=progress)
 
 

@@ -14,6 +14,7 @@ from llamagpu import __version__
 from llamagpu.cli.doctor import doctor
 from llamagpu.cli.generate import generate
 from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
+from llamagpu.cli.quantize import quantize
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 
 USAGE, CLOSED_PIPE = 2, 141
@@ -37,6 +38,7 @@ def cli(verbose: int) -> None:
 
 
 cli.add_command(generate)
+cli.add_command(quantize)
 cli.add_command(doctor)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
+_SHOW_PROGRESS_FROM = 50_000_000  # bytes; less is done at once
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -42,6 +44,21 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function that shows (bytes done, bytes in all) on standard error; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=total >= _SHOW_PROGRESS_FROM)
+
+
 def error_lines(what: str, why: str = "", hint: str = "") -> str:
     """An error as it is printed: what, why, what to do."""
     return "\n".join([f"error: {what}", *(f"  {line}" for part in (why, hint) if part for line in part.splitlines())])
@@ -54,7 +71,9 @@ def model_options(command: F) -> F:
             click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]"),
             click.option("--revision", help="The hub id's revision."),
             click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."),
-            click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."),
+            click.option(
+                "--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4."
+            ),
             click.option(
                 "--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16."
             ),

@@ -30,8 +30,8 @@ class LLM:
     Args:
         model: a directory in Hugging Face layout, a hub id, or None for the model that comes with the package.
         device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
-        dtype: ``auto`` (as stored), ``float32``, ``float16`` or ``bfloat16``.
-        kv_dtype: ``auto`` (float16 with float16 weights, otherwise float32), ``float32`` or ``float16``.
+        dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
+        kv_dtype: ``auto`` (float16 with float16 and quantised weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or what fits.
         revision: of a hub id.
         progress: called with (bytes loaded, bytes in all).

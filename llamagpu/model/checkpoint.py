@@ -24,7 +24,12 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "U32": 4}
 _ITEM |= {"U16": 2, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
-_FLOAT = {"F32": ("f32", np.float32), "F16": ("f16", np.float16), "BF16": ("bf16", np.uint16)}
+_TYPES = {
+    "F32": ("f32", np.float32),
+    "F16": ("f16", np.float16),
+    "BF16": ("bf16", np.uint16),
+    "U32": ("u32", np.uint32),
+}
 _MOST_HEADER = 100_000_000
 
 
@@ -47,24 +52,24 @@ class Checkpoint:
         self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype in our names: f32, f16 or bf16."""
+        """A tensor's dtype in our names: f32, f16, bf16, or u32 (packed values)."""
         entry = self.entries[name]
-        if entry.dtype not in _FLOAT:
+        if entry.dtype not in _TYPES:
             raise UnsupportedModelError(
                 f"The tensor {name} has the dtype {entry.dtype}, which is not supported.",
                 "Weights are F32, F16 or BF16.",
                 "Convert the checkpoint, or choose another model.",
             )
-        return _FLOAT[entry.dtype][0]
+        return _TYPES[entry.dtype][0]
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """A view of the file: float32, float16, or uint16 with bfloat16 bits. Nothing is copied."""
+        """A view of the file: float32, float16, uint32, or uint16 with bfloat16 bits. Nothing is copied."""
         entry = self.entries[name]
         if entry.path not in self._maps:
             self._maps[entry.path] = np.memmap(entry.path, np.uint8, mode="r")
         raw = self._maps[entry.path][entry.begin : entry.end]
         self.dtype(name)
-        return raw.view(_FLOAT[entry.dtype][1]).reshape(entry.shape)
+        return raw.view(_TYPES[entry.dtype][1]).reshape(entry.shape)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

@@ -26,8 +26,6 @@ _MOST = {
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
     "partial_rotary_factor": (None, 1, 1.0),
-    "quantization_config": (None,),
-    "quantization": (None,),
     "attention_multiplier": (None,),
     "embedding_multiplier": (None, 1, 1.0),
     "residual_multiplier": (None, 1, 1.0),
@@ -64,6 +62,20 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """MLX's ``quantization`` block: bits and group of every quantised tensor, and what some modules have instead
+    (None: not quantised)."""
+
+    bits: int
+    group_size: int
+    modules: Mapping[str, tuple[int, int] | None]
+
+    def of(self, module: str) -> tuple[int, int] | None:
+        """(bits, group) of a module."""
+        return self.modules.get(module, (self.bits, self.group_size))
+
+
+@dataclass(frozen=True)
 class Config:
     """The parts of config.json that the forward pass reads, under their own names."""
 
@@ -83,6 +95,7 @@ class Config:
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_id: tuple[int, ...]
+    quantization: Quantization | None = None
 
     @property
     def q_size(self) -> int:
@@ -169,6 +182,7 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
         tie_word_embeddings=_flag(raw, "tie_word_embeddings", False),
         bos_token_id=None if bos is None else _token_id(bos, "bos_token_id", vocab),
         eos_token_id=eos_ids,
+        quantization=_quantization(raw),
     )
 
 
@@ -221,6 +235,39 @@ def _token_id(value: Any, key: str, vocab: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
         raise _bad(f"{key} is {value!r}; token ids run from 0 to {vocab - 1}.")
     return value
+
+
+def _quantization(raw: Mapping[str, Any]) -> Quantization | None:
+    """``quantization``, which MLX also writes as ``quantization_config``. Other methods are refused by name."""
+    block = raw.get("quantization") or raw.get("quantization_config")
+    if block is None:
+        return None
+    if not isinstance(block, dict):
+        raise _bad(f"quantization is {block!r}; it must be an object.")
+    method = block.get("quant_method", block.get("mode", "affine"))
+    if method not in ("affine", "mlx"):
+        raise UnsupportedModelError(
+            f"The quantisation {method!r} is not supported.",
+            "Supported: MLX's affine mode with 4 or 8 bits.",
+            "Choose another version of the model; float ones can be quantised while loading (--dtype int8).",
+        )
+
+    def pair(value: Mapping[str, Any]) -> tuple[int, int]:
+        bits, group = value.get("bits", block.get("bits")), value.get("group_size", block.get("group_size"))
+        mode = value.get("mode", "affine")
+        if bits not in (4, 8) or group not in (32, 64, 128) or mode != "affine":
+            raise UnsupportedModelError(
+                f"Quantisation with bits {bits!r}, group_size {group!r}, mode {mode!r} is not supported.",
+                "Supported: 4 or 8 bits in groups of 32, 64 or 128, mode affine.",
+                "Choose another version of the model.",
+            )
+        return bits, group
+
+    modules = {
+        k: pair(v) if isinstance(v, dict) else None for k, v in block.items() if isinstance(v, dict) or v is False
+    }
+    bits, group = pair({k: v for k, v in block.items() if not isinstance(v, dict)})
+    return Quantization(bits, group, modules)
 
 
 def _rope(raw: Mapping[str, Any]) -> Rope:

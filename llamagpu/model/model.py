@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagpu.errors import ModelNotFoundError, OutOfMemoryError, UnsupportedModelError, UsageError
-from llamagpu.gpu import Device
+from llamagpu.gpu import Affine, Device
 from llamagpu.kernels import PAGE, cache_columns
 from llamagpu.model.cache import PagedCache, kv_bytes, pages_for
 from llamagpu.model.checkpoint import open_checkpoint
 from llamagpu.model.config import Config, load_config
 from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, Forward, arena_bytes, bucket, make_arena
+from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.rope_table import rope_table
-from llamagpu.model.weights import DTYPES, Layout, Progress, load_weights
+from llamagpu.model.weights import Progress, load_weights
 
 log = logging.getLogger("llamagpu")
 DEFAULT_MODEL = "stories"
@@ -114,8 +115,8 @@ def plan_sizes(layout: Layout, device: Device, context: int | None, kv_dtype: st
         OutOfMemoryError: it does not fit; the numbers, and what would fit, are in the message.
     """
     c = layout.config
-    matrices = {m.dtype for m in layout.matrices.values()}
-    kv = KV_DTYPES.get(kv_dtype) or ("f16" if matrices == {"f16"} else "f32")
+    narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
+    kv = KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32")
     most = c.max_position_embeddings
     if context is not None and not 1 <= context <= most:
         raise UsageError(f"A context of {context} tokens is not possible.", f"The model has from 1 to {most}.")
@@ -146,10 +147,11 @@ def plan_sizes(layout: Layout, device: Device, context: int | None, kv_dtype: st
 
 def _does_not_fit(layout: Layout, need: Sizes, would: int, free: int | None, device: Device) -> OutOfMemoryError:
     have = "unknown" if free is None else f"{free / 1e6:,.1f} MB"
-    half = layout.with_dtype("float16")
     fit = [f"a context of {would} tokens fits"] if would else []
-    if not would and free is not None and half < need.weights and half < free:
-        fit.append(f"with --dtype float16 the weights take {half / 1e6:,.1f} MB")
+    for dtype in ("float16", "int8", "int4") if not would else ():
+        smaller = layout.with_dtype(dtype)
+        if smaller < need.weights and smaller < (free or 0):
+            fit.append(f"with --dtype {dtype} the weights take {smaller / 1e6:,.1f} MB")
     return OutOfMemoryError(
         f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have} are free.",
         f"Weights {need.weights / 1e6:,.1f} MB, cache for {need.context} tokens {need.kv / 1e6:,.1f} MB, activations "
@@ -160,8 +162,8 @@ def _does_not_fit(layout: Layout, need: Sizes, would: int, free: int | None, dev
 
 def check_dtypes(dtype: str, kv_dtype: str) -> None:
     """Raises UsageError for a dtype that is not known."""
-    if dtype != "auto" and dtype not in DTYPES:
-        raise UsageError(f"Unknown dtype {dtype!r}.", f"Known: auto, {', '.join(DTYPES)}.")
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
     if kv_dtype != "auto" and kv_dtype not in KV_DTYPES:
         raise UsageError(f"Unknown kv_dtype {kv_dtype!r}.", f"Known: auto, {', '.join(KV_DTYPES)}.")
 
@@ -193,6 +195,8 @@ def load_model(
     """Put a prepared model on a device."""
     config = prepared.config
     sizes = plan_sizes(prepared.layout, device, context, kv_dtype)
+    if prepared.layout.unquantized:
+        log.warning("not quantised, as groups do not divide their rows: %s", ", ".join(prepared.layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
     weights = load_weights(prepared.layout, device, progress)
     cache = PagedCache(device, config, sizes.context, sizes.kv_dtype)

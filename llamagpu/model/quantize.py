@@ -1,0 +1,152 @@
+"""Writing a quantised checkpoint in MLX's layout: packed ``weight``, ``scales``, ``biases``, a ``quantization`` block.
+
+One tensor at a time, into a folder beside the target that takes its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.gpu import Affine, widen_bf16
+from llamagpu.kernels import quantize
+from llamagpu.model.checkpoint import SINGLE
+from llamagpu.model.config import load_json
+from llamagpu.model.model import Prepared
+from llamagpu.model.weights import Progress
+
+_FILE_TYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_COPIED = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "chat_template*", "README.md", "LICENSE*")
+_SLICE_VALUES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: bytes of tensors, and the matrices that groups do not divide, which stay as they were."""
+
+    path: Path
+    nbytes: int
+    unquantized: tuple[str, ...]
+
+
+def quantize_checkpoint(
+    prepared: Prepared, out: Path, bits: int, group_size: int, progress: Progress | None = None
+) -> Written:
+    """Quantise a float checkpoint to ``out``, a directory that must not exist.
+
+    Scales and biases have the dtype of the weights, as MLX has them.
+
+    Raises:
+        UsageError: ``out`` exists, bits or group size are not known, or the model is quantised already.
+        LlamaGPUError: writing failed (a full disk, say); nothing is left behind.
+    """
+    _check(prepared, out, bits, group_size)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        written = _write(prepared, folder, bits, group_size, progress)
+        folder.chmod(0o755)
+        os.rename(folder, out)
+    except OSError as e:
+        raise LlamaGPUError(
+            f"{out} could not be written.",
+            e.strerror or str(e),
+            "Nothing was left behind; free some space, or choose another place.",
+        ) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Written(out, written[0], written[1])
+
+
+def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
+    if bits not in (4, 8):
+        raise UsageError(f"bits is {bits}.", "It must be 4 or 8.")
+    if group_size not in (32, 64, 128):
+        raise UsageError(f"group_size is {group_size}.", "It must be 32, 64 or 128, the sizes that MLX has.")
+    if prepared.config.quantization is not None:
+        raise UsageError(
+            "The model is quantised already.", "Quantising twice adds up errors.", "Take the float version."
+        )
+    if out.exists():
+        raise UsageError(f"{out} exists.", "It would be overwritten.", "Choose another directory, or remove it.")
+    if not out.parent.is_dir():
+        raise UsageError(
+            f"There is no directory {out.parent}.", "The model would be written into it.", "Make it first."
+        )
+
+
+def _write(
+    prepared: Prepared, folder: Path, bits: int, group: int, progress: Progress | None
+) -> tuple[int, tuple[str, ...]]:
+    layout = prepared.layout
+    matrices = {s.name: m.columns for m in layout.matrices.values() for s in m.sources}
+    vectors = [s.name for v in layout.vectors.values() for s in v]
+    kept = tuple(n for n, columns in matrices.items() if columns % group)
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    at = 0
+
+    def entry(name: str, dtype: str, shape: tuple[int, ...], item: int) -> None:
+        nonlocal at
+        size = int(np.prod(shape)) * item
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+
+    for name in (*matrices, *vectors):
+        rows, dtype = layout.checkpoint.entries[name].shape[0], layout.checkpoint.dtype(name)
+        item, kind = 4 if dtype == "f32" else 2, _FILE_TYPE[dtype]
+        if name in kept or name in vectors:
+            entry(name, kind, layout.checkpoint.entries[name].shape, item)
+            continue
+        columns = matrices[name]
+        entry(name, "U32", (rows, columns * bits // 32), 4)
+        for suffix in ("scales", "biases"):
+            entry(name.removesuffix("weight") + suffix, kind, (rows, columns // group), item)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / SINGLE).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in (*matrices, *vectors):
+            plain = name in kept or name in vectors
+            _write_tensor(file, prepared, name, None if plain else Affine(bits, group, layout.checkpoint.dtype(name)))
+            if progress is not None:
+                progress(file.tell(), at + 8 + len(text))
+        file.flush()
+        os.fsync(file.fileno())
+    block: dict[str, Any] = {"group_size": group, "bits": bits, "mode": "affine"}
+    block |= {n.removesuffix(".weight"): False for n in kept}
+    config = load_json(prepared.directory / "config.json") | {"quantization": block, "quantization_config": block}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for pattern in _COPIED:
+        for path in prepared.directory.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    return at, kept
+
+
+def _write_tensor(file: BinaryIO, prepared: Prepared, name: str, affine: Affine | None) -> None:
+    values = prepared.layout.checkpoint.read(name)
+    if affine is None:
+        file.write(np.ascontiguousarray(values).data)
+        return
+    others: list[npt.NDArray[Any]] = []
+    for part in _slices(values):
+        wide = widen_bf16(part) if affine.scales == "bf16" else part.astype(np.float32)
+        packed, scales, biases = quantize(wide, affine)
+        file.write(np.ascontiguousarray(packed).data)
+        others += [scales, biases]
+    for which in (0, 1):
+        file.write(np.ascontiguousarray(np.concatenate(others[which::2])).data)
+
+
+def _slices(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    step = max(1, _SLICE_VALUES // values.shape[1])
+    for first in range(0, len(values), step):
+        yield values[first : first + step]
