@@ -15,7 +15,9 @@ from llamagpu.kernels.attention import (
 from llamagpu.kernels.base import step_rows
 from llamagpu.kernels.check import Report, check, random_dims
 from llamagpu.kernels.embedding import embedding
+from llamagpu.kernels.gelu import gelu
 from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns, kv_write
+from llamagpu.kernels.layer_norm import layer_norm
 from llamagpu.kernels.matmul import linear, matmul
 from llamagpu.kernels.matvec import matvec
 from llamagpu.kernels.registry import REGISTRY
@@ -23,6 +25,7 @@ from llamagpu.kernels.rms_norm import rms_norm
 from llamagpu.kernels.rope import rope
 from llamagpu.kernels.sample import chunks_for, draws, sample
 from llamagpu.kernels.silu_mul import silu_mul
+from llamagpu.kernels.softmax import softmax
 
 __all__ = [
     "PAGE",
@@ -40,7 +43,9 @@ __all__ = [
     "dequantize_rows",
     "draws",
     "embedding",
+    "gelu",
     "kv_write",
+    "layer_norm",
     "linear",
     "matmul",
     "matvec",
@@ -51,6 +56,7 @@ __all__ = [
     "rope",
     "sample",
     "silu_mul",
+    "softmax",
     "splits_for",
     "step_rows",
 ]

@@ -4,13 +4,16 @@ from llamagpu.kernels.add import KERNEL as ADD
 from llamagpu.kernels.affine import KERNEL as DEQUANTIZE
 from llamagpu.kernels.attention import DECODE, PREFILL
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
+from llamagpu.kernels.gelu import KERNEL as GELU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
+from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
 from llamagpu.kernels.sample import KERNEL as SAMPLE
 from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
+from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 
 REGISTRY = {
     kernel.name: kernel
@@ -18,6 +21,7 @@ REGISTRY = {
         DEQUANTIZE,
         EMBEDDING,
         RMS_NORM,
+        LAYER_NORM,
         ROPE,
         MATVEC,
         MATMUL,
@@ -25,6 +29,8 @@ REGISTRY = {
         PREFILL,
         DECODE,
         SILU_MUL,
+        GELU,
+        SOFTMAX,
         ADD,
         SAMPLE,
     )

@@ -1,0 +1,39 @@
+// GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), elementwise. TANH false: x/2 · (1 + erf(x/√2)); WGSL has no erf, so it
+// is the polynomial 7.1.26 of Abramowitz and Stegun, off by at most 1.5e-7. TANH true: the tanh form,
+// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), with tanh by e^-2|y|, which cannot overflow.
+// Grid: ceil(count / 64) workgroups; an invocation makes one element.
+override TANH: bool = false;
+struct Params {
+    count: u32,     // elements, padding included
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;             // [rows, columns]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;     // [rows, columns]
+
+fn erf(v: f32) -> f32 {
+    let a = abs(v);
+    let t = 1.0 / (1.0 + 0.3275911 * a);
+    let p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+    return sign(v) * (1.0 - p * exp(-a * a));
+}
+
+fn tanh_safe(v: f32) -> f32 {
+    let e = exp(-2.0 * abs(v));
+    return sign(v) * (1.0 - e) / (1.0 + e);
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = (id.y * grid.x + id.x) * 64u + local;
+    if (item < params.count) {
+        let v = x[item];
+        var gate: f32;
+        if (TANH) {
+            gate = tanh_safe(0.7978845608 * (v + 0.044715 * v * v * v));
+        } else {
+            gate = erf(v * 0.7071067812);
+        }
+        out[item] = 0.5 * v * (1.0 + gate);
+    }
+}
