@@ -15,7 +15,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     for (var k = lane; k < params.k4; k += LANES) {
         let w = weights_load(base + k);
         for (var c = 0u; c < COLS; c++) {
-            acc[c] = fma(w, x[c * params.x_stride4 + k], acc[c]);
+            acc[c] = fma(w, x[(params.start + c) * params.x_stride4 + k], acc[c]);
         }
     }
     for (var c = 0u; c < COLS; c++) {
@@ -23,7 +23,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         let sum = reduce_sum(product_sum4(v), local, LANES);
         if (lane == 0u && row < params.rows) {
             let n = params.first + row;
-            out[c * params.out_stride + n] = epilogue(sum, n);
+            out[(params.start + c) * params.out_stride + n] = epilogue(sum, n);
         }
     }
 }

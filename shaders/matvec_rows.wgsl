@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         let w2 = weights_load(at2 + k);
         let w3 = weights_load(at3 + k);
         for (var c = 0u; c < COLS; c++) {
-            let v = x[c * params.x_stride4 + k];
+            let v = x[(params.start + c) * params.x_stride4 + k];
             acc0[c] = fma(w0, v, acc0[c]);
             acc1[c] = fma(w1, v, acc1[c]);
             acc2[c] = fma(w2, v, acc2[c]);
@@ -36,7 +36,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     for (var c = 0u; c < COLS; c++) {
         let n = params.first + row;
-        let at = c * params.out_stride + n;
+        let at = (params.start + c) * params.out_stride + n;
         out[at] = epilogue(product_sum4(acc0[c]), n);
         if (row + 1u <= last) { out[at + 1u] = epilogue(product_sum4(acc1[c]), n + 1u); }
         if (row + 2u <= last) { out[at + 2u] = epilogue(product_sum4(acc2[c]), n + 2u); }

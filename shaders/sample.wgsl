@@ -1,22 +1,24 @@
-//! needs gumbel
-// The next token of every row: arg max of logit, or with a temperature of logit / temperature + Gumbel noise, which draws
-// from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
-// `partial` (grid: rows · chunks workgroups) reduces chunks of 4,096 logits; `final` (grid: rows) the chunks. The token
-// goes to the row of the next step, whose position advances.
+//! needs gumbel select
+// The next token of every row, of those inside the row's cut: arg max of the score, or of score · factor + Gumbel noise,
+// which draws from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
+// `partial` (grid: rows · chunks workgroups) reduces chunks of 4,096 scores; `final_` (grid: rows) the chunks. The token
+// goes to the row of the next step, whose position advances, and into the counts of what was made.
 const CHUNK = 4096u;
 const WIDTH = 64u;
 struct Params {
     rows: u32,
     vocab: u32,
-    stride: u32,    // elements from a row of logits to the next
+    stride: u32,            // elements from a row of logits to the next
     chunks: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> logits: array<f32>;                    // [rows, vocab]
-@group(0) @binding(2) var<storage, read> draws: array<vec4<u32>>;               // [rows] seed, bits of 1 / temperature or 0, 0, 0
-@group(0) @binding(3) var<storage, read_write> best: array<vec4<u32>>;          // [rows, chunks] value bits, id, flag, 0
-@group(0) @binding(4) var<storage, read_write> step_rows: array<vec4<u32>>;     // [rows] token, position, slot, 0
-@group(0) @binding(5) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, 1 if not all are finite, 0, 0
+@group(0) @binding(1) var<storage, read> logits: array<f32>;                    // [rows, vocab] raw, for the log-probability
+@group(0) @binding(3) var<storage, read> draws: array<vec4<u32>>;               // [rows] seed, bits of the factor or 0, 0, 0
+@group(0) @binding(4) var<storage, read> cuts: array<vec4<u32>>;                // [rows] key, id, bits of log Σ e^logit, 0
+@group(0) @binding(5) var<storage, read_write> best: array<vec4<u32>>;          // [rows, chunks] value bits, id, flag, 0
+@group(0) @binding(6) var<storage, read_write> step_rows: array<vec4<u32>>;     // [rows] token, position, slot, 0
+@group(0) @binding(7) var<storage, read_write> counts: array<u32>;              // [slots, vocab] times made; bit 31: prompt
+@group(0) @binding(8) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, not finite, log-probability, 0
 var<workgroup> value_of: array<f32, WIDTH>;
 var<workgroup> id_of: array<u32, WIDTH>;
 var<workgroup> flag_of: array<u32, WIDTH>;
@@ -58,12 +60,13 @@ fn partial(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: 
     var top_id = 0xffffffffu;
     var flag = 0u;
     for (var token = begin + local; token < min(begin + CHUNK, params.vocab); token += WIDTH) {
-        var value = logits[row * params.stride + token];
+        var value = scores[row * params.stride + token];
+        let inside = select_kept(select_key_of(value), token, cuts[row].xy);
         flag |= select(0u, 1u, (bitcast<u32>(value) & 0x7f800000u) == 0x7f800000u);
         if (draw.y != 0u) {
             value = fma(value, bitcast<f32>(draw.y), gumbel(draw.x, position, token));
         }
-        if (better(value, token, top, top_id)) {
+        if (inside && better(value, token, top, top_id)) {
             top = value;
             top_id = token;
         }
@@ -95,6 +98,8 @@ fn final_(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
         let token = min(found.y, params.vocab - 1u);
         step_rows[row].x = token;
         step_rows[row].y += 1u;
-        result[row] = vec4<u32>(token, found.z, 0u, 0u);
+        counts[step_rows[row].z * params.stride + token] += 1u;
+        let logprob = logits[row * params.stride + token] - bitcast<f32>(cuts[row].z);
+        result[row] = vec4<u32>(token, found.z, bitcast<u32>(logprob), 0u);
     }
 }

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from llamagpu.kernels.sample import gumbel
 
 from llamagpu import gpu, kernels
 from llamagpu.errors import KernelError
 from llamagpu.gpu import native
 from llamagpu.kernels.base import Kernel
-from llamagpu.kernels.sample import gumbel
 
 REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
 FULL = frozenset({"shader-f16", "subgroup"})
@@ -75,9 +75,10 @@ def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
             device.tuning = tuning
             for dtype in ("f32", "f16", "bf16"):
                 weights = device.tensor(w, dtype)
-                alone = [kernels.matvec(device.tensor(x[i : i + 1]), weights).numpy() for i in range(3)]
-                eight = kernels.matvec(device.tensor(x[:8]), weights).numpy()
-                assert all(np.array_equal(alone[i][0], eight[i]) for i in range(3))
+                company = kernels.matvec(device.tensor(x[:19]), weights).numpy()
+                for i in (0, 1, 8, 18):
+                    alone = kernels.matvec(device.tensor(x[i : i + 1]), weights).numpy()
+                    assert np.array_equal(alone[0], company[i])
                 nine, many = (kernels.matmul(device.tensor(x[:n]), weights).numpy() for n in (9, 70))
                 assert np.array_equal(nine, many[:9])
     finally:
@@ -145,8 +146,6 @@ def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
 
 def test_wrappers_refuse_what_does_not_fit(device: gpu.Device) -> None:
     x, w = device.tensor(np.ones((9, 8), "f4")), device.tensor(np.ones((4, 8), "f4"))
-    with pytest.raises(KernelError, match="1 to 8 vectors"):
-        kernels.matvec(x, w)
     with pytest.raises(KernelError, match="columns"):
         kernels.matmul(x, device.tensor(np.ones((4, 7), "f4")))
     with pytest.raises(KernelError, match="out must be"):

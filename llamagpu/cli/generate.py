@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 @model_options
 @click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="The most new tokens.")
 @click.option("-t", "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from the k likeliest tokens; 0 is all.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest tokens up to p.")
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True, help="Leave out what is below this share of the best."
+)
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Against tokens seen before.")
+@click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="Against tokens in the text.")
+@click.option("--frequency-penalty", type=float, default=0.0, show_default=True, help="The same, for each time.")
 @click.option("--seed", type=int, help="Repeat a draw. [default: a new one each time]")
 @click.option("--stop", multiple=True, help="End at this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its text.")

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu import gpu
-from llamagpu.engine.engine import Engine, Request
+from llamagpu.engine.engine import Engine
 from llamagpu.engine.options import GenerateOptions
 from llamagpu.engine.params import sampling_params
+from llamagpu.engine.request import Request
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, next_event
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
@@ -135,8 +136,9 @@ class LLM:
         """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
         strings, which gives a list of results in order.
 
-        The keyword arguments are those of ``sampling_params``: max_tokens, temperature, seed, stop, stop_token_ids,
-        ignore_eos.
+        A list runs together, each result as it would be alone. The keyword arguments are those of ``sampling_params``:
+        max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+        logit_bias, seed, stop, stop_token_ids, ignore_eos, logprobs.
 
         Raises:
             UsageError: an empty prompt, one longer than the context, or a value out of its range.
@@ -158,12 +160,16 @@ class LLM:
         params = sampling_params(**options)
         ids = self._prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
+        beyond = [t for t in params.bias if t >= self.config.vocab_size]
+        if beyond:
+            raise UsageError(f"logit_bias names the token {beyond[0]}.", f"Ids run to {self.config.vocab_size - 1}.")
         limit = min(params.max_tokens, self.context - len(ids) + 1)
-        return Stream(self._engine, Request(ids, params, stops, limit), self._tokenizer, self.context)
+        request = Request(ids, limit, params.settings, stops, params.bias)
+        return Stream(self._engine, request, self._tokenizer, self.context, params.stop)
 
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
         """The model's logits for every position: float32 [len(ids), vocab_size]. Adds no BOS."""
-        request = Request(self._prompt_ids(list(ids)), sampling_params(), frozenset(), 1, want_logits=True)
+        request = Request(self._prompt_ids(list(ids)), 1, want_logits=True)
         self._engine.submit(request)
         out: npt.NDArray[np.float32] | str
         try:

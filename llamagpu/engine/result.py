@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llamagpu.engine.request import Token
+
 
 @dataclass
 class Timings:
@@ -26,7 +28,8 @@ class Result:
         finish_reason: ``stop`` (an end token or a stop string), ``length`` (max_tokens, or the context is full) or
             ``cancelled``.
         context_full: whether ``length`` means that the context ended it.
-        seed: the seed that was used.
+        seed: the seed that was used, where tokens were drawn.
+        logprobs: with ``logprobs=n``, for every token its log-probability and the n likeliest ones.
     """
 
     text: str
@@ -35,6 +38,7 @@ class Result:
     finish_reason: str
     context_full: bool
     seed: int | None
+    logprobs: list[Token] | None = None
     timings: Timings = field(default_factory=Timings)
 
     @property

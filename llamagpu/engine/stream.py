@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from llamagpu.engine.engine import Engine, Request
+from llamagpu.engine.engine import Engine
+from llamagpu.engine.request import Request, Token
 from llamagpu.engine.result import Result, Stopwatch
 from llamagpu.text import StopFilter, TextStream, Tokenizer
 
@@ -30,13 +31,15 @@ class Stream(Iterator[str]):
     Pieces never split a character, and never hold a part of a stop string.
     """
 
-    def __init__(self, engine: Engine, request: Request, tokenizer: Tokenizer, context: int):
+    def __init__(
+        self, engine: Engine, request: Request, tokenizer: Tokenizer, context: int, stop: tuple[str, ...] = ()
+    ):
         self._request, self._context = request, context
         self._text = TextStream(tokenizer)
-        self._filter = StopFilter(request.params.stop)
+        self._filter = StopFilter(stop)
         self._watch = Stopwatch()
         self._pieces: list[str] = []
-        self._tokens: list[int] = []
+        self._tokens: list[Token] = []
         self._result: Result | None = None
         engine.submit(request)
 
@@ -80,12 +83,12 @@ class Stream(Iterator[str]):
             self._request.cancelled.set()
             raise
 
-    def _token(self, token: int) -> str:
+    def _token(self, token: Token) -> str:
         self._watch.token()
         self._tokens.append(token)
-        if token in self._request.stop_ids:
+        if token.id in self._request.stop_ids:
             return ""
-        piece = self._filter.push(self._text.push(token))
+        piece = self._filter.push(self._text.push(token.id))
         self._pieces.append(piece)
         if self._filter.stopped:
             self._request.cancelled.set()
@@ -99,13 +102,15 @@ class Stream(Iterator[str]):
         return piece
 
     def _done(self, reason: str) -> None:
+        settings = self._request.settings
         full = len(self._request.prompt) + len(self._tokens) >= self._context
         self._result = Result(
             text="".join(self._pieces),
-            token_ids=self._tokens,
+            token_ids=[t.id for t in self._tokens],
             prompt_token_ids=self._request.prompt,
             finish_reason=reason,
             context_full=reason == "length" and full,
-            seed=self._request.params.seed if self._request.params.temperature else None,
+            seed=settings.seed if settings.temperature else None,
+            logprobs=self._tokens if settings.logprobs else None,
             timings=self._watch.timings,
         )

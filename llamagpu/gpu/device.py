@@ -336,7 +336,7 @@ class Device:
 
         self.call(run)
 
-    def record(self, forward: Callable[[], None]) -> Plan:
+    def record(self, forward: Callable[[], object]) -> Plan:
         """Call ``forward``; the kernels that it calls become a plan instead of running."""
 
         def make() -> Plan:

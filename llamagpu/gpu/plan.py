@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ class Plan:
 
     def run(
         self,
-        read: tuple[Part, Slot] | None = None,
+        read: tuple[Slot, Sequence[Part]] | None = None,
         segment_work: float | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class Plan:
 
         Without ``segment_work`` it is one pass in one submission. With it, submissions end after about that many
         multiply-adds, at most two of them wait on the device, and ``cancelled`` is asked between them. ``read`` copies
-        a window into a staging slot after the last dispatch.
+        windows, one behind another, into a staging slot after the last dispatch.
         """
         device, gate = self._device, self._device.gate
         cuts = self._cuts(segment_work)
@@ -114,8 +114,10 @@ class Plan:
             compute.end()
             slot = None
             if last and read is not None:
-                part, slot = read
-                encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, 0, part.size)
+                slot, at = read[0], 0
+                for part in read[1]:
+                    encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, at, part.size)
+                    at += part.size
             elif not last:
                 slot = device.staging.take(16)
                 encoder.copy_buffer_to_buffer(device.fence.handle, 0, slot.buffer.handle, 0, 16)

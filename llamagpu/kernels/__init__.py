@@ -23,30 +23,45 @@ from llamagpu.kernels.matvec import matvec
 from llamagpu.kernels.registry import REGISTRY
 from llamagpu.kernels.rms_norm import rms_norm
 from llamagpu.kernels.rope import rope
-from llamagpu.kernels.sample import chunks_for, draws, sample
+from llamagpu.kernels.sampling import (
+    NO_CUT,
+    Sampler,
+    Settings,
+    choose,
+    logits_process,
+    logits_select,
+    make_sampler,
+    sample,
+    sampler_columns,
+)
 from llamagpu.kernels.silu_mul import silu_mul
 from llamagpu.kernels.softmax import softmax
 
 __all__ = [
+    "NO_CUT",
     "PAGE",
     "REGISTRY",
     "Cache",
     "Report",
+    "Sampler",
+    "Settings",
     "add",
     "attention_decode",
     "attention_merge",
     "attention_prefill",
     "cache_columns",
     "check",
-    "chunks_for",
+    "choose",
     "dequantize",
     "dequantize_rows",
-    "draws",
     "embedding",
     "gelu",
     "kv_write",
     "layer_norm",
     "linear",
+    "logits_process",
+    "logits_select",
+    "make_sampler",
     "matmul",
     "matvec",
     "partial_shape",
@@ -55,6 +70,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample",
+    "sampler_columns",
     "silu_mul",
     "softmax",
     "splits_for",

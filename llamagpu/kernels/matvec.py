@@ -1,4 +1,4 @@
-"""Products of a weight matrix with 1 to 8 vectors: the decode step's work."""
+"""Products of a weight matrix with a few vectors: the decode step's work."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ ROWS_PER_GROUP = {"rows": 128, "lanes": WORKGROUP // LANES}
 
 
 def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``out[c] = W x[c] + bias`` for 1 to 8 vectors; the order of additions does not depend on their number.
+    """``out[c] = W x[c] + bias``, eight vectors to a dispatch; the order of additions does not depend on their number.
 
     Args:
-        x: f32 [c, k], 1 ≤ c ≤ 8.
+        x: f32 [c, k].
         w: [n, k], f32, f16, bf16 or affine; may have several parts.
         bias: f32 [n].
         out: f32 [c, n].
     """
     device, kind = x.device, x.device.tuning.matvec
-    require(1 <= x.rows <= MAX_COLUMNS, f"matvec takes 1 to {MAX_COLUMNS} vectors, not {x.rows}")
     out, epilogue, extra = product_setup(x, w, bias, out)
     libs, consts = weights_libs(w)
+    libs = *libs, epilogue
     if kind == "lanes":
-        libs = *libs, epilogue, ("reduce", device.tuning.reduce)
-        program = Program("matvec_lanes", libs, (*consts, ("COLS", x.rows), ("WORKGROUP", WORKGROUP)))
-    else:
-        program = Program("matvec_rows", (*libs, epilogue), (*consts, ("COLS", x.rows)))
-    for part, bindings in weight_parts(w):
-        device.dispatch(
-            program,
-            -(-part.rows // ROWS_PER_GROUP[kind]),
-            product_params(x, w, part, out),
-            {"x": x.part, "out": out.part} | bindings | extra,
-            work=part.rows * w.columns * x.rows,
-        )
+        libs, consts = (*libs, ("reduce", device.tuning.reduce)), (*consts, ("WORKGROUP", WORKGROUP))
+    for start in range(0, x.rows, MAX_COLUMNS):
+        columns = min(MAX_COLUMNS, x.rows - start)
+        program = Program(f"matvec_{kind}", libs, (*consts, ("COLS", columns)))
+        for part, bindings in weight_parts(w):
+            device.dispatch(
+                program,
+                -(-part.rows // ROWS_PER_GROUP[kind]),
+                product_params(x, w, part, out, start),
+                {"x": x.part, "out": out.part} | bindings | extra,
+                work=part.rows * w.columns * columns,
+            )
     return out
 
 
@@ -54,10 +54,11 @@ def product_setup(
     return out, ("epilogue", "none" if bias is None else "bias"), {} if bias is None else {"bias": bias.part}
 
 
-def product_params(x: Tensor, w: Tensor, part: Part, out: Tensor) -> dict[str, int]:
+def product_params(x: Tensor, w: Tensor, part: Part, out: Tensor, start: int = 0) -> dict[str, int]:
     """The uniforms of every product (``lib/product.wgsl``)."""
     return {
         "m": x.rows,
+        "start": start,
         "rows": part.rows,
         "first": part.first,
         "k4": -(-w.columns // 4),
@@ -110,6 +111,6 @@ KERNEL = Kernel(
         {"m": 5, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
         {"m": 2, "n": 300001, "k": 3, "format": "f16", "bias": False},
     ),
-    random=lambda rng: product_random(rng, 1, MAX_COLUMNS + 1),
+    random=lambda rng: product_random(rng, 1, 2 * MAX_COLUMNS + 2),
     depends=("f16", "matvec", "reduce"),
 )

@@ -8,7 +8,7 @@ from llamagpu.gpu import Device, Tensor
 from llamagpu.kernels import PAGE, Cache, cache_columns
 from llamagpu.model.config import Config
 
-SLOTS = 8  # sequences that may hold pages at once
+SLOTS = 32  # sequences that may hold pages at once
 
 
 def pages_for(tokens: int) -> int:
@@ -23,18 +23,18 @@ def kv_bytes(config: Config, tokens: int, dtype: str) -> int:
 
 
 class PagedCache:
-    """Pages for ``tokens`` tokens, shared by up to ``SLOTS`` sequences.
+    """Pages for ``pool`` tokens, shared by up to ``SLOTS`` sequences of up to ``context`` tokens.
 
     One page more takes what padding rows write: the table of the slot ``dump`` has nothing else.
     """
 
-    def __init__(self, device: Device, config: Config, tokens: int, dtype: str):
-        count = pages_for(tokens)
+    def __init__(self, device: Device, config: Config, context: int, pool: int, dtype: str):
+        count = pages_for(pool)
         self._device, self._free = device, list(range(count - 1, -1, -1))
         self._slots = list(range(SLOTS - 1, -1, -1))
         self.dump = SLOTS
         self.total = count
-        self._table = np.full((SLOTS + 1, -(-count // 4) * 4), count, np.uint32)
+        self._table = np.full((SLOTS + 1, -(-pages_for(context) // 4) * 4), count, np.uint32)
         self.table: Tensor = device.tensor(self._table, "u32", purpose="kv")
         columns = cache_columns(config.num_key_value_heads, config.head_dim)
         self.layers = [

@@ -21,6 +21,8 @@ from llamagpu.model.weights import Progress, load_weights
 log = logging.getLogger("llamagpu")
 DEFAULT_MODEL = "stories"
 DEFAULT_CONTEXT = 4096
+_POOLS = (8, 4, 2)  # whole contexts that the cache holds at once, where they take little beside the weights
+_POOL_BYTES = 32_000_000
 KV_DTYPES = {"float32": "f32", "float16": "f16"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
@@ -31,6 +33,7 @@ class Sizes:
     """What a load will take, in bytes, and the choices behind it."""
 
     context: int
+    pool: int  # tokens that the cache holds, of all sequences together
     kv_dtype: str
     rows: int
     weights: int
@@ -123,18 +126,22 @@ def plan_sizes(layout: Layout, device: Device, context: int | None, kv_dtype: st
     wanted = min(most, DEFAULT_CONTEXT) if context is None else context
     free = device.ledger.free_bytes()
 
-    def sizes(tokens: int) -> Sizes:
+    def sizes(tokens: int, pool: int | None = None) -> Sizes:
+        pool = pool or tokens
         rows = bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
-        turns = tokens * c.head_dim * 4
-        return Sizes(tokens, kv, rows, layout.nbytes, kv_bytes(c, tokens, kv), arena_bytes(c, rows, tokens) + turns)
+        activations = arena_bytes(c, rows, tokens) + tokens * c.head_dim * 4
+        return Sizes(tokens, pool, kv, rows, layout.nbytes, kv_bytes(c, pool, kv), activations)
 
-    def fits(tokens: int) -> bool:
-        layer = (pages_for(tokens) + 1) * cache_columns(c.num_key_value_heads, c.head_dim) * (2 if kv == "f16" else 4)
+    def fits(tokens: int, pool: int | None = None) -> bool:
+        pages = pages_for(pool or tokens) + 1
+        layer = pages * cache_columns(c.num_key_value_heads, c.head_dim) * (2 if kv == "f16" else 4)
         bound = min(device.max_binding, device.max_buffer)
-        return layer <= bound and (free is None or sizes(tokens).total <= free)
+        return layer <= bound and (free is None or sizes(tokens, pool).total <= free)
 
     if fits(wanted):
-        return sizes(wanted)
+        allowed = max(_POOL_BYTES, layout.nbytes // 2)
+        pools = (n * wanted for n in _POOLS if kv_bytes(c, n * wanted, kv) <= allowed and fits(wanted, n * wanted))
+        return sizes(wanted, next(pools, wanted))
     low, high = 0, wanted // PAGE
     while low < high:
         middle = (low + high + 1) // 2
@@ -199,7 +206,7 @@ def load_model(
         log.warning("not quantised, as groups do not divide their rows: %s", ", ".join(prepared.layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
     weights = load_weights(prepared.layout, device, progress)
-    cache = PagedCache(device, config, sizes.context, sizes.kv_dtype)
+    cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype)
     turns = device.tensor(rope_table(config.rope, config.head_dim, sizes.context), "f32", purpose="activations")
     arena = make_arena(device, config, sizes.rows, sizes.context)
     forward = Forward(config, weights, cache, turns, arena)

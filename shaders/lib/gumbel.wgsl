@@ -12,8 +12,26 @@ fn gumbel_bits(seed: u32, position: u32, token: u32) -> u32 {
     return v.x;
 }
 
-// -log(-log u) for u in (0, 1) with 23 bits.
+// -log(1 - w), for w in (0, 1). Near w = 0, where the largest noise comes from, log of 1 - w would keep no digits (WGSL
+// promises 2⁻²¹, absolute), so it is 2 atanh(s) by its series, with s = w / (2 - w) at most 1/3.
+fn gumbel_exponential(w: f32) -> f32 {
+    if (w > 0.5) {
+        return -log(1.0 - w);
+    }
+    let s = w / (2.0 - w);
+    let q = s * s;
+    var sum = 1.0 / 15.0;
+    sum = fma(sum, q, 1.0 / 13.0);
+    sum = fma(sum, q, 1.0 / 11.0);
+    sum = fma(sum, q, 1.0 / 9.0);
+    sum = fma(sum, q, 1.0 / 7.0);
+    sum = fma(sum, q, 1.0 / 5.0);
+    sum = fma(sum, q, 1.0 / 3.0);
+    return 2.0 * s * fma(sum, q, 1.0);
+}
+
+// -log(-log(1 - w)), with w from 23 bits.
 fn gumbel(seed: u32, position: u32, token: u32) -> f32 {
-    let u = (f32(gumbel_bits(seed, position, token) >> 9u) + 0.5) * 1.1920928955078125e-7;
-    return -log(-log(u));
+    let w = (f32(gumbel_bits(seed, position, token) >> 9u) + 0.5) * 1.1920928955078125e-7;
+    return -log(gumbel_exponential(w));
 }

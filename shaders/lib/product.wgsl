@@ -1,6 +1,7 @@
 // What every product of vectors with a weight matrix W [rows, k] binds: out[m, n] = Σₖ x[m, k] · W[n, k].
 struct Params {
     m: u32,           // rows of x
+    start: u32,       // the first of them that this dispatch takes (matvec)
     rows: u32,        // rows of this part of W
     first: u32,       // column of `out` that the part's first row makes
     k4: u32,          // groups of four along k

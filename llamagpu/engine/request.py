@@ -1,0 +1,55 @@
+"""One sequence on its way through the engine."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.kernels import Settings
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token; with logprobs, its log-probability by the raw logits and the likeliest (id, log-probability)."""
+
+    id: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Request:
+    """What is asked for, and how far it is.
+
+    ``events`` carries Tokens, then a str (the finish reason), an array (logits) or an exception.
+    """
+
+    prompt: list[int]
+    limit: int  # tokens that may be made before max_tokens or the context ends it
+    settings: Settings = field(default_factory=Settings)
+    stop_ids: frozenset[int] = frozenset()
+    bias: Mapping[int, float] = field(default_factory=dict)
+    want_logits: bool = False
+    events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    length: int = 0  # positions in the cache
+    last: int = 0  # the newest token, not in the cache yet
+    made: int = 0
+    logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    @property
+    def most(self) -> int:
+        """Positions that the sequence may come to take; its last token needs none."""
+        return len(self.prompt) + (0 if self.want_logits else self.limit - 1)
+
+    @property
+    def prefilled(self) -> bool:
+        return self.length >= len(self.prompt)

@@ -1,0 +1,170 @@
+"""Running one model's plans: prompts in chunks, decode steps in batches. On the device thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.engine.request import Request, Token
+from llamagpu.errors import LlamaGPUError
+from llamagpu.gpu import Device, Plan, Tensor
+from llamagpu.kernels import NO_CUT, step_rows
+from llamagpu.kernels.sampling import MOST_LOGPROBS, PROMPT_BIT, Settings
+from llamagpu.model import Model
+from llamagpu.model.forward import BATCHES, HEAD_ROWS, batch_limit, bucket
+
+PACE_SECONDS = 0.1  # what one submission of a prefill should take
+# Multiply-adds a second that submissions of a prefill are cut for.
+_RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
+
+
+@dataclass
+class Runner:
+    """Moves the state of requests to the GPU, runs plans, brings tokens back."""
+
+    device: Device
+    model: Model
+
+    def __post_init__(self) -> None:
+        self._forward, self._arena = self.model.forward, self.model.forward.arena
+        self._settled: tuple[Request, ...] = ()  # whose states the first rows of the decode buffers hold
+        self._biased: set[int] = set()  # slots whose row of the bias is not zero
+
+    def begin(self, request: Request) -> None:
+        """Give a request its slot and pages, and set the slot's counts and bias."""
+        request.slot, request.pages = self.model.cache.take(request.most)
+        s, vocab = request.settings, self.model.config.vocab_size
+        if s.counted:
+            counts = np.zeros(vocab, np.uint32)
+            counts[np.asarray(request.prompt)] = PROMPT_BIT
+            self._write_row(self._arena.sampler.counts, request.slot, counts)
+        if request.bias or request.slot in self._biased:
+            bias = np.zeros(vocab, np.float32)
+            for token, value in request.bias.items():
+                bias[token] = value
+            self._write_row(self._arena.sampler.bias, request.slot, bias.view(np.uint32))
+            (self._biased.add if request.bias else self._biased.discard)(request.slot)
+
+    def end(self, request: Request) -> None:
+        """Take the slot and pages back."""
+        self.model.cache.give(request.slot, request.pages)
+        if request in self._settled:
+            self._settled = ()
+
+    def prefill(self, request: Request) -> list[Token]:
+        """Run the next chunk of the prompt; after the last one, the first token (or, for ``want_logits``, none)."""
+        chunk = request.prompt[request.length : request.length + self.model.rows]
+        rows = bucket(len(chunk))
+        last = request.length + len(chunk) - 1
+        state = step_rows([0] * rows, last, self.model.cache.dump)  # padding rows write to a page of their own
+        state[: len(chunk), 0] = chunk
+        state[: len(chunk), 1] = np.arange(request.length, last + 1)
+        state[: len(chunk), 2] = request.slot
+        self._write(self._arena.step_rows, state)
+        self._settled = ()
+        pace = _RATE[self.device.adapter.kind] * PACE_SECONDS
+        self._forward.prefill(rows).run(segment_work=pace, cancelled=request.cancelled.is_set)
+        request.length += len(chunk)
+        if request.cancelled.is_set():
+            return []
+        if request.want_logits:
+            self._collect_logits(request, len(chunk))
+            return []
+        if request.length < len(request.prompt):
+            return []
+        self._write(self._arena.picks, step_rows([len(chunk) - 1], 0))
+        self._settle((request,), request.prompt[-1:], [request.length - 1])
+        return self._read((request,), self._forward.first(request.settings.plain))
+
+    def decode(self, requests: Sequence[Request]) -> list[Token]:
+        """One step of requests that are all plain or all not. Tokens and positions are on the device already, unless
+        other requests ran since."""
+        batch = tuple(requests)
+        if self._settled != batch:
+            self._settle(batch, [r.last for r in batch], [r.length for r in batch])
+        for request in batch:
+            request.length += 1
+        rows = bucket(len(batch), BATCHES)
+        positions = max(r.most for r in batch)
+        return self._read(batch, self._forward.decode(rows, positions, batch[0].settings.plain))
+
+    def batch_of(self, requests: Sequence[Request]) -> list[Request]:
+        """As many requests from the front as decode in one step."""
+        context, out = self.model.context, list(requests[: BATCHES[-1]])
+        while bucket(len(out), BATCHES) > batch_limit(context, max(r.most for r in out)):
+            out.pop()
+        return out
+
+    def _collect_logits(self, request: Request, rows: int) -> None:
+        for first in range(0, rows, HEAD_ROWS):
+            count = min(HEAD_ROWS, rows - first)
+            picks = step_rows(np.minimum(np.arange(first, first + bucket(count, BATCHES)), rows - 1), 0)
+            self._write(self._arena.picks, picks)
+            self._forward.head(len(picks)).run()
+            logits = self._arena.logits.head(len(picks)).numpy()[:count]
+            request.logits.append(logits.astype(np.float32))
+
+    def _settle(self, batch: tuple[Request, ...], tokens: Sequence[int], positions: Sequence[int]) -> None:
+        """Put the state of sequences into the decode buffers, where others' was; the rest are padding rows."""
+        rows, count = bucket(len(batch), BATCHES), len(batch)
+        sampler, plain = self._arena.sampler, batch[0].settings.plain
+        state = step_rows([0] * rows, 0, self.model.cache.dump)
+        state[:count, 0], state[:count, 1] = tokens, positions
+        state[:count, 2] = [r.slot for r in batch]
+        settings = [r.settings for r in batch] + [Settings()] * (rows - count)
+        self._write(self._arena.step_rows, state)
+        self._write(sampler.draws, np.stack([s.draw(plain) for s in settings]))
+        self._write(sampler.cuts, np.tile(np.array(NO_CUT, np.uint32), (rows, 1)))
+        if not plain:
+            self._write(sampler.settings, np.stack([s.pack() for s in settings]))
+        self._settled = batch
+
+    def _read(self, batch: tuple[Request, ...], plan: Plan) -> list[Token]:
+        """Run a plan that samples, and read a token for every request."""
+        count, sampler = len(batch), self._arena.sampler
+        most = max(r.settings.logprobs for r in batch)
+        wanted = [sampler.result.head(count).part] + ([sampler.likely.head(count).part] if most else [])
+        size = sum(p.size for p in wanted)
+        slot = self.device.staging.take(size)
+        plan.run(read=(slot, wanted))
+        raw = np.frombuffer(self.device.gate.read(slot, size), np.uint32)
+        self.device.staging.give(slot)
+        results = raw[: 4 * count].reshape(count, 4)
+        likely = raw[4 * count :].reshape(-1, MOST_LOGPROBS, 2)
+        out = []
+        for i, request in enumerate(batch):
+            if results[i, 1]:
+                raise NotFinite(request)
+            n = request.settings.logprobs
+            top = (
+                [(int(t), float(p)) for t, p in zip(likely[i, :n, 0], likely[i, :n, 1].view(np.float32), strict=True)]
+                if n
+                else []
+            )
+            logprob = float(results[i, 2:3].view(np.float32)[0]) if n else None
+            out.append(Token(int(results[i, 0]), logprob, top))
+        return out
+
+    def _write(self, tensor: Tensor, values: npt.NDArray[Any]) -> None:
+        part = tensor.part
+        self.device.write_bytes(part.buffer, part.offset, np.ascontiguousarray(values))
+
+    def _write_row(self, tensor: Tensor, row: int, values: npt.NDArray[Any]) -> None:
+        part = tensor.part
+        self.device.write_bytes(part.buffer, part.offset + row * tensor.stride * 4, values)
+
+
+class NotFinite(LlamaGPUError):
+    """A request's logits hold NaN or infinity."""
+
+    def __init__(self, request: Request):
+        super().__init__(
+            f"The logits are not finite after {request.length} tokens.",
+            "A NaN or an infinity came out of the model: broken weights, or values beyond float16.",
+            "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
+        )
+        self.request = request
