@@ -329,6 +329,8 @@ def export(
         "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": CONFIG["max_position_embeddings"],
+        # Not a chat model: a "conversation" with it is a story written by turns.
+        "chat_template": "{{ bos_token }}{{ messages | map(attribute='content') | join(' ') }}",
     }
     (args.out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     (args.out / "tokenizer.json").write_text(tok_path.read_text())

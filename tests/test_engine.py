@@ -318,7 +318,7 @@ def test_a_135m_model_loads_and_decodes(tmp_path: Path, device: gpu.Device) -> N
     )
     random_models.write_model(tmp_path, c, random_models.tensors(c, 1))
     with LLM(tmp_path, device=device, context=256) as llm:
-        assert llm._model.sizes.weights > 250e6
+        assert llm.sizes.weights > 250e6
         result = llm.generate([1, 2, 3, 4, 5], max_tokens=4)
         assert result.completion_tokens == 4
         row = llm.logits([1, 2, 3, 4, 5])[-1]

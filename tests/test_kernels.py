@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from llamagpu.kernels.sample import gumbel
 
 from llamagpu import gpu, kernels
 from llamagpu.errors import KernelError
 from llamagpu.gpu import native
 from llamagpu.kernels.base import Kernel
+from llamagpu.kernels.sampling import NO_CUT, gumbel
 
 REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
 FULL = frozenset({"shader-f16", "subgroup"})
@@ -131,10 +131,11 @@ def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
     rows = 4000
     x = device.tensor(np.tile(logits, (rows, 1)))
-    settings = device.tensor(kernels.draws(np.arange(rows), np.ones(rows)), "u32")
-    best, result = device.empty((rows, 4), "u32"), device.empty((rows, 4), "u32")
+    sampler = kernels.make_sampler(device, rows, 1, 4)
+    sampler.draws.write(np.stack([kernels.Settings(temperature=1.0, seed=r).draw(plain=True) for r in range(rows)]))
+    sampler.cuts.write(np.tile(np.array(NO_CUT, np.uint32), (rows, 1)))
     state = device.tensor(kernels.step_rows(np.zeros(rows), 3), "u32")
-    tokens = kernels.sample(x, settings, best, state, result).numpy()[:, 0]
+    tokens = kernels.sample(x, x, state, sampler).numpy()[:, 0]
     assert np.abs(np.bincount(tokens, minlength=4) / rows - np.exp(logits)).max() < 0.03
     noisy = logits + np.stack([gumbel(seed, 4, np.arange(4)) for seed in range(rows)])
     margin = np.diff(np.sort(noisy, axis=1)[:, -2:], axis=1)[:, 0]

@@ -332,10 +332,10 @@ def test_base_model_names(tmp_path: Path, device: gpu.Device) -> None:
 def test_dtypes_on_load(model: Path, device: gpu.Device) -> None:
     ids = list(range(20))
     with LLM(model, device=device) as llm:
-        exact, size = llm.logits(ids), llm._model.sizes.weights
+        exact, size = llm.logits(ids), llm.sizes.weights
     for dtype, most in (("float16", 2e-2), ("bfloat16", 1e-1)):
         with LLM(model, device=device, dtype=dtype, kv_dtype="float32") as llm:
-            assert llm._model.sizes.weights < 0.6 * size
+            assert llm.sizes.weights < 0.6 * size
             error = np.abs(llm.logits(ids) - exact).max() / np.abs(exact).max()
             assert 1e-5 < error < most
     with LLM(model, device=device, kv_dtype="float16") as llm:

@@ -76,7 +76,7 @@ def test_a_quantised_checkpoint_is_its_dequantised_weights(
         got = q.logits(ids)
         assert q.generate(ids, max_tokens=3).completion_tokens == 3
     with LLM(tmp_path / "q", device=device, dtype="float32") as wide:
-        assert wide._model.sizes.weights > 3 * prepared.layout.with_dtype("int8") * bits / 8 / 1.3
+        assert wide.sizes.weights > 3 * prepared.layout.with_dtype("int8") * bits / 8 / 1.3
         expected = wide.logits(ids)
     assert np.abs(got - expected).max() <= 2e-5 * max(1, np.abs(expected).max())
 
@@ -86,8 +86,8 @@ def test_quantising_while_loading(story: LLM, device: gpu.Device, dtype: str) ->
     ids = story.tokenize("Once upon a time there was a little girl who had a big red ball.")
     exact = story.logits(ids)
     with LLM(device=device, dtype=dtype) as llm:
-        assert llm._model.sizes.weights < story._model.sizes.weights * (0.55 if dtype == "int8" else 0.3)
-        assert llm._model.sizes.kv_dtype == "f16"
+        assert llm.sizes.weights < story.sizes.weights * (0.55 if dtype == "int8" else 0.3)
+        assert llm.sizes.kv_dtype == "f16"
         got = llm.logits(ids)
         assert llm.generate(ids, max_tokens=5).completion_tokens == 5
     error = np.sqrt(((got - exact) ** 2).mean() / (exact**2).mean())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamagpu.cli.output import Interrupted, model_options, note, progress_bar, write, write_json
+from llamagpu.cli.output import Interrupted, load_options, model_options, note, open_model, write, write_json
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def generate(
     Statistics go to standard error.
     """
     source = _prompt(text, prompt, file)
-    load = {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
+    load = load_options(options)
     _validate(options)
-    with _load(load) as llm:
+    with open_model(load) as llm:
         stream = llm.stream(source, **options)
         try:
             if as_json:
@@ -93,13 +93,6 @@ def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
     if not source:
         raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
     return source
-
-
-def _load(options: dict[str, Any]) -> LLM:
-    from llamagpu.engine import LLM
-
-    with progress_bar("loading") as progress:
-        return LLM(options.pop("model"), **options, progress=progress)
 
 
 def _statistics(result: Result, llm: LLM) -> str:

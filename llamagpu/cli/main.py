@@ -11,9 +11,12 @@ from collections.abc import Sequence
 import click
 
 from llamagpu import __version__
+from llamagpu.cli.chat import chat
 from llamagpu.cli.doctor import doctor
 from llamagpu.cli.generate import generate
+from llamagpu.cli.inspect import inspect
 from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
+from llamagpu.cli.perplexity import perplexity
 from llamagpu.cli.quantize import quantize
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 
@@ -35,10 +38,14 @@ def cli(verbose: int) -> None:
     logger = logging.getLogger("llamagpu")
     logger.handlers = [handler]
     logger.setLevel(level)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR if verbose == 0 else level)
 
 
 cli.add_command(generate)
+cli.add_command(chat)
 cli.add_command(quantize)
+cli.add_command(inspect)
+cli.add_command(perplexity)
 cli.add_command(doctor)
 
 

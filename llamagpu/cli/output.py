@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from llamagpu.engine import LLM
 
 _SHOW_PROGRESS_FROM = 50_000_000  # bytes; less is done at once
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +60,19 @@ def progress_bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=total >= _SHOW_PROGRESS_FROM)
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of ``model_options`` out of a command's."""
+    return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
+
+
+def open_model(options: dict[str, Any]) -> LLM:
+    """Load a model, with progress where it takes a while."""
+    from llamagpu.engine import LLM
+
+    with progress_bar("loading") as progress:
+        return LLM(options.pop("model"), **options, progress=progress)
 
 
 def error_lines(what: str, why: str = "", hint: str = "") -> str:

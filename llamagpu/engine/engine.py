@@ -59,7 +59,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Take waiting requests in, in their order, while the cache has room for all that they may need."""
-        while self._waiting and self._model.cache.fits(self._waiting[0].most):
+        while self._waiting and self._runner.fits(self._waiting[0]):
             request = self._waiting[0]  # stays in a queue throughout: an error must find it
             self._runner.begin(request)
             self._active.append(self._waiting.popleft())
@@ -82,6 +82,7 @@ class Engine:
         for request, token in zip(requests, tokens, strict=False):
             request.last = token.id
             request.made += 1
+            request.tokens.append(token.id)
             request.events.put(token)
             if token.id in request.stop_ids:
                 self._finish(request, "stop")

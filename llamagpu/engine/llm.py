@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack, cast, overload
@@ -14,15 +14,17 @@ from llamagpu import gpu
 from llamagpu.engine.engine import Engine
 from llamagpu.engine.options import GenerateOptions
 from llamagpu.engine.params import sampling_params
-from llamagpu.engine.request import Request
+from llamagpu.engine.request import Conversation, Request
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, next_event
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
-from llamagpu.model import check_dtypes, find_model, load_model, prepare
+from llamagpu.model import Sizes, check_dtypes, find_model, load_generation_config, load_model, prepare
 from llamagpu.model.weights import Progress
-from llamagpu.text import Tokenizer
+from llamagpu.text import Tokenizer, load_chat_template
 
+Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
+_CHAT_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that generation_config.json may set
 
 
 class LLM:
@@ -65,6 +67,9 @@ class LLM:
         prepared = prepare(directory, dtype)
         self.config, self.directory = prepared.config, directory
         self._tokenizer = Tokenizer(directory, prepared.config.vocab_size)
+        self._template = load_chat_template(directory)
+        self._generation = load_generation_config(directory)
+        self._conversation = Conversation()
         self._owns_device = not isinstance(device, gpu.Device)
         self.device = gpu.open(device)
         with self.device.ledger.tracking() as self._buffers:
@@ -89,6 +94,11 @@ class LLM:
     def context(self) -> int:
         """The most tokens of a sequence, prompt and new ones together."""
         return self._model.context
+
+    @property
+    def sizes(self) -> Sizes:
+        """The bytes that weights, cache and activations take, and the choices behind them."""
+        return self._model.sizes
 
     def close(self) -> None:
         """Free the model's memory. Generations still running end with an error; calling it twice is harmless."""
@@ -157,6 +167,44 @@ class LLM:
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Leaving it stops it."""
+        return self._stream(prompt, None, **options)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Result:
+        """The answer to a conversation: messages with ``role`` and ``content``, put into the model's chat template.
+
+        What the cache still holds of the last conversation is reused where this one begins the same. Sampling settings
+        that are not given come from the model's generation_config.json.
+
+        Raises:
+            UsageError: the model has no chat template, or it refuses the conversation, or passes a limit.
+        """
+        with self.chat_stream(messages, **options) as stream:
+            return stream.result
+
+    def chat_stream(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
+        """As ``chat``, but an iterator of text pieces."""
+        if self._template is None:
+            raise UsageError(
+                f"The model {self.directory.name} has no chat template.",
+                "It was not made for conversations.",
+                "Use generate, or a model whose name says chat or instruct.",
+            )
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+                raise UsageError(f"{message!r} is no message.", "A message has a role and a content.")
+        if not messages:
+            raise UsageError("The conversation is empty.", "There is nothing to answer.")
+        text = self._template.render(messages)
+        merged = cast(GenerateOptions, {**self._chat_settings(), **options})
+        return self._stream(self.tokenize(text, add_special_tokens=False), self._conversation, **merged)
+
+    def _chat_settings(self) -> dict[str, Any]:
+        given = self._generation
+        if given.get("do_sample") is not True:
+            return {k: given[k] for k in ("repetition_penalty",) if given.get(k) is not None}
+        return {"temperature": 1.0} | {k: given[k] for k in _CHAT_SETTINGS if given.get(k) is not None}
+
+    def _stream(self, prompt: Prompt, conversation: Conversation | None, **options: Unpack[GenerateOptions]) -> Stream:
         params = sampling_params(**options)
         ids = self._prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
@@ -164,7 +212,7 @@ class LLM:
         if beyond:
             raise UsageError(f"logit_bias names the token {beyond[0]}.", f"Ids run to {self.config.vocab_size - 1}.")
         limit = min(params.max_tokens, self.context - len(ids) + 1)
-        request = Request(ids, limit, params.settings, stops, params.bias)
+        request = Request(ids, limit, params.settings, stops, params.bias, conversation=conversation)
         return Stream(self._engine, request, self._tokenizer, self.context, params.stop)
 
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:

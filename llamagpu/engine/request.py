@@ -24,6 +24,20 @@ class Token:
 
 
 @dataclass(eq=False)
+class Conversation:
+    """What the cache keeps of a finished request, for the next prompt that begins the same. A slot of -1 is nothing."""
+
+    tokens: list[int] = field(default_factory=list)
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+
+    def shared(self, prompt: list[int]) -> int:
+        """How many tokens at the prompt's beginning are in the cache; at least its last one must be run again."""
+        most = min(len(self.tokens), len(prompt) - 1) if self.slot >= 0 else 0
+        return next((i for i in range(most) if self.tokens[i] != prompt[i]), most)
+
+
+@dataclass(eq=False)
 class Request:
     """What is asked for, and how far it is.
 
@@ -36,6 +50,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     bias: Mapping[int, float] = field(default_factory=dict)
     want_logits: bool = False
+    conversation: Conversation | None = None
     events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
     slot: int = -1
@@ -43,6 +58,7 @@ class Request:
     length: int = 0  # positions in the cache
     last: int = 0  # the newest token, not in the cache yet
     made: int = 0
+    tokens: list[int] = field(default_factory=list)  # the new ones
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.engine.request import Request, Token
+from llamagpu.engine.request import Conversation, Request, Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan, Tensor
 from llamagpu.kernels import NO_CUT, step_rows
@@ -32,11 +32,29 @@ class Runner:
     def __post_init__(self) -> None:
         self._forward, self._arena = self.model.forward, self.model.forward.arena
         self._settled: tuple[Request, ...] = ()  # whose states the first rows of the decode buffers hold
+        self._kept: list[Conversation] = []  # idle ones, whose slots and pages are not given back
         self._biased: set[int] = set()  # slots whose row of the bias is not zero
 
+    def fits(self, request: Request) -> bool:
+        """Whether a request can begin now. What idle conversations keep is given up for it, the oldest first."""
+        cache, own = self.model.cache, request.conversation
+        while not cache.fits(request.most, own.pages if own and own.slot >= 0 else None):
+            other = next((c for c in self._kept if c is not own), own if own in self._kept else None)
+            if other is None:
+                return False
+            self._drop(other)
+        return True
+
     def begin(self, request: Request) -> None:
-        """Give a request its slot and pages, and set the slot's counts and bias."""
-        request.slot, request.pages = self.model.cache.take(request.most)
+        """Give a request its slot and pages, those of its conversation first, and set the slot's counts and bias."""
+        cache, own = self.model.cache, request.conversation
+        if own is not None and own in self._kept:
+            self._kept.remove(own)
+            request.length = own.shared(request.prompt)
+            request.slot, request.pages = own.slot, cache.grow(own.slot, own.pages, request.most)
+            own.slot = -1
+        else:
+            request.slot, request.pages = cache.take(request.most)
         s, vocab = request.settings, self.model.config.vocab_size
         if s.counted:
             counts = np.zeros(vocab, np.uint32)
@@ -50,10 +68,21 @@ class Runner:
             (self._biased.add if request.bias else self._biased.discard)(request.slot)
 
     def end(self, request: Request) -> None:
-        """Take the slot and pages back."""
-        self.model.cache.give(request.slot, request.pages)
+        """Take the slot and pages back, or keep them for the conversation."""
         if request in self._settled:
             self._settled = ()
+        own = request.conversation
+        if own is None or own in self._kept:
+            self.model.cache.give(request.slot, request.pages)
+            return
+        own.tokens = (request.prompt + request.tokens)[: request.length]
+        own.slot, own.pages = request.slot, request.pages
+        self._kept.append(own)
+
+    def _drop(self, conversation: Conversation) -> None:
+        self._kept.remove(conversation)
+        self.model.cache.give(conversation.slot, conversation.pages)
+        conversation.slot = -1
 
     def prefill(self, request: Request) -> list[Token]:
         """Run the next chunk of the prompt; after the last one, the first token (or, for ``want_logits``, none)."""
@@ -68,9 +97,9 @@ class Runner:
         self._settled = ()
         pace = _RATE[self.device.adapter.kind] * PACE_SECONDS
         self._forward.prefill(rows).run(segment_work=pace, cancelled=request.cancelled.is_set)
-        request.length += len(chunk)
-        if request.cancelled.is_set():
+        if request.cancelled.is_set():  # perhaps before the chunk was through: it does not count
             return []
+        request.length += len(chunk)
         if request.want_logits:
             self._collect_logits(request, len(chunk))
             return []

@@ -1,6 +1,6 @@
 """The model layer: config -> architecture row -> weights -> recorded forward pass."""
 
-from llamagpu.model.config import Config, Rope, load_config, parse_config
+from llamagpu.model.config import Config, Rope, load_config, load_generation_config, parse_config
 from llamagpu.model.model import (
     DEFAULT_MODEL,
     Model,
@@ -24,6 +24,7 @@ __all__ = [
     "embedded_models",
     "find_model",
     "load_config",
+    "load_generation_config",
     "load_model",
     "parse_config",
     "prepare",

@@ -47,18 +47,25 @@ class PagedCache:
             for _ in range(config.num_hidden_layers)
         ]
 
-    def fits(self, tokens: int) -> bool:
-        """Whether a sequence of so many tokens can be taken in now."""
-        return bool(self._slots) and pages_for(tokens) <= len(self._free)
+    def fits(self, tokens: int, held: list[int] | None = None) -> bool:
+        """Whether a sequence of so many tokens can be taken in now; ``held`` are the pages of one that grows."""
+        if held is None:
+            return bool(self._slots) and pages_for(tokens) <= len(self._free)
+        return pages_for(tokens) - len(held) <= len(self._free)
 
     def take(self, tokens: int) -> tuple[int, list[int]]:
         """A slot, and the pages now in its table. Ask ``fits`` first."""
-        slot, pages = self._slots.pop(), [self._free.pop() for _ in range(pages_for(tokens))]
+        slot = self._slots.pop()
+        return slot, self.grow(slot, [], tokens)
+
+    def grow(self, slot: int, held: list[int], tokens: int) -> list[int]:
+        """The pages of a slot that keeps those it has and gets room for so many tokens."""
+        pages = [*held, *(self._free.pop() for _ in range(pages_for(tokens) - len(held)))]
         self._table[slot] = self.total
         self._table[slot, : len(pages)] = pages
         part = self.table.part
         self._device.write_bytes(part.buffer, part.offset + slot * self.table.stride * 4, self._table[slot])
-        return slot, pages
+        return pages
 
     def give(self, slot: int, pages: list[int]) -> None:
         """Take a finished sequence's slot and pages back."""

@@ -131,8 +131,13 @@ def load_json(path: Path) -> dict[str, Any]:
 def load_config(directory: Path) -> Config:
     """Read and check config.json (and the token ids of generation_config.json, which take precedence)."""
     raw = load_json(directory / "config.json")
-    generation = directory / "generation_config.json"
-    return parse_config(raw, load_json(generation) if generation.exists() else {})
+    return parse_config(raw, load_generation_config(directory))
+
+
+def load_generation_config(directory: Path) -> dict[str, Any]:
+    """generation_config.json, or nothing where there is none."""
+    path = directory / "generation_config.json"
+    return load_json(path) if path.exists() else {}
 
 
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Config:

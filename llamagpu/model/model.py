@@ -81,13 +81,18 @@ def find_model(model: str | Path | None, revision: str | None = None) -> Path:
         return path.parent
     if path.exists():
         raise ModelNotFoundError(f"{path} is no model.", "A model is a directory, a safetensors file or a hub id.")
-    if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        return _download(model, revision)
+    if is_hub_id(model):
+        return _download(str(model), revision)
     raise ModelNotFoundError(
         f"There is no model directory {path}.",
         "A model is a directory with config.json, or a hub id such as owner/name.",
         "Check the path.",
     )
+
+
+def is_hub_id(model: str | Path) -> bool:
+    """Whether a name is no path here but could be one on the hub: owner/name."""
+    return isinstance(model, str) and not Path(model).expanduser().exists() and bool(_HUB_ID.fullmatch(model))
 
 
 def _download(model: str, revision: str | None) -> Path:
@@ -110,7 +115,9 @@ def _download(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def plan_sizes(layout: Layout, device: Device, context: int | None, kv_dtype: str) -> Sizes:
+def plan_sizes(
+    layout: Layout, device: Device, context: int | None, kv_dtype: str, most_context: int = DEFAULT_CONTEXT
+) -> Sizes:
     """Choose context and cache dtype, and add up what they take.
 
     Raises:
@@ -123,7 +130,7 @@ def plan_sizes(layout: Layout, device: Device, context: int | None, kv_dtype: st
     most = c.max_position_embeddings
     if context is not None and not 1 <= context <= most:
         raise UsageError(f"A context of {context} tokens is not possible.", f"The model has from 1 to {most}.")
-    wanted = min(most, DEFAULT_CONTEXT) if context is None else context
+    wanted = min(most, most_context) if context is None else context
     free = device.ledger.free_bytes()
 
     def sizes(tokens: int, pool: int | None = None) -> Sizes:

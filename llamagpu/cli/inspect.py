@@ -1,0 +1,74 @@
+"""``llamagpu inspect``: what a model is and what it would take, from its headers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from llamagpu.cli.output import write, write_json
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--revision", help="The hub id's revision.")
+@click.option("--device", default="auto", show_default=True, help="The adapter to measure it against.")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(model: str | None, revision: str | None, device: str, tensors: bool, as_json: bool) -> None:
+    """Show MODEL's architecture, parameters, tensors and memory by dtype and context, against the adapter.
+
+    Only headers are read; of a hub id nothing large is downloaded.
+    """
+    from llamagpu import gpu
+    from llamagpu.errors import NoAdapterError
+    from llamagpu.model.inspect import inspect_model
+
+    try:
+        with gpu.open(device) as opened:
+            report = inspect_model(model, revision, opened)
+    except NoAdapterError:
+        if device != "auto":
+            raise
+        report = inspect_model(model, revision, None)
+    if not tensors:
+        report.pop("tensor_list")
+    if as_json:
+        write_json(report)
+    else:
+        write(_describe(report))
+
+
+def _describe(report: dict[str, Any]) -> str:
+    c = report["config"]
+    lines = [
+        f"{report['model']}: {c['model_type']}, {report['parameters']:,} parameters in {report['tensors']} tensors "
+        f"({', '.join(report['stored'])})",
+        f"  {c['num_hidden_layers']} layers, hidden {c['hidden_size']}, intermediate {c['intermediate_size']}, "
+        f"{c['num_attention_heads']} heads over {c['num_key_value_heads']} of {c['head_dim']}, "
+        f"vocabulary {c['vocab_size']}{', tied head' if c['tie_word_embeddings'] else ''}",
+        f"  context up to {c['max_position_embeddings']}, rope {c['rope']['rope_type']} "
+        f"(theta {c['rope']['rope_theta']:g})",
+        "memory in MB, weights by dtype:",
+    ]
+    lines += [f"  {dtype:9} {size / 1e6:12,.1f}" for dtype, size in report["weight_bytes"].items()]
+    lines.append("and cache and activations by context:")
+    for row in report["contexts"]:
+        kv = f"{row['kv_bytes']['float32'] / 1e6:,.1f} (float32) or {row['kv_bytes']['float16'] / 1e6:,.1f} (float16)"
+        lines.append(f"  {row['context']:9,} {kv}, activations {row['activation_bytes'] / 1e6:,.1f}")
+    adapter = report["adapter"]
+    if adapter is None:
+        lines.append("adapter: none was found")
+    else:
+        free = adapter["free_bytes"]
+        memory = "not known" if free is None else f"{free / 1e6:,.0f} MB"
+        lines.append(f"adapter: {adapter['name']}, free memory {memory}")
+        lines.append(
+            f"  its bindings of {adapter['binding_bytes'] / 1e6:,.0f} MB hold the cache of "
+            f"{adapter['most_tokens']:,} tokens"
+        )
+        for dtype, context in adapter["largest_context"].items():
+            lines.append(f"  {dtype:9} " + (f"fits with a context of {context:,}" if context else "does not fit"))
+    for t in report.get("tensor_list", []):
+        lines.append(f"  {t['name']}  {t['dtype']} {t['shape']}")
+    return "\n".join(lines) + "\n"

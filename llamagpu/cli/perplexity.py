@@ -1,0 +1,51 @@
+"""``llamagpu perplexity``: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llamagpu.cli.output import load_options, model_options, note, open_model, write, write_json
+from llamagpu.errors import UsageError
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@model_options
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens that the model sees at a time.")
+@click.option("--stride", type=int, default=256, show_default=True, help="Tokens from a window's start to the next.")
+@click.option("--bytes", "most", type=int, help="Read only so many bytes of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def perplexity(file: Path, window: int, stride: int, most: int | None, as_json: bool, **options: Any) -> None:
+    """Measure the perplexity of a model on the text in FILE (- is standard input), in overlapping windows."""
+    text = _read(file, most)
+    with open_model(load_options(options)) as llm:
+        from llamagpu.engine.perplexity import perplexity as measure
+
+        found = measure(llm, llm.tokenize(text), window=window, stride=stride)
+        sizes = llm.sizes
+        if as_json:
+            write_json(asdict(found) | {"model": llm.directory.name, "weight_bytes": sizes.weights})
+            return
+        write(f"{found.perplexity:.4f}\n")
+        note(
+            f"{found.nats_per_token:.5f} nats/token over {found.tokens} tokens, window {window}, stride {stride} · "
+            f"weights {sizes.weights / 1e6:.2f} MB · {llm.device.adapter}"
+        )
+
+
+def _read(file: Path, most: int | None) -> str:
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as e:
+        raise UsageError(f"The text file {file} cannot be read.", e.strerror or str(e)) from None
+    if most is not None and most < 1:
+        raise UsageError(f"--bytes is {most}.", "It must be at least 1.")
+    try:
+        return data[:most].decode("utf-8", "ignore" if most is not None else "strict")  # a cut may split a character
+    except UnicodeDecodeError as e:
+        raise UsageError("The text is not UTF-8.", str(e), "Convert it, for example with iconv.") from None

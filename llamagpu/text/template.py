@@ -1,0 +1,135 @@
+"""Chat templates: jinja2 in an immutable sandbox, with limits on time and size.
+
+A template comes with the model and is not trusted. The sandbox keeps it from attributes and calls that reach out of it;
+the limits keep it from running or growing without end.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jinja2
+import jinja2.exceptions
+import jinja2.sandbox
+
+from llamagpu.errors import UnsupportedModelError, UsageError
+
+Message = Mapping[str, Any]
+MOST_SECONDS = 2.0
+MOST_CHARACTERS = 4_000_000
+_MOST_REPEAT = 100_000
+
+
+class TemplateStopped(Exception):
+    """A template passed a limit."""
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox of transformers' templates, and no products or powers that make something huge at once."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        huge = any(isinstance(v, int) and abs(v) > _MOST_REPEAT for v in (left, right))
+        if operator == "**" or (huge and not all(isinstance(v, (int, float)) for v in (left, right))):
+            raise TemplateStopped(f"it computes {operator} of large values")
+        return super().call_binop(context, operator, left, right)
+
+
+@contextmanager
+def _limits() -> Iterator[None]:
+    """Watch the code that runs inside: stop it when time is up, or when a string grows beyond measure."""
+    deadline, before = time.monotonic() + MOST_SECONDS, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TemplateStopped(f"it ran for more than {MOST_SECONDS:g} seconds")
+        for value in frame.f_locals.values():
+            if isinstance(value, (str, list)) and len(value) > MOST_CHARACTERS:
+                raise TemplateStopped(f"it makes more than {MOST_CHARACTERS:,} characters")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+class ChatTemplate:
+    """A model's chat template.
+
+    Raises:
+        UnsupportedModelError: it is no valid template.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str]):
+        self._special = dict(special)
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+        try:
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as e:
+            raise UnsupportedModelError("The model's chat template is not valid.", str(e)) from None
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt for a conversation, up to where the answer begins.
+
+        Raises:
+            UsageError: the template refuses the conversation, fails on it, or passes a limit.
+        """
+        try:
+            with _limits():
+                text = self._template.render(
+                    messages=[dict(m) for m in messages], add_generation_prompt=True, **self._special
+                )
+        except TemplateStopped as e:
+            raise UsageError("The model's chat template was stopped.", f"{e}.", "Use another model.") from None
+        except jinja2.exceptions.SecurityError as e:
+            why = str(e).strip()
+            raise UsageError("The model's chat template was stopped.", why, "It reaches for what it may not.") from None
+        except Exception as e:  # a template may fail in any way that Python can
+            raise UsageError("The chat template does not take this conversation.", f"{type(e).__name__}: {e}") from None
+        if len(text) > MOST_CHARACTERS:
+            raise UsageError("The model's chat template was stopped.", f"It made {len(text):,} characters.")
+        return text
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """As transformers has it: not escaped for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def load_chat_template(directory: Path) -> ChatTemplate | None:
+    """The template of a model directory: chat_template.jinja, or ``chat_template`` of tokenizer_config.json (a string,
+    or a list of which ``default`` is taken); None where there is none."""
+    config_path, jinja_path = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    config: dict[str, Any] = {}
+    if config_path.exists():
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    source = jinja_path.read_text(encoding="utf-8") if jinja_path.exists() else config.get("chat_template")
+    if isinstance(source, list):
+        source = next((t.get("template") for t in source if t.get("name") == "default"), None)
+    if not isinstance(source, str):
+        return None
+    special = {}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = config.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[key] = token
+    return ChatTemplate(source, special)

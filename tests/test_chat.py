@@ -1,0 +1,359 @@
+"""Chat templates and their limits, conversations and the cache they keep, the chat command; inspect and perplexity."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import random_models
+
+from llamagpu import LLM, gpu
+from llamagpu.cli.main import run
+from llamagpu.engine.perplexity import perplexity
+from llamagpu.errors import UnsupportedModelError, UsageError
+from llamagpu.text import ChatTemplate, load_chat_template
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi <b>"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Why?"},
+]
+
+
+# --- templates -----------------------------------------------------------------------------
+
+
+def test_published_templates(shared: Path) -> None:
+    """They render, name every message once, and end where the answer begins."""
+    paths = sorted((shared / "tokenizers" / "chat-templates").glob("*.jinja"))
+    assert len(paths) >= 6
+    for path in paths:
+        template = ChatTemplate(path.read_text(), {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"})
+        text = template.render(MESSAGES)
+        assert text.count("Hi <b>") == text.count("Why?") == text.count("Hello.") == 1
+        assert text.rstrip().endswith(("<|im_start|>assistant", "<|start_header_id|>assistant<|end_header_id|>"))
+
+
+def test_the_llama_3_template_exactly(shared: Path) -> None:
+    template = load_chat_template(shared / "tokenizers" / "llama3")
+    assert template is not None
+    text = template.render(MESSAGES[1:])
+    assert text.startswith("<|begin_of_text|><|start_header_id|>")
+    assert text.endswith(
+        "<|start_header_id|>user<|end_header_id|>\n\nHi <b><|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_where_templates_are_found(tmp_path: Path) -> None:
+    assert load_chat_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(
+        json.dumps({"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]})
+    )
+    template = load_chat_template(tmp_path)
+    assert template is not None
+    assert template.render(MESSAGES) == "d"
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}!")
+    config.write_text(json.dumps({"bos_token": {"content": "<s>"}}))
+    template = load_chat_template(tmp_path)
+    assert template is not None
+    assert template.render(MESSAGES) == "<s>!"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 2 seconds"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "characters"),
+        ("{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}", "characters"),
+        ("{{ 'a' * 10000000000 }}", "large values"),
+        ("{{ 10 ** 10 ** 10 }}", "large values"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ messages[9].content.x }}", "UndefinedError"),
+    ],
+)
+def test_hostile_templates_are_stopped(source: str, message: str) -> None:
+    start, trace = time.monotonic(), sys.gettrace()
+    with pytest.raises(UsageError, match=message):
+        ChatTemplate(source, {}).render(MESSAGES)
+    assert time.monotonic() - start < 10
+    assert sys.gettrace() is trace
+
+
+def test_a_template_that_is_none() -> None:
+    with pytest.raises(UnsupportedModelError, match="not valid"):
+        ChatTemplate("{% for %}", {})
+
+
+# --- conversations -------------------------------------------------------------------------
+
+
+def test_a_conversation_reuses_the_cache(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second turn runs only what is new, and answers as a fresh model does."""
+    with LLM(device=device) as llm, LLM(device=device) as fresh:
+        rows: list[int] = []
+        forward = llm._model.forward
+        original = forward.prefill
+        monkeypatch.setattr(forward, "prefill", lambda n: (rows.append(n), original(n))[1])
+        messages = [
+            {"role": "user", "content": "Once upon a time there was a little dog who liked to run in the park. " * 3}
+        ]
+        first = llm.chat(messages, max_tokens=20)
+        messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "Then"}]
+        second = llm.chat(messages, max_tokens=20)
+        assert second.prompt_tokens > first.prompt_tokens + 10
+        assert rows[0] >= 32
+        assert rows[1] <= 32 < 64 < second.prompt_tokens
+        assert second.token_ids == fresh.chat(messages, max_tokens=20).token_ids
+        assert llm.chat(messages, max_tokens=20).token_ids == second.token_ids
+        assert rows[2] == 1
+        other = [{"role": "user", "content": "Tom had a red ball."}]
+        assert llm.chat(other, max_tokens=10).token_ids == fresh.chat(other, max_tokens=10).token_ids
+        kept = llm._engine._runner._kept
+        assert len(kept) == 1
+        everything = llm.generate([f"Story {i}" for i in range(12)], max_tokens=400, stop_token_ids=range(2, 2048))
+        assert len(everything) == 12
+
+
+def test_kept_pages_are_given_up_when_others_need_them(device: gpu.Device) -> None:
+    with LLM(device=device, context=64) as llm:
+        cache = llm._model.cache
+        free = len(cache._free)
+        llm.chat([{"role": "user", "content": "Once upon a time"}], max_tokens=5)
+        assert len(cache._free) < free
+        streams = [llm.stream("Once upon a time", max_tokens=60, ignore_eos=True) for _ in range(10)]
+        assert {s.result.completion_tokens for s in streams} == {60}
+        assert len(cache._free) == free
+        assert llm.chat([{"role": "user", "content": "Once upon a time"}], max_tokens=5).completion_tokens == 5
+
+
+def test_chat_follows_generation_config(tmp_path: Path, device: gpu.Device) -> None:
+    c = random_models.config(vocab_size=300)
+    random_models.write_model(tmp_path, c, random_models.tensors(c, 1))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    messages = [{"role": "user", "content": "hi"}]
+    with LLM(tmp_path, device=device) as llm:
+        assert llm.chat(messages, max_tokens=2).seed is None
+    (tmp_path / "generation_config.json").write_text(
+        '{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": null}'
+    )
+    with LLM(tmp_path, device=device) as llm:
+        assert llm._chat_settings() == {"temperature": 0.6, "top_p": 0.9}
+        assert llm.chat(messages, max_tokens=2).seed is not None
+        assert llm.chat(messages, max_tokens=2, temperature=0).seed is None
+
+
+def test_bad_conversations(story: LLM, tmp_path: Path, device: gpu.Device) -> None:
+    for messages, message in (([], "empty"), (["hi"], "no message"), ([{"role": "user"}], "no message")):
+        with pytest.raises(UsageError, match=message):
+            story.chat(messages)
+    c = random_models.config()
+    random_models.write_model(tmp_path, c, random_models.tensors(c, 1))
+    with LLM(tmp_path, device=device) as llm, pytest.raises(UsageError, match="no chat template"):
+        llm.chat([{"role": "user", "content": "hi"}])
+
+
+# --- the chat command ----------------------------------------------------------------------
+
+
+def chat(lines: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llamagpu", "chat", *arguments]
+    return subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=120)
+
+
+def test_chat_command(tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    lines = [
+        "Once upon a time",
+        "/help",
+        "/save",
+        f"/save {saved}",
+        f"/save {saved}",
+        "/nonsense",
+        "/reset",
+        "Tom",
+        "/exit",
+        "never",
+    ]
+    done = chat(lines, "-n", "12", "--system", "A story.")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2
+    for text in (
+        "/system TEXT",
+        "needs the name",
+        "3 messages in",
+        "exists; choose",
+        "no command /nonsense",
+        "(forgotten)",
+    ):
+        assert text in done.stderr
+    messages = json.loads(saved.read_text())
+    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
+    assert messages[2]["content"] in done.stdout
+    assert "never" not in done.stdout
+
+
+def test_a_full_conversation_says_so() -> None:
+    done = chat(["word " * 600, "Once"], "-n", "5")
+    assert done.returncode == 0
+    assert "the context holds 512" in done.stderr
+    assert "/reset starts anew" in done.stderr
+    assert done.stdout.strip()
+
+
+def test_control_c_stops_the_answer_and_not_the_chat() -> None:
+    """In a terminal: Ctrl-C ends the answer, the next message is answered, /exit leaves."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "llamagpu", "chat", "-n", "500", "-t", "1.5", "--seed", "1"]
+    process = subprocess.Popen(
+        command, stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    os.close(follower)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        os.write(leader, b"Once upon a time\n")
+        process.stdout.read(30)
+        process.send_signal(signal.SIGINT)
+        os.write(leader, b"/help\n/exit\n")
+        err = process.stderr.read().decode()
+        assert process.wait(60) == 0, err
+        assert "(stopped)" in err
+        assert "/save FILE" in err
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+        os.close(leader)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_chat_usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run(["chat", "--top-p", "2"]) == 2
+    assert "top_p is 2" in capsys.readouterr().err
+
+
+# --- inspect -------------------------------------------------------------------------------
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str], story: LLM) -> None:
+    assert run(["inspect", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == sum(np.prod(e.shape) for e in _entries(story))
+    assert report["weight_bytes"]["auto"] == story.sizes.weights
+    assert report["weight_bytes"]["int4"] < report["weight_bytes"]["int8"] < report["weight_bytes"]["float32"]
+    assert report["adapter"]["largest_context"]["auto"] == 512
+    assert "tensor_list" not in report
+    assert run(["inspect", "--tensors"]) == 0
+    assert "model.norm.weight  BF16 [192]" in capsys.readouterr().out
+    assert run(["inspect", "/nowhere"]) == 3
+
+
+def _entries(llm: LLM) -> list:
+    from llamagpu.model import prepare
+
+    return list(prepare(llm.directory).layout.checkpoint.entries.values())
+
+
+def test_inspect_of_a_hub_id_reads_headers_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, story: LLM
+) -> None:
+    """config.json and tensor headers; no weights are asked for."""
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(repo: str, name: str, revision: str | None = None) -> str:
+        asked.append(name)
+        return str(story.directory / name)
+
+    def metadata(repo: str, revision: str | None = None) -> SimpleNamespace:
+        from llamagpu.model import prepare
+
+        entries = prepare(story.directory).layout.checkpoint.entries
+        tensors = {
+            n: SimpleNamespace(dtype=e.dtype, shape=list(e.shape), data_offsets=(e.begin, e.end))
+            for n, e in entries.items()
+        }
+        return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
+    assert run(["inspect", "owner/name", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 2755008
+    assert asked == ["config.json", "generation_config.json"]
+    monkeypatch.undo()
+    assert run(["inspect", "owner/name"]) == 3
+
+
+# --- perplexity ----------------------------------------------------------------------------
+
+
+def test_perplexity_is_the_mean_surprise(story: LLM) -> None:
+    """Against one pass over everything where one window holds it, and by hand where windows overlap."""
+    ids = story.tokenize((story.directory / "held_out.txt").read_text()[:900])
+    logits = story.logits(ids).astype(np.float64)
+    surprise = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]
+    found = perplexity(story, ids)
+    assert found.tokens == len(ids) - 1
+    assert abs(found.nats_per_token - surprise.mean()) < 1e-5
+    assert abs(found.perplexity - np.exp(surprise.mean())) < 1e-3
+    overlapping = perplexity(story, ids, window=64, stride=16)
+    assert overlapping.tokens == found.tokens
+    assert found.nats_per_token < overlapping.nats_per_token < found.nats_per_token + 0.5
+    for bad in ({"window": 1}, {"window": 513}, {"window": 64, "stride": 65}, {"stride": 0}):
+        with pytest.raises(UsageError):
+            perplexity(story, ids, **bad)
+    with pytest.raises(UsageError):
+        perplexity(story, ids[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["shared", "own"])
+def test_int8_costs_next_to_nothing(model: str, request: pytest.FixtureRequest, device: gpu.Device) -> None:
+    """int8 in groups of 64: perplexity within 0.5 % of the weights as they are stored; int4 within 25 %."""
+    if model == "own":
+        directory = request.getfixturevalue("story").directory
+        text = (directory / "held_out.txt").read_text()[:9000]
+    else:
+        shared = request.getfixturevalue("shared")
+        directory = shared / "models" / "tinystories-656k"
+        text = (shared / "text" / "tinystories_val_794KB.txt").read_bytes()[:50000].decode("utf-8", "ignore")
+    found = {}
+    for dtype in ("auto", "int8", "int4"):
+        with LLM(directory, device=device, dtype=dtype) as llm:
+            found[dtype] = perplexity(llm, llm.tokenize(text)).perplexity
+    assert abs(found["int8"] / found["auto"] - 1) < 0.005
+    assert found["int4"] / found["auto"] < 1.25
+
+
+def test_perplexity_command(capsys: pytest.CaptureFixture[str], story: LLM, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little girl. She liked to play. é")
+    assert run(["perplexity", str(path), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["tokens"] > 10
+    assert whole["perplexity"] > 1
+    assert run(["perplexity", str(path), "--bytes", "42"]) == 0
+    assert float(capsys.readouterr().out) > 1
+    path.write_bytes(b"\xff\xff")
+    assert run(["perplexity", str(path)]) == 2
+    assert run(["perplexity", str(tmp_path / "none")]) == 2
