@@ -10,6 +10,7 @@ import pytest
 from llamagpu import gpu, kernels
 from llamagpu.errors import KernelError
 from llamagpu.gpu import native
+from llamagpu.kernels.affine import FORMATS
 from llamagpu.kernels.base import Kernel
 from llamagpu.kernels.sampling import NO_CUT, gumbel
 
@@ -55,6 +56,18 @@ def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -
     if missing:
         pytest.skip(f"this adapter lacks {', '.join(missing)}")
     check_all(kernel, device, tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM, seed=2)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", gpu.variants(FULL), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.f16}")
+def test_every_linked_product(tuning: gpu.Tuning, device: gpu.Device) -> None:
+    """Every weight format with every epilogue, and several numbers of columns."""
+    if (tuning.f16 == "native" or tuning.reduce == "subgroup") and not device.features >= FULL:
+        pytest.skip("this adapter lacks shader-f16 or subgroups")
+    formats = FORMATS if tuning.f16 == "unpack" else ("f16",)
+    shapes = [{"n": 37, "k": 45, "format": f, "bias": b} for f in formats for b in (False, True)]
+    check_all(kernels.REGISTRY["matvec"], device, tuning, [s | {"m": m} for s in shapes for m in (1, 2, 8)])
+    check_all(kernels.REGISTRY["matmul"], device, tuning, [s | {"m": 9} for s in shapes])
 
 
 @REGISTRY
