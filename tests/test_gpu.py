@@ -13,10 +13,10 @@ import pytest
 
 from llamagpu import gpu, kernels
 from llamagpu.errors import DeviceLostError, KernelError, NoAdapterError, OutOfMemoryError
-from llamagpu.gpu import native
+from llamagpu.gpu import narrow_bf16, native, widen_bf16
 from llamagpu.gpu.adapter import Adapter
 from llamagpu.gpu.linker import Program, link
-from llamagpu.gpu.tensor import Part, Tensor, narrow_bf16, pack_rows, unpack_rows, widen_bf16
+from llamagpu.gpu.tensor import Part, Tensor, pack_rows, unpack_rows
 
 
 def adapter(index: int, kind: str, backend: str = "Vulkan", name: str = "card") -> Adapter:

@@ -7,7 +7,7 @@ import pytest
 
 from llamagpu import LLM, gpu, kernels
 from llamagpu.errors import UsageError
-from llamagpu.kernels.sampling import KERNEL, SETTINGS, choose_row, process_row
+from llamagpu.kernels.sampling_twin import KERNEL, SETTINGS, choose_row, process_row
 
 PROMPTS = [
     "Once upon a time",

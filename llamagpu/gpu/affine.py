@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import KernelError
+from llamagpu.gpu.dtypes import NUMPY, narrow_bf16
 
 GROUPS = (16, 32, 64, 128)
 BITS = (4, 8)
@@ -58,7 +59,6 @@ class Affine:
 
     def pack_meta(self, scales: npt.NDArray[Any], biases: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Scales and biases [rows, groups], floats or (for bf16) uint16 bits, as row bytes."""
-        from llamagpu.gpu.tensor import NUMPY, narrow_bf16  # tensor.py imports this module
 
         def stored(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
             if self.scales == "bf16" and values.dtype != np.uint16:

@@ -16,13 +16,14 @@ from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError
 from llamagpu.gpu import native
 from llamagpu.gpu.adapter import Adapter, choose_adapter
 from llamagpu.gpu.affine import Affine
+from llamagpu.gpu.dtypes import ITEM_SIZE, Array
 from llamagpu.gpu.gate import Gate
 from llamagpu.gpu.ledger import Buffer, Ledger, memory_limit
 from llamagpu.gpu.linker import Program, link
 from llamagpu.gpu.pipelines import Pipelines
 from llamagpu.gpu.plan import Call, Plan
 from llamagpu.gpu.staging import Staging
-from llamagpu.gpu.tensor import ITEM_SIZE, Array, Part, Tensor, pack_rows, row_items, unpack_rows
+from llamagpu.gpu.tensor import Part, Tensor, pack_rows, row_items, unpack_rows
 from llamagpu.gpu.thread import DeviceThread
 from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP, Tuning, default_tuning
 

@@ -11,7 +11,7 @@ from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
-from llamagpu.kernels.sampling import KERNEL as SAMPLE
+from llamagpu.kernels.sampling_twin import KERNEL as SAMPLE
 from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 
