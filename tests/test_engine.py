@@ -227,8 +227,29 @@ def test_logits_that_are_not_finite_are_reported(device: gpu.Device, tmp_path: P
     weights = random_models.tensors(c, 1)
     weights["model.norm.weight"][3] = np.inf
     random_models.write_model(tmp_path, c, weights)
-    with LLM(tmp_path, device=device) as llm, pytest.raises(LlamaGPUError, match="logits are not finite"):
-        llm.generate([1, 2, 3], max_tokens=5)
+    with LLM(tmp_path, device=device) as llm:
+        with pytest.raises(LlamaGPUError, match="logits are not finite"):
+            llm.generate([1, 2, 3], max_tokens=5)
+        assert len(llm._model.cache._slots) == 32
+
+
+def test_one_broken_sequence_leaves_the_others_alone(device: gpu.Device, tmp_path: Path) -> None:
+    """A token whose embedding is infinite breaks the sequence that meets it, in the middle of a batch."""
+    c = random_models.config()
+    weights = random_models.tensors(c, 1)
+    random_models.write_model(tmp_path / "good", c, weights)
+    with LLM(tmp_path / "good", device=device) as llm:
+        first = llm.generate([1, 2, 3], max_tokens=6)
+        second = llm.generate([4, 5], max_tokens=6)
+    (poison,) = set(first.token_ids[2:3]) - set(second.token_ids) or {None}
+    assert poison is not None
+    weights["model.embed_tokens.weight"][poison] = np.inf
+    random_models.write_model(tmp_path / "bad", c, weights)
+    with LLM(tmp_path / "bad", device=device) as llm:
+        broken, whole = llm.stream([1, 2, 3], max_tokens=6), llm.stream([4, 5], max_tokens=6)
+        assert whole.result.token_ids == second.token_ids
+        with pytest.raises(LlamaGPUError, match="after 6 tokens"):
+            _ = broken.result
 
 
 def test_close(device: gpu.Device) -> None:

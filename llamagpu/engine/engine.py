@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from llamagpu.engine.request import Request, Token
-from llamagpu.engine.runner import NotFinite, Runner
+from llamagpu.engine.request import NotFinite, Request
+from llamagpu.engine.runner import Outcome, Runner
 from llamagpu.errors import DeviceLostError, OutOfMemoryError
 from llamagpu.gpu import Device
 from llamagpu.model import Model
@@ -44,8 +45,6 @@ class Engine:
             if prompts:
                 self._take((prompts[0],), self._runner.prefill(prompts[0]))
             self._decode()
-        except NotFinite as e:
-            self._finish(e.request, e)
         except Exception as e:  # every request must hear of it, whatever it is
             self._fail(e)
         return bool(self._active or self._waiting)
@@ -77,9 +76,12 @@ class Engine:
             if len(batch) < len(ready):  # those that did not run go first next time
                 self._active = [r for r in self._active if r not in batch] + [r for r in self._active if r in batch]
 
-    def _take(self, requests: Any, tokens: list[Token]) -> None:
+    def _take(self, requests: Sequence[Request], outcomes: list[Outcome]) -> None:
         """Hand tokens out, and end the sequences that end there."""
-        for request, token in zip(requests, tokens, strict=False):
+        for request, token in zip(requests, outcomes, strict=False):
+            if isinstance(token, NotFinite):
+                self._finish(request, token)
+                continue
             request.last = token.id
             request.made += 1
             request.tokens.append(token.id)

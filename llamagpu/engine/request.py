@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.errors import LlamaGPUError
 from llamagpu.kernels import Settings
 
 
@@ -21,6 +22,17 @@ class Token:
     id: int
     logprob: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
+
+
+class NotFinite(LlamaGPUError):
+    """A request's logits hold NaN or infinity."""
+
+    def __init__(self, tokens: int):
+        super().__init__(
+            f"The logits are not finite after {tokens} tokens.",
+            "A NaN or an infinity came out of the model: broken weights, or values beyond float16.",
+            "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
+        )
 
 
 @dataclass(eq=False)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.engine.request import Conversation, Request, Token
-from llamagpu.errors import LlamaGPUError
+from llamagpu.engine.request import Conversation, NotFinite, Request, Token
 from llamagpu.gpu import Device, Plan, Tensor
 from llamagpu.kernels import NO_CUT, step_rows
 from llamagpu.kernels.sampling import MOST_LOGPROBS, PROMPT_BIT, Settings
@@ -20,6 +19,8 @@ from llamagpu.model.forward import BATCHES, HEAD_ROWS, batch_limit, bucket
 PACE_SECONDS = 0.1  # what one submission of a prefill should take
 # Multiply-adds a second that submissions of a prefill are cut for.
 _RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
+
+Outcome = Token | NotFinite
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Runner:
         self.model.cache.give(conversation.slot, conversation.pages)
         conversation.slot = -1
 
-    def prefill(self, request: Request) -> list[Token]:
+    def prefill(self, request: Request) -> list[Outcome]:
         """Run the next chunk of the prompt; after the last one, the first token (or, for ``want_logits``, none)."""
         chunk = request.prompt[request.length : request.length + self.model.rows]
         rows = bucket(len(chunk))
@@ -109,7 +110,7 @@ class Runner:
         self._settle((request,), request.prompt[-1:], [request.length - 1])
         return self._read((request,), self._forward.first(request.settings.plain))
 
-    def decode(self, requests: Sequence[Request]) -> list[Token]:
+    def decode(self, requests: Sequence[Request]) -> list[Outcome]:
         """One step of requests that are all plain or all not. Tokens and positions are on the device already, unless
         other requests ran since."""
         batch = tuple(requests)
@@ -152,8 +153,8 @@ class Runner:
             self._write(sampler.settings, np.stack([s.pack() for s in settings]))
         self._settled = batch
 
-    def _read(self, batch: tuple[Request, ...], plan: Plan) -> list[Token]:
-        """Run a plan that samples, and read a token for every request."""
+    def _read(self, batch: tuple[Request, ...], plan: Plan) -> list[Outcome]:
+        """Run a plan that samples, and read a token, or why there is none, for every request."""
         count, sampler = len(batch), self._arena.sampler
         most = max(r.settings.logprobs for r in batch)
         wanted = [sampler.result.head(count).part] + ([sampler.likely.head(count).part] if most else [])
@@ -164,10 +165,11 @@ class Runner:
         self.device.staging.give(slot)
         results = raw[: 4 * count].reshape(count, 4)
         likely = raw[4 * count :].reshape(-1, MOST_LOGPROBS, 2)
-        out = []
+        out: list[Outcome] = []
         for i, request in enumerate(batch):
             if results[i, 1]:
-                raise NotFinite(request)
+                out.append(NotFinite(request.length))
+                continue
             n = request.settings.logprobs
             top = (
                 [(int(t), float(p)) for t, p in zip(likely[i, :n, 0], likely[i, :n, 1].view(np.float32), strict=True)]
@@ -185,15 +187,3 @@ class Runner:
     def _write_row(self, tensor: Tensor, row: int, values: npt.NDArray[Any]) -> None:
         part = tensor.part
         self.device.write_bytes(part.buffer, part.offset + row * tensor.stride * 4, values)
-
-
-class NotFinite(LlamaGPUError):
-    """A request's logits hold NaN or infinity."""
-
-    def __init__(self, request: Request):
-        super().__init__(
-            f"The logits are not finite after {request.length} tokens.",
-            "A NaN or an infinity came out of the model: broken weights, or values beyond float16.",
-            "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
-        )
-        self.request = request
