@@ -210,6 +210,13 @@ def test_chat_command(tmp_path: Path) -> None:
     assert "never" not in done.stdout
 
 
+def test_chat_in_json() -> None:
+    done = chat(["Once upon a time", "Then"], "-n", "6", "--json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [a["completion_tokens"] for a in answers] == [6, 6]
+    assert answers[1]["prompt_tokens"] > answers[0]["prompt_tokens"] + 6
+
+
 def test_a_full_conversation_says_so() -> None:
     done = chat(["word " * 600, "Once"], "-n", "5")
     assert done.returncode == 0

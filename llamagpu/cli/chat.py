@@ -33,7 +33,8 @@ Ctrl-C stops an answer."""
 @click.option("--min-p", type=float, help="Leave out what is below this share of the best. [default: the model's]")
 @click.option("--repetition-penalty", type=float, help="Against tokens seen before. [default: the model's]")
 @click.option("--seed", type=int, help="Repeat the draws. [default: new ones each time]")
-def chat(system: str | None, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each answer, a line each.")
+def chat(system: str | None, as_json: bool, **options: Any) -> None:
     """Talk with a model: a line is a message, /help lists commands.
 
     Answers go to standard output, everything else to standard error.
@@ -44,14 +45,14 @@ def chat(system: str | None, **options: Any) -> None:
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
     with open_model(load) as llm:
-        Session(llm, system, settings).run()
+        Session(llm, system, settings, as_json).run()
 
 
 class Session:
     """The messages so far, and the loop that reads, answers and obeys."""
 
-    def __init__(self, llm: LLM, system: str | None, settings: dict[str, Any]):
-        self._llm, self._settings = llm, settings
+    def __init__(self, llm: LLM, system: str | None, settings: dict[str, Any], as_json: bool = False):
+        self._llm, self._settings, self._json = llm, settings, as_json
         self._messages: list[dict[str, str]] = []
         self._set_system(system)
 
@@ -90,14 +91,15 @@ class Session:
                 try:
                     for piece in stream:
                         pieces.append(piece)
-                        write(piece)
+                        if not self._json:
+                            write(piece)
                     if stream.result.finish_reason == "length":
                         note(
                             "\n(cut: " + ("the context is full" if stream.result.context_full else "--max-tokens") + ")"
                         )
                 except KeyboardInterrupt:
                     note("\n(stopped)")
-            write("\n")
+            write(json.dumps(stream.result.as_dict(), ensure_ascii=False) + "\n" if self._json else "\n")
         except UsageError as e:
             self._messages.pop()
             note(f"error: {e.what}\n  {e.why}\n  The message was not taken; /reset starts anew.")
