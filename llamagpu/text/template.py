@@ -92,11 +92,16 @@ class ChatTemplate:
         Raises:
             UsageError: the template refuses the conversation, fails on it, or passes a limit.
         """
+        pieces, size = [], 0
         try:
             with _limits():
-                text = self._template.render(
+                for piece in self._template.generate(
                     messages=[dict(m) for m in messages], add_generation_prompt=True, **self._special
-                )
+                ):
+                    size += len(piece)
+                    if size > MOST_CHARACTERS:
+                        raise TemplateStopped(f"it makes more than {MOST_CHARACTERS:,} characters")
+                    pieces.append(piece)
         except TemplateStopped as e:
             raise UsageError("The model's chat template was stopped.", f"{e}.", "Use another model.") from None
         except jinja2.exceptions.SecurityError as e:
@@ -104,9 +109,7 @@ class ChatTemplate:
             raise UsageError("The model's chat template was stopped.", why, "It reaches for what it may not.") from None
         except Exception as e:  # a template may fail in any way that Python can
             raise UsageError("The chat template does not take this conversation.", f"{type(e).__name__}: {e}") from None
-        if len(text) > MOST_CHARACTERS:
-            raise UsageError("The model's chat template was stopped.", f"It made {len(text):,} characters.")
-        return text
+        return "".join(pieces)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
