@@ -24,17 +24,26 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
         self._turn = 0
+        self._closed: DeviceLostError | None = None
         device.thread.add(self._step)
 
     def submit(self, request: Request) -> None:
         """Queue a request; its events come from the device thread."""
-        self._device.thread.post(lambda: self._waiting.append(request))
+
+        def enter() -> None:
+            if self._closed is None:
+                self._waiting.append(request)
+            else:
+                request.events.put(self._closed)
+
+        self._device.thread.post(enter)
 
     def close(self) -> None:
         """End every request with an error and stop."""
         self._device.thread.remove(self._step)
         self._model.forward.free()
-        self._fail(DeviceLostError("The model was closed.", "It was still generating.", "Load it again."))
+        self._closed = DeviceLostError("The model was closed.", "It was still generating.", "Load it again.")
+        self._fail(self._closed)
 
     def _step(self) -> bool:
         """One unit of work: a chunk of one prompt, and a token for a batch; whether there is more."""

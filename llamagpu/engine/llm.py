@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack, cast, overload
@@ -54,7 +55,7 @@ class LLM:
         self,
         model: str | Path | None = None,
         *,
-        device: str | gpu.Device = "auto",
+        device: str | int | gpu.Device = "auto",
         dtype: str = "auto",
         kv_dtype: str = "auto",
         context: int | None = None,
@@ -63,6 +64,10 @@ class LLM:
     ):
         self._closed = True
         check_dtypes(dtype, kv_dtype)
+        if not isinstance(device, gpu.Device):
+            device = _adapter_name(device)
+        if context is not None:
+            context = _integer(context, "context")
         directory = find_model(model, revision)
         prepared = prepare(directory, dtype)
         self.config, self.directory = prepared.config, directory
@@ -76,7 +81,9 @@ class LLM:
             try:
                 self._model = load_model(prepared, self.device, context, kv_dtype, progress)
             except BaseException:
-                self._release()
+                self._free()
+                if self._owns_device:
+                    self.device.close()
                 raise
         self._engine = Engine(self.device, self._model)
         self._closed = False
@@ -105,18 +112,26 @@ class LLM:
         if self._closed:
             return
         self._closed = True
+
+        def close() -> None:  # one call: an interrupt while it is waited for leaves nothing behind
+            self._engine.close()
+            self._free()
+
         try:
-            self.device.call(self._engine.close)
-            self._release()
+            self.device.call(close)
         except DeviceLostError:
             pass  # the device was closed before the model
-
-    def _release(self) -> None:
         if self._owns_device:
             self.device.close()
-            return
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def _free(self) -> None:
         for buffer in self._buffers:
             self.device.free(buffer)
+        self._buffers.clear()
 
     # --- text -------------------------------------------------------------------------------
 
@@ -126,10 +141,7 @@ class LLM:
 
     def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        bad = [i for i in ids if not 0 <= i < self.config.vocab_size]
-        if bad:
-            raise UsageError(f"{bad[0]} is no token id.", f"Ids run from 0 to {self.config.vocab_size - 1}.")
-        return self._tokenizer.decode(ids, skip_special=skip_special_tokens)
+        return self._tokenizer.decode(self._ids(ids), skip_special=skip_special_tokens)
 
     # --- generation -------------------------------------------------------------------------
 
@@ -154,6 +166,8 @@ class LLM:
             UsageError: an empty prompt, one longer than the context, or a value out of its range.
             TypeError: an unknown keyword.
         """
+        if not isinstance(prompt, str):
+            prompt = _items(prompt, "a prompt")
         if isinstance(prompt, str) or not any(isinstance(p, str) for p in prompt):
             with self.stream(cast(Prompt, prompt), **options) as stream:
                 return stream.result
@@ -189,9 +203,11 @@ class LLM:
                 "It was not made for conversations.",
                 "Use generate, or a model whose name says chat or instruct.",
             )
+        messages = _items(messages, "a conversation")
         for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise UsageError(f"{message!r} is no message.", "A message has a role and a content.")
+            parts = [message.get(k) for k in ("role", "content")] if isinstance(message, Mapping) else [None]
+            if not all(isinstance(p, str) for p in parts):
+                raise UsageError(f"{message!r} is no message.", "A message has a role and a content, both text.")
         if not messages:
             raise UsageError("The conversation is empty.", "There is nothing to answer.")
         text = self._template.render(messages)
@@ -217,7 +233,7 @@ class LLM:
 
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
         """The model's logits for every position: float32 [len(ids), vocab_size]. Adds no BOS."""
-        request = Request(self._prompt_ids(list(ids)), 1, want_logits=True)
+        request = Request(self._prompt_ids(_items(ids, "token ids")), 1, want_logits=True)
         self._engine.submit(request)
         out: npt.NDArray[np.float32] | str
         try:
@@ -227,6 +243,15 @@ class LLM:
         if isinstance(out, str):
             raise LlamaGPUError("The computation was cancelled.")
         return out
+
+    def _ids(self, given: Iterable[int]) -> list[int]:
+        """Token ids as ints, each one of this model."""
+        ids = [_integer(i, "a token id") for i in _items(given, "token ids")]
+        vocab = self.config.vocab_size
+        bad = [i for i in ids if not 0 <= i < vocab]
+        if bad:
+            raise UsageError(f"{bad[0]} is no token id of this model.", f"Ids run from 0 to {vocab - 1}.")
+        return ids
 
     @staticmethod
     def _texts(prompts: Sequence[Any]) -> list[str]:
@@ -238,13 +263,9 @@ class LLM:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self._closed:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        if not ids or prompt == "":
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
+        if not ids or (isinstance(prompt, str) and not prompt):
             raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
-        vocab = self.config.vocab_size
-        bad = [i for i in ids if not 0 <= i < vocab]
-        if bad:
-            raise UsageError(f"{bad[0]} is no token id of this model.", f"Ids run from 0 to {vocab - 1}.")
         if len(ids) > self.context:
             raise UsageError(
                 f"The prompt has {len(ids)} tokens; the context holds {self.context}.",
@@ -252,3 +273,26 @@ class LLM:
                 "Shorten the prompt, or load the model with a larger context if it has one.",
             )
         return ids
+
+
+def _items(given: Any, what: str) -> list[Any]:
+    """A list of what an iterable holds, which may be a generator or an array."""
+    if isinstance(given, (str, bytes, Mapping)):
+        raise UsageError(f"{given!r:.60} is not {what}.", "It must be a list.")
+    try:
+        return list(given)
+    except TypeError:
+        raise UsageError(f"{given!r:.60} is not {what}.", "It must be text or a list.") from None
+
+
+def _integer(value: Any, what: str) -> int:
+    """A Python int of any whole number, numpy's too; no bool, no float."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UsageError(f"{value!r:.60} is not {what}.", "It must be a whole number.")
+    return int(value)
+
+
+def _adapter_name(device: Any) -> str:
+    if isinstance(device, str):
+        return device
+    return str(_integer(device, "a device: auto, a number, a kind, a backend, a name, or an open Device"))

@@ -38,7 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float] | None
     seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Iterable[int]
+    stop: str | Sequence[str] | None
+    stop_token_ids: Iterable[int] | None
     ignore_eos: bool
     logprobs: int | None

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from llamagpu.errors import UsageError
 from llamagpu.kernels import Settings
@@ -45,8 +46,8 @@ def sampling_params(
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
     seed: int | None = None,
-    stop: str | Sequence[str] = (),
-    stop_token_ids: Iterable[int] = (),
+    stop: str | Sequence[str] | None = (),
+    stop_token_ids: Iterable[int] | None = (),
     ignore_eos: bool = False,
     logprobs: int | None = None,
 ) -> SamplingParams:
@@ -77,32 +78,35 @@ def sampling_params(
         _whole("logprobs", logprobs, 1, MOST_LOGPROBS)
     bias = _bias(logit_bias or {})
     settings = Settings(
-        seed=secrets.randbits(32) if seed is None else seed,
-        top_k=min(top_k, 2**32 - 1),
-        logprobs=logprobs or 0,
+        seed=secrets.randbits(32) if seed is None else int(seed),
+        top_k=min(int(top_k), 2**32 - 1),
+        logprobs=int(logprobs or 0),
         biased=bool(bias),
         **{name: float(value) for name, value in numbers.items()},
     )
-    return SamplingParams(max_tokens, settings, bias, _stops(stop), _stop_ids(stop_token_ids), ignore_eos)
+    return SamplingParams(int(max_tokens), settings, bias, _stops(stop), _stop_ids(stop_token_ids), ignore_eos)
 
 
 def _bias(given: Mapping[int, float]) -> dict[int, float]:
+    _check(isinstance(given, Mapping), "logit_bias", given, "a mapping from token ids to numbers")
     for token, value in given.items():
         _whole("a token of logit_bias", token, 0)
         _number(f"logit_bias[{token}]", value, -10000, 10000)
-    return dict(given)
+    return {int(token): float(value) for token, value in given.items()}
 
 
-def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    _check(stop is None or isinstance(stop, Iterable), "stop", stop, "a string, or strings")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     _check(all(isinstance(s, str) and s for s in stops), "stop", stop, "a string, or strings, none of them empty")
     return stops
 
 
-def _stop_ids(given: Iterable[int]) -> frozenset[int]:
-    ids = frozenset(given)
-    _check(all(isinstance(i, int) and i >= 0 for i in ids), "stop_token_ids", given, "token ids")
-    return ids
+def _stop_ids(given: Iterable[int] | None) -> frozenset[int]:
+    _check(given is None or isinstance(given, Iterable), "stop_token_ids", given, "token ids")
+    ids = tuple(given or ())
+    _check(all(isinstance(i, Integral) and i >= 0 for i in ids), "stop_token_ids", given, "token ids")
+    return frozenset(int(i) for i in ids)
 
 
 def _check(good: bool, name: str, value: object, allowed: str) -> None:
@@ -112,10 +116,12 @@ def _check(good: bool, name: str, value: object, allowed: str) -> None:
 
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
     allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    good = isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    good = whole and low <= value and (high is None or value <= high)  # type: ignore[operator]
     _check(good, name, value, allowed)
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
-    good = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    good = number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type,operator]
     _check(good, name, value, f"from {low} to {high}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,8 @@ class Stream(Iterator[str]):
         self._pieces: list[str] = []
         self._tokens: list[Token] = []
         self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()  # a stream may be read from several threads
         engine.submit(request)
 
     def __enter__(self) -> Stream:
@@ -66,19 +69,25 @@ class Stream(Iterator[str]):
         self._request.cancelled.set()
 
     def __next__(self) -> str:
-        while self._result is None:
-            event = self._next()
-            if isinstance(event, str):
-                piece = self._end(event)
-            else:
-                piece = self._token(event)
-            if piece:
-                return piece
-        raise StopIteration
+        with self._lock:
+            while self._result is None:
+                event = self._next()
+                if isinstance(event, str):
+                    piece = self._end(event)
+                else:
+                    piece = self._token(event)
+                if piece:
+                    return piece
+            raise StopIteration
 
     def _next(self) -> Any:
+        if self._error is not None:
+            raise self._error
         try:
             return next_event(self._request)
+        except Exception as e:
+            self._error = e  # there are no events behind it
+            raise
         except BaseException:
             self._request.cancelled.set()
             raise

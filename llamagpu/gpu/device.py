@@ -16,7 +16,7 @@ from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError
 from llamagpu.gpu import native
 from llamagpu.gpu.adapter import Adapter, choose_adapter
 from llamagpu.gpu.affine import Affine
-from llamagpu.gpu.dtypes import ITEM_SIZE, Array
+from llamagpu.gpu.dtypes import ITEM_SIZE, Array, host_array
 from llamagpu.gpu.gate import Gate
 from llamagpu.gpu.ledger import Buffer, Ledger, memory_limit
 from llamagpu.gpu.linker import Program, link
@@ -202,7 +202,7 @@ class Device:
 
     def tensor(self, values: Any, dtype: str | None = None, *, purpose: str = "data", tail: int = 0) -> Tensor:
         """A tensor with the values of an array (or list). ``dtype`` defaults to the array's: float64 becomes f32."""
-        array = np.asarray(values)
+        array = host_array(values, dtype)
         if dtype is None:
             dtype = {"float16": "f16", "uint32": "u32", "int64": "u32", "int32": "u32"}.get(array.dtype.name, "f32")
         out = self.empty(array.shape or (1,), dtype, purpose=purpose, tail=tail)

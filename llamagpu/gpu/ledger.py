@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Ledger:
     """Bytes held, by purpose. ``limit`` bytes, where known, are refused beforehand rather than lost later."""
 
     limit: int | None = None
-    buffers: set[Buffer] = field(default_factory=set)
+    buffers: weakref.WeakSet[Buffer] = field(default_factory=weakref.WeakSet)  # what nobody holds is gone
     peak: int = 0
     _local: threading.local = field(default_factory=threading.local)
 
@@ -44,12 +45,12 @@ class Ledger:
 
     def held(self, purpose: str | None = None) -> int:
         """Bytes in live buffers, of one purpose or of all."""
-        return sum(b.size for b in self.buffers if purpose in (None, b.purpose))
+        return sum(b.size for b in list(self.buffers) if purpose in (None, b.purpose))
 
     def by_purpose(self) -> dict[str, int]:
         """Bytes in live buffers for every purpose."""
         out: dict[str, int] = {}
-        for b in self.buffers:
+        for b in list(self.buffers):
             out[b.purpose] = out.get(b.purpose, 0) + b.size
         return out
 

@@ -74,6 +74,17 @@ def require(condition: bool, message: str) -> None:
         raise KernelError(message)
 
 
+def require_rows(rows: Tensor) -> None:
+    """Raises KernelError for what is no state of a step's rows."""
+    require(rows.dtype == "u32" and rows.columns == 4, "the state of rows must be u32 [rows, 4]")
+
+
+def require_floats(*tensors: Tensor | None) -> None:
+    """Raises KernelError for a tensor that is not f32."""
+    for t in tensors:
+        require(t is None or t.dtype == "f32", f"an f32 tensor is needed, not {t.dtype if t else None}")
+
+
 def as_stored(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     """Float values rounded to what a tensor of this dtype holds, as float32."""
     if dtype == "bf16":

@@ -7,7 +7,18 @@ import numpy as np
 from llamagpu.gpu import Program, Tensor
 from llamagpu.kernels.affine import FORMATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.affine import reference as weight_reference
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, require, weight_parts, weights_libs
+from llamagpu.kernels.base import (
+    Arrays,
+    Bench,
+    Dims,
+    Expected,
+    Kernel,
+    require,
+    require_floats,
+    require_rows,
+    weight_parts,
+    weights_libs,
+)
 from llamagpu.kernels.base import step_rows as make_rows
 
 
@@ -21,6 +32,8 @@ def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """
     device, count = table.device, rows.rows
     out = out or device.empty((count, table.columns))
+    require_rows(rows)
+    require_floats(out)
     require(out.shape == (count, table.columns), "embedding: out must be [rows, columns]")
     libs, consts = weights_libs(table)
     program = Program("embedding", libs, consts)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require
+from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
 
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -19,6 +19,7 @@ def gelu(x: Tensor, out: Tensor | None = None, *, tanh: bool = False) -> Tensor:
     most 7.5e-8 · |x|.
     """
     out = out or x.device.empty(x.shape)
+    require_floats(x, out)
     require(out.shape == x.shape, "gelu: out must have the shape of x")
     count = x.rows * x.stride
     program = Program("gelu", overrides=(("TANH", int(tanh)),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require
+from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats
 from llamagpu.kernels.rms_norm import WORKGROUP
 
 
@@ -20,6 +20,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor 
     """
     device = x.device
     out = out or device.empty(x.shape)
+    require_floats(x, weight, bias, out)
     require(weight.columns == bias.columns == x.columns, "layer_norm: weight and bias must have the columns of x")
     require(out.shape == x.shape, "layer_norm: out must have the shape of x")
     device.dispatch(

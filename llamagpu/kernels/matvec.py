@@ -7,7 +7,17 @@ import numpy as np
 from llamagpu.gpu import Part, Program, Tensor
 from llamagpu.kernels.affine import FORMATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.affine import reference as weight_reference
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, require, weight_parts, weights_libs
+from llamagpu.kernels.base import (
+    Arrays,
+    Bench,
+    Dims,
+    Expected,
+    Kernel,
+    require,
+    require_floats,
+    weight_parts,
+    weights_libs,
+)
 
 MAX_COLUMNS = 8
 WORKGROUP, LANES = 128, 32
@@ -47,7 +57,10 @@ def product_setup(
     x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor | None
 ) -> tuple[Tensor, tuple[str, str], dict[str, Part]]:
     """What matvec and matmul share: the output, the epilogue's implementation and its bindings."""
+    require(len(x.shape) <= 2 and len(w.shape) == 2, "product: x and the weights must be matrices")
     out = out or x.device.empty((x.rows, w.rows))
+    require_floats(x, bias, out)
+    require(w.dtype != "u32", "product: weights are f32, f16, bf16 or affine")
     require(x.columns == w.columns, f"product: x has {x.columns} columns, the weights {w.columns}")
     require(out.shape == (x.rows, w.rows), f"product: out must be [{x.rows}, {w.rows}]")
     require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")

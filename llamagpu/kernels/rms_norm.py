@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require
+from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats
 
 WORKGROUP = 64
 
@@ -20,6 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     """
     device = x.device
     out = out or device.empty(x.shape)
+    require_floats(x, weight, out)
     require(weight.columns == x.columns and out.shape == x.shape, "rms_norm: x, weight and out must agree in columns")
     device.dispatch(
         Program("rms_norm", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require
+from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats, require_rows
 from llamagpu.kernels.base import step_rows as make_rows
 
 
@@ -19,6 +19,8 @@ def rope(x: Tensor, rows: Tensor, turns: Tensor, heads: int, *, interleaved: boo
         interleaved: pairs are neighbours (2i, 2i + 1), as Meta's checkpoints have them; otherwise (i, i + head_dim/2).
     """
     half = turns.columns // 2
+    require_rows(rows)
+    require_floats(x, turns)
     require(turns.columns % 2 == 0 and turns.stride == turns.columns, "rope: head_dim must be a multiple of 4")
     require(heads * 2 * half <= x.columns, "rope: x has fewer columns than heads · head_dim")
     x.device.dispatch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require
+from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
 
 
 def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -17,6 +17,7 @@ def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     """
     columns = x.columns // 2
     out = out or x.device.empty((x.rows, columns))
+    require_floats(x, out)
     require(x.columns == 2 * columns and out.shape == (x.rows, columns), "silu_mul: x must be [rows, 2 · columns]")
     x.device.dispatch(
         Program("silu_mul"),

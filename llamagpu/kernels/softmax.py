@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require
+from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
 from llamagpu.kernels.rms_norm import WORKGROUP
 
 
@@ -13,6 +13,7 @@ def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:
     """``out[r] = e^(x[r] - max) / Σ e^(x[r] - max)``; x and out are f32 [rows, columns]."""
     device = x.device
     out = out or device.empty(x.shape)
+    require_floats(x, out)
     require(out.shape == x.shape, "softmax: out must have the shape of x")
     device.dispatch(
         Program("softmax", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),

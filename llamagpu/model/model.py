@@ -74,6 +74,8 @@ def find_model(model: str | Path | None, revision: str | None = None) -> Path:
     """
     if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
         return embedded_models() / DEFAULT_MODEL
+    if not isinstance(model, (str, Path)) or not str(model).strip():
+        raise UsageError(f"{model!r} is no model.", "A model is a directory, a safetensors file or a hub id.")
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
+from llamagpu.errors import ModelNotFoundError, UnsupportedModelError, UsageError
 
 
 class Tokenizer:
@@ -66,7 +66,10 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; with ``special``, BOS and the like as the tokenizer says."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except TypeError:  # no text, or lone surrogates in it
+            raise UsageError(f"{text!r:.60} is no text.", "It must be a string of whole Unicode characters.") from None
         if special and self.bos_id is not None:
             ids = [self.bos_id, *ids]
         return ids
