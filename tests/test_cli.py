@@ -77,6 +77,7 @@ def test_usage_errors() -> None:
         ("generate", "a", "--dtype", "int3"),
         ("generate", "a", "--context", "99999"),
         ("generate", ""),
+        ("generate", "a", "--json", "--echo"),
         ("generate", "-f", "/nowhere/at/all"),
         ("nonsense",),
     ):
@@ -109,6 +110,7 @@ def test_adapter_and_memory_errors() -> None:
     assert "No adapter matches" in fails(5, "generate", "a", "--device", "geforce")
     hidden = {"VK_ICD_FILENAMES": "/nowhere.json", "VK_DRIVER_FILES": "/nowhere.json"}
     assert "mesa-vulkan-drivers" in fails(5, "generate", "a", **hidden)
+    assert "LLAMAGPU_MEMORY_LIMIT" in fails(2, "generate", "a", LLAMAGPU_MEMORY_LIMIT="abc")
     assert "does not fit" in fails(6, "generate", "a", LLAMAGPU_MEMORY_LIMIT="3000000")
 
 
@@ -187,6 +189,30 @@ def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "WRONG  add" in out
     assert "kernel checks failed: add" in err
     assert "because" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("generate Once -n 3 > /dev/full", 1),
+        ("--help > /dev/full", 1),
+        ("generate Once -n 3 >&-", 0),
+        ("generate Once -n 3 2>&-", 0),
+        ("generate - -n 3 <&-", 2),
+        ("--help | true", 141),
+    ],
+)
+def test_streams_that_are_closed_or_full(line: str, code: int) -> None:
+    command = f"{sys.executable} -m llamagpu {line}" + ("; exit ${PIPESTATUS[0]}" if "|" in line else "")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert b"unexpected" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_prompt_of_megabytes_is_refused_at_once() -> None:
+    err = fails(2, "generate", "-", stdin=b"Once upon a time " * 2_000_000)
+    assert "34,000,000 characters" in err
 
 
 def test_no_prompt_at_all_shows_the_help() -> None:

@@ -132,6 +132,18 @@ def test_the_context_is_filled_and_no_more(story: LLM) -> None:
         ("a", {"stop_token_ids": [-3]}, "stop_token_ids is"),
         (["a", ""], {}, "prompt is empty"),
         (["a", 3], {}, "strings only"),
+        (None, {}, "is not a prompt"),
+        (5, {}, "is not a prompt"),
+        (b"abc", {}, "is not a prompt"),
+        ([1.5], {}, "1.5 is not a token id"),
+        ([True], {}, "True is not a token id"),
+        ("\ud800", {}, "is no text"),
+        ("word " * 10000, {}, "The prompt has 50,000 characters"),
+        ("a", {"stop": 5}, "stop is 5"),
+        ("a", {"stop_token_ids": 5}, "stop_token_ids is 5"),
+        ("a", {"logit_bias": [1]}, "logit_bias is"),
+        ("a", {"temperature": "hot"}, "temperature is 'hot'"),
+        ("a", {"max_tokens": True}, "max_tokens is True"),
     ],
 )
 def test_bad_arguments(story: LLM, prompt: object, options: dict, message: str) -> None:
@@ -181,6 +193,47 @@ def test_more_requests_than_the_cache_holds_wait(story: LLM) -> None:
     assert {s.result.finish_reason for s in streams} <= {"cancelled", "stop", "length"}
     assert story.generate(PROMPT, max_tokens=3).completion_tokens == 3
     assert len(story._model.cache._free) == free
+
+
+def test_what_numpy_and_generators_give(story: LLM) -> None:
+    ids = story.tokenize(PROMPT)
+    alone = story.generate(ids, max_tokens=6, temperature=0.5, seed=3).token_ids
+    options = {"max_tokens": np.int64(6), "temperature": np.float32(0.5), "seed": np.uint32(3), "stop": None}
+    assert story.generate(np.array(ids), **options).token_ids == alone
+    assert story.generate((i for i in ids), **options).token_ids == alone
+    assert [r.token_ids for r in story.generate((p for p in [PROMPT, PROMPT]), **options)] == [alone, alone]
+    assert story.detokenize(i for i in ids) == PROMPT
+    assert story.logits(np.array(ids)).shape == (len(ids), 2048)
+
+
+def test_a_stream_ends_once(device: gpu.Device) -> None:
+    """An error is raised again by whoever asks again, and a request that comes too late is answered."""
+    llm = LLM(device=device)
+    stream = llm.stream(PROMPT, max_tokens=400, ignore_eos=True)
+    next(stream)
+    engine = llm._engine
+    llm.close()
+    for _ in range(2):
+        with pytest.raises(DeviceLostError, match="closed"):
+            _ = stream.result
+    from llamagpu.engine.request import Request
+    from llamagpu.engine.stream import next_event
+
+    late = Request([1, 2], 3)
+    engine.submit(late)
+    with pytest.raises(DeviceLostError, match="closed"):
+        next_event(late)
+
+
+def test_dropped_models_free_their_memory(device: gpu.Device) -> None:
+    import gc
+
+    gc.collect()
+    held = device.ledger.held("weights")
+    LLM(device=device).generate(PROMPT, max_tokens=2)
+    gc.collect()
+    device.finish()
+    assert device.ledger.held("weights") == held
 
 
 def test_leaving_a_stream_stops_it(story: LLM) -> None:

@@ -143,6 +143,21 @@ def test_ledger_counts_and_nothing_leaks(device: gpu.Device) -> None:
     assert device.ledger.held() == before
 
 
+def test_dropped_tensors_are_gone(device: gpu.Device) -> None:
+    before = device.ledger.held("data")
+    for _ in range(5):
+        kernels.add(device.tensor(np.ones(1000)), device.tensor(np.ones(1000))).numpy()
+    assert device.ledger.held("data") == before
+
+
+@pytest.mark.parametrize("values", [[-1, 2], [2**40], [1j], None, "abc", [[1], [1, 2]]])
+def test_values_that_are_no_tensor(device: gpu.Device, values: object) -> None:
+    with pytest.raises(KernelError):
+        device.tensor(values)
+    with pytest.raises(KernelError, match="no dtype"):
+        device.tensor([1.0], "f64")
+
+
 def test_memory_is_refused_beforehand() -> None:
     with gpu.open(memory_limit=1_000_000) as small:
         with pytest.raises(OutOfMemoryError, match=r"8\.0 MB for data do not fit: 1\.0 MB of memory are free"):

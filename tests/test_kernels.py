@@ -161,6 +161,10 @@ def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
 
 def test_wrappers_refuse_what_does_not_fit(device: gpu.Device) -> None:
     x, w = device.tensor(np.ones((9, 8), "f4")), device.tensor(np.ones((4, 8), "f4"))
+    with pytest.raises(KernelError, match="f32 tensor"):
+        kernels.matmul(device.tensor(np.ones((9, 8), "i8")), w)
+    with pytest.raises(KernelError, match="matrices"):
+        kernels.matmul(device.tensor(np.ones((2, 3, 8), "f4")), w)
     with pytest.raises(KernelError, match="columns"):
         kernels.matmul(x, device.tensor(np.ones((4, 7), "f4")))
     with pytest.raises(KernelError, match="out must be"):

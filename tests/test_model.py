@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from llamagpu import LLM, gpu
 from llamagpu.errors import LlamaGPUError, ModelNotFoundError, OutOfMemoryError, UnsupportedModelError, UsageError
 from llamagpu.model import find_model, parse_config, prepare
+from llamagpu.model.cache import kv_bytes
 from llamagpu.model.rope_table import inverse_frequencies, rope_table
 
 CONFIG = random_models.config(rope_scaling=random_models.LLAMA3, rope_theta=500000.0)
@@ -122,11 +123,12 @@ def test_model_not_found(device: gpu.Device, tmp_path: Path, monkeypatch: pytest
         ("./nowhere", "no model directory"),
         ("someone/some-model", "could not be fetched"),
         (tmp_path, r"no config\.json"),
+        ("", "is no model"),
+        (5, "is no model"),
     ):
         error = error_of(missing, device)  # type: ignore[arg-type]
-        assert error.exit_code == 3
-        assert isinstance(error, ModelNotFoundError)
-        with pytest.raises(ModelNotFoundError, match=message):
+        assert error.exit_code == (2 if missing in ("", 5) else 3)
+        with pytest.raises((ModelNotFoundError, UsageError), match=message):
             raise error
 
 
@@ -209,6 +211,7 @@ def test_broken_headers(model: Path, device: gpu.Device, change: Any, message: s
     [
         (b"", "only 0 bytes"),
         (b"1234", "only 4 bytes"),
+        (struct.pack("<Q", 2) + b"{}xx", "the file at 12"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
         (struct.pack("<Q", 2**60) + b"{}", "header claims"),
     ],
@@ -364,8 +367,13 @@ def test_what_does_not_fit_is_refused_with_numbers(model: Path) -> None:
             fits = llm.context
         error = error_of(model, tight, context=640)
         assert f"a context of {fits} tokens fits" in error.hint
-    with gpu.open(memory_limit=int(weights * 0.8)) as half:
-        assert "float16" in error_of(model, half).hint
+    with LLM(model, context=32) as whole:
+        sizes = whole.sizes
+        needed = sizes.weights + sizes.activations + kv_bytes(whole.config, 32, "f32")
+    with gpu.open(memory_limit=needed - weights // 4) as half:
+        assert "float16" in error_of(model, half, context=32).hint
+    with gpu.open(memory_limit=weights // 4) as nothing:
+        assert "smaller model" in error_of(model, nothing).hint
 
 
 def test_context_argument(model: Path, device: gpu.Device) -> None:

@@ -157,6 +157,17 @@ def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def test_weights_that_are_not_finite(tmp_path: Path, device: gpu.Device) -> None:
+    weights = random_models.tensors(EVEN, 1)
+    weights["model.layers.0.mlp.up_proj.weight"][3, 5] = np.nan
+    random_models.write_model(tmp_path / "a", EVEN, weights)
+    with pytest.raises(UnsupportedModelError, match=r"up_proj\.weight holds NaN"):
+        quantize_checkpoint(prepare(tmp_path / "a"), tmp_path / "q", 4, 64)
+    assert not (tmp_path / "q").exists()
+    with pytest.raises(UnsupportedModelError, match=r"up_proj\.weight holds NaN"):
+        LLM(tmp_path / "a", device=device, dtype="int8")
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llamagpu.model import embedded_models
     from llamagpu.model import quantize as module

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.output import load_options, model_options, note, open_model, write
-from llamagpu.errors import UsageError
+from llamagpu.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from llamagpu.engine import LLM
@@ -45,6 +45,12 @@ def chat(system: str | None, as_json: bool, **options: Any) -> None:
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
     with open_model(load) as llm:
+        if llm.chat_template is None:
+            raise UnsupportedModelError(
+                f"The model {llm.directory.name} has no chat template.",
+                "It was not made for conversations.",
+                "Use llamagpu generate, or a model whose name says chat or instruct.",
+            )
         Session(llm, system, settings, as_json).run()
 
 
@@ -137,6 +143,7 @@ class Session:
         except FileExistsError:
             note(f"{path} exists; choose another name.")
         except OSError as e:
+            path.unlink(missing_ok=True)
             note(f"{path} could not be written: {e.strerror or e}")
         else:
             note(f"({len(self._messages)} messages in {path})")

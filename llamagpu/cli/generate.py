@@ -44,6 +44,8 @@ def generate(
 
     Statistics go to standard error.
     """
+    if echo and as_json:
+        raise UsageError("--echo and --json do not go together.", "The JSON object holds the new text alone.")
     source = _prompt(text, prompt, file)
     load = load_options(options)
     _validate(options)

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -51,6 +52,9 @@ cli.add_command(doctor)
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Errors become three short lines on standard error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     try:
         code = cli.main(args=arguments, prog_name="llamagpu", standalone_mode=False)
         sys.stdout.flush()
@@ -60,6 +64,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         click.echo(error_lines(e.what, e.why, e.hint), err=True)
         return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
+        return USAGE
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "llamagpu"
         click.echo(error_lines(e.format_message(), "", f"See: {command} --help"), err=True)
@@ -74,6 +81,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Python flushes standard output once more at its end; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
+    except SystemExit as e:  # click ends so where the pipe that its help went to was closed
+        return CLOSED_PIPE if "PacifyFlushWrapper" in type(sys.stdout).__name__ else int(e.code or 0)
+    except OSError as e:
+        click.echo(error_lines("A file or standard output could not be written.", e.strerror or str(e)), err=True)
+        return 1
     except Exception as e:
         if os.environ.get("LLAMAGPU_DEBUG") == "1":
             raise

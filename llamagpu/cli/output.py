@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from llamagpu.errors import LlamaGPUError
+
 if TYPE_CHECKING:
     from llamagpu.engine import LLM
 
@@ -32,6 +34,8 @@ def write(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise ClosedPipe from None
+    except OSError as e:
+        raise LlamaGPUError("Standard output could not be written.", e.strerror or str(e)) from None
     except UnicodeEncodeError:  # a terminal that is not UTF-8
         sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "ascii", "replace"))
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +17,20 @@ from llamagpu.errors import UsageError
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @model_options
-@click.option("--window", type=int, default=512, show_default=True, help="Tokens that the model sees at a time.")
-@click.option("--stride", type=int, default=256, show_default=True, help="Tokens from a window's start to the next.")
+@click.option("--window", type=int, help="Tokens that the model sees at a time. [default: 512, or the context]")
+@click.option("--stride", type=int, help="Tokens from a window's start to the next. [default: half a window]")
 @click.option("--bytes", "most", type=int, help="Read only so many bytes of the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def perplexity(file: Path, window: int, stride: int, most: int | None, as_json: bool, **options: Any) -> None:
+def perplexity(
+    file: Path, window: int | None, stride: int | None, most: int | None, as_json: bool, **options: Any
+) -> None:
     """Measure the perplexity of a model on the text in FILE (- is standard input), in overlapping windows."""
     text = _read(file, most)
     with open_model(load_options(options)) as llm:
         from llamagpu.engine.perplexity import perplexity as measure
 
+        window = min(512, llm.context) if window is None else window
+        stride = max(1, window // 2) if stride is None else stride
         found = measure(llm, llm.tokenize(text), window=window, stride=stride)
         sizes = llm.sizes
         if as_json:
@@ -46,6 +51,7 @@ def _read(file: Path, most: int | None) -> str:
     if most is not None and most < 1:
         raise UsageError(f"--bytes is {most}.", "It must be at least 1.")
     try:
-        return data[:most].decode("utf-8", "ignore" if most is not None else "strict")  # a cut may split a character
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        return decoder.decode(data[:most], final=most is None or most >= len(data))  # a cut may split a character
     except UnicodeDecodeError as e:
         raise UsageError("The text is not UTF-8.", str(e), "Convert it, for example with iconv.") from None

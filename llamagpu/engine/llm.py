@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from llamagpu.engine.stream import Stream, next_event
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, load_generation_config, load_model, prepare
 from llamagpu.model.weights import Progress
-from llamagpu.text import Tokenizer, load_chat_template
+from llamagpu.text import ChatTemplate, Tokenizer, load_chat_template
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -72,7 +73,6 @@ class LLM:
         prepared = prepare(directory, dtype)
         self.config, self.directory = prepared.config, directory
         self._tokenizer = Tokenizer(directory, prepared.config.vocab_size)
-        self._template = load_chat_template(directory)
         self._generation = load_generation_config(directory)
         self._conversation = Conversation()
         self._owns_device = not isinstance(device, gpu.Device)
@@ -101,6 +101,11 @@ class LLM:
     def context(self) -> int:
         """The most tokens of a sequence, prompt and new ones together."""
         return self._model.context
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's chat template, read when it is first needed; None where it has none."""
+        return load_chat_template(self.directory)
 
     @property
     def sizes(self) -> Sizes:
@@ -197,7 +202,8 @@ class LLM:
 
     def chat_stream(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
         """As ``chat``, but an iterator of text pieces."""
-        if self._template is None:
+        template = self.chat_template
+        if template is None:
             raise UsageError(
                 f"The model {self.directory.name} has no chat template.",
                 "It was not made for conversations.",
@@ -210,7 +216,7 @@ class LLM:
                 raise UsageError(f"{message!r} is no message.", "A message has a role and a content, both text.")
         if not messages:
             raise UsageError("The conversation is empty.", "There is nothing to answer.")
-        text = self._template.render(messages)
+        text = template.render(messages)
         merged = cast(GenerateOptions, {**self._chat_settings(), **options})
         return self._stream(self.tokenize(text, add_special_tokens=False), self._conversation, **merged)
 
@@ -263,6 +269,13 @@ class LLM:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self._closed:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
+        most = self.context * self._tokenizer.longest
+        if isinstance(prompt, str) and len(prompt) > most:  # tokenising it could take minutes
+            raise UsageError(
+                f"The prompt has {len(prompt):,} characters; the context holds at most {most:,}.",
+                f"It is {self.context} tokens. Nothing was cut.",
+                "Shorten the prompt.",
+            )
         ids = self.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
         if not ids or (isinstance(prompt, str) and not prompt):
             raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")

@@ -88,7 +88,11 @@ def choose_adapter(device: str = "auto", adapters: list[Adapter] | None = None) 
         reason = f"{device!r} was asked for"
     if not matching:
         listing = "; ".join(f"{a.index}: {a}" for a in found)
-        hint = _INSTALL if want in ("", "auto") else "Choose one of them by its number, kind, backend or name."
+        if want in ("", "auto"):
+            raise NoAdapterError(
+                "No Vulkan, Metal or DX12 adapter was found.", f"OpenGL is not used by itself: {listing}.", _INSTALL
+            )
+        hint = "Choose one of them by its number, kind, backend or name."
         raise NoAdapterError(f"No adapter matches {device!r}.", f"This machine has {listing}.", hint)
     best = min(matching, key=lambda a: (_KIND_ORDER[a.kind], _BACKEND_ORDER.get(a.backend, 9), a.index))
     log.info("using %s: %s, out of %d", best, reason, len(found))

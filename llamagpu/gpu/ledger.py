@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from llamagpu.errors import OutOfMemoryError
+from llamagpu.errors import OutOfMemoryError, UsageError
 
 
 @dataclass(eq=False)
@@ -89,6 +89,8 @@ def memory_limit(kind: str) -> int | None:
     """
     override = os.environ.get("LLAMAGPU_MEMORY_LIMIT")
     if override:
+        if not override.isdigit() or int(override) == 0:
+            raise UsageError(f"LLAMAGPU_MEMORY_LIMIT is {override!r}.", "It must be a number of bytes from 1.")
         return int(override)
     if kind == "discrete":
         return None

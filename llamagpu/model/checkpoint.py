@@ -130,6 +130,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """The entries of one safetensors file; every offset checked against the file."""
+    if not path.is_file():
+        raise _broken(path, "it is no regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -152,6 +154,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     for (a, first), (b, second) in itertools.pairwise(ordered):
         if second.begin < first.end:
             raise _broken(path, f"the tensors {a} and {b} overlap")
+    end = max((e.end for e in entries.values()), default=8 + length)
+    if end != size:
+        raise _broken(path, f"its tensors end at byte {end:,}, the file at {size:,}")
     return entries
 
 

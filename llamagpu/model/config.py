@@ -117,7 +117,7 @@ def load_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFoundError(
-            f"There is no {path.name} in {path.parent}.",
+            f"There is no {path.name} in {str(path.parent)!r}.",
             "A model directory holds config.json, tokenizer.json and *.safetensors.",
             "Check the path, or download the model again.",
         ) from None
@@ -148,7 +148,7 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
         UnsupportedModelError: something is missing, out of range, contradictory or not implemented; it is named.
     """
     model_type = raw.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedModelError(
             f"The architecture {model_type!r} is not supported.", f"Supported: {names}.", "Choose another model."

@@ -166,7 +166,7 @@ def _does_not_fit(layout: Layout, need: Sizes, would: int, free: int | None, dev
     fit = [f"a context of {would} tokens fits"] if would else []
     for dtype in ("float16", "int8", "int4") if not would else ():
         smaller = layout.with_dtype(dtype)
-        if smaller < need.weights and smaller < (free or 0):
+        if smaller < need.weights and smaller + need.kv + need.activations <= (free or 0):
             fit.append(f"with --dtype {dtype} the weights take {smaller / 1e6:,.1f} MB")
     return OutOfMemoryError(
         f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have} are free.",

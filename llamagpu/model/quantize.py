@@ -23,7 +23,7 @@ from llamagpu.kernels import quantize
 from llamagpu.model.checkpoint import SINGLE
 from llamagpu.model.config import load_json
 from llamagpu.model.model import Prepared
-from llamagpu.model.weights import Progress
+from llamagpu.model.weights import Progress, require_finite
 
 _FILE_TYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _COPIED = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "chat_template*", "README.md", "LICENSE*")
@@ -51,8 +51,9 @@ def quantize_checkpoint(
         LlamaGPUError: writing failed (a full disk, say); nothing is left behind.
     """
     _check(prepared, out, bits, group_size)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    folder = None
     try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         written = _write(prepared, folder, bits, group_size, progress)
         folder.chmod(0o755)
         os.rename(folder, out)
@@ -63,7 +64,8 @@ def quantize_checkpoint(
             "Nothing was left behind; free some space, or choose another place.",
         ) from e
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     return Written(out, written[0], written[1])
 
 
@@ -76,7 +78,7 @@ def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
         raise UsageError(
             "The model is quantised already.", "Quantising twice adds up errors.", "Take the float version."
         )
-    if out.exists():
+    if os.path.lexists(out):
         raise UsageError(f"{out} exists.", "It would be overwritten.", "Choose another directory, or remove it.")
     if not out.parent.is_dir():
         raise UsageError(
@@ -139,7 +141,7 @@ def _write_tensor(file: BinaryIO, prepared: Prepared, name: str, affine: Affine 
     others: list[npt.NDArray[Any]] = []
     for part in _slices(values):
         wide = widen_bf16(part) if affine.scales == "bf16" else part.astype(np.float32)
-        packed, scales, biases = quantize(wide, affine)
+        packed, scales, biases = quantize(require_finite(wide, name), affine)
         file.write(np.ascontiguousarray(packed).data)
         others += [scales, biases]
     for which in (0, 1):

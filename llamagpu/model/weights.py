@@ -104,6 +104,15 @@ def _wide(layout: Layout, source: Source, rows: Rows) -> npt.NDArray[np.float32]
     return widen_bf16(values) if source.stored == "bf16" else values.astype(np.float32)
 
 
+def require_finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+    """The values; raises UnsupportedModelError where they cannot be quantised."""
+    if not np.isfinite(values).all():
+        raise UnsupportedModelError(
+            f"{name} holds NaN or infinity.", "It cannot be quantised.", "Check the checkpoint."
+        )
+    return values
+
+
 def _stored_rows(layout: Layout, source: Source, rows: Rows) -> Quantised:
     names = (source.name, source.beside("scales"), source.beside("biases"))
     packed, scales, biases = (layout.checkpoint.read(name)[rows] for name in names)
@@ -121,7 +130,7 @@ def quantised_rows(layout: Layout, matrix: Matrix, first: int, count: int) -> Qu
         if source.stored == affine:
             stored = _stored_rows(layout, source, rows)
         else:
-            stored = quantize(_wide(layout, source, rows), affine)
+            stored = quantize(require_finite(_wide(layout, source, rows), source.name), affine)
         for i, part in enumerate(stored):
             if slices[i] is None:
                 slices[i] = np.empty((count, part.shape[1]), part.dtype)

@@ -36,6 +36,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.longest = max(map(len, vocab), default=1)  # characters that a token stands for, at most
         largest = max(vocab.values(), default=-1)
         if largest >= vocab_size:
             raise UnsupportedModelError(
