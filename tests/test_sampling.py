@@ -129,7 +129,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("count", [2, 3, 8, 10])
+@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8, 10))])
 def test_a_list_is_its_lone_runs(story: LLM, count: int) -> None:
     """Token for token, greedy and sampled, with prompts of different lengths."""
     for options in MIXED:
@@ -144,8 +144,12 @@ def logit_bits(llm: LLM, requests: list[tuple[str, dict]]) -> list[list[tuple]]:
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
 
 
-@pytest.mark.parametrize("dtype", ["auto", "int4", pytest.param("float16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("tuning", gpu.variants(frozenset()), ids=["rows", "lanes"])
+@pytest.mark.parametrize("dtype", ["auto", *(pytest.param(d, marks=pytest.mark.slow) for d in ("int4", "float16"))])
+@pytest.mark.parametrize(
+    "tuning",
+    [pytest.param(t, marks=pytest.mark.slow if t.matvec == "lanes" else ()) for t in gpu.variants(frozenset())],
+    ids=["rows", "lanes"],
+)
 def test_bit_for_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning) -> None:
     """Log-probabilities of every token are the same bits alone and in batches of 2 to 32, padding rows included."""
     before, device.tuning = device.tuning, tuning
