@@ -334,7 +334,8 @@ def export(
     }
     (args.out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     (args.out / "tokenizer.json").write_text(tok_path.read_text())
-    (args.out / "held_out.txt").write_text("\n".join(held[: args.keep_held]) + "\n")
+    if args.held_out:
+        args.held_out.write_text("\n".join(held[:40]) + "\n")
     print(
         f"best epoch {state['best_epoch'] + 1}; as stored: {per_token:.4f} nats/token, {per_char:.4f} nats/character "
         f"over {len(held)} held-out stories"
@@ -356,7 +357,7 @@ def main() -> None:
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--dropout", type=float, default=0.1)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--keep-held", type=int, default=40, help="held-out stories kept beside the model, for perplexity")
+    p.add_argument("--held-out", type=Path, help="write 40 held-out stories here, for llamagpu perplexity")
     train(p.parse_args())
 
 

@@ -316,7 +316,9 @@ def test_inspect_of_a_hub_id_reads_headers_only(
 
 def test_perplexity_is_the_mean_surprise(story: LLM) -> None:
     """Against one pass over everything where one window holds it, and by hand where windows overlap."""
-    ids = story.tokenize((story.directory / "held_out.txt").read_text()[:900])
+    ids = story.tokenize(
+        story.generate("Once upon a time", temperature=1.0, seed=4, max_tokens=240, ignore_eos=True).text
+    )
     logits = story.logits(ids).astype(np.float64)
     surprise = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]
     found = perplexity(story, ids)
@@ -341,16 +343,11 @@ def test_perplexity_is_the_mean_surprise(story: LLM) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["shared", "own"])
-def test_int8_costs_next_to_nothing(model: str, request: pytest.FixtureRequest, device: gpu.Device) -> None:
+@pytest.mark.parametrize(("model", "size"), [("tinystories-656k", 50000), ("own", 9000)])
+def test_int8_costs_next_to_nothing(model: str, size: int, shared: Path, story: LLM, device: gpu.Device) -> None:
     """int8 in groups of 64: perplexity within 0.5 % of the weights as they are stored; int4 within 25 %."""
-    if model == "own":
-        directory = request.getfixturevalue("story").directory
-        text = (directory / "held_out.txt").read_text()[:9000]
-    else:
-        shared = request.getfixturevalue("shared")
-        directory = shared / "models" / "tinystories-656k"
-        text = (shared / "text" / "tinystories_val_794KB.txt").read_bytes()[:50000].decode("utf-8", "ignore")
+    directory = story.directory if model == "own" else shared / "models" / model
+    text = (shared / "text" / "tinystories_val_794KB.txt").read_bytes()[:size].decode("utf-8", "ignore")
     found = {}
     for dtype in ("auto", "int8", "int4"):
         with LLM(directory, device=device, dtype=dtype) as llm:
