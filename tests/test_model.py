@@ -133,6 +133,8 @@ def test_model_not_found(device: gpu.Device, tmp_path: Path, monkeypatch: pytest
 
 
 def test_find_model(model: Path) -> None:
+    with pytest.raises(UsageError, match="no revision"):
+        find_model(model, "main")
     assert find_model(model) == model
     assert find_model(model / "model.safetensors") == model
     assert (find_model(None) / "config.json").exists()

@@ -26,6 +26,8 @@ def doctor(device: str, variants: bool, as_json: bool) -> None:
     from llamagpu import gpu
 
     adapters = gpu.list_adapters()
+    if not as_json:
+        write(gpu.version() + "\nadapters:\n" + "".join(f"  {a.index}: {a}  {a.driver}\n" for a in adapters))
     with gpu.open(device) as opened:
         report: dict[str, Any] = {
             "versions": gpu.version(),
@@ -56,14 +58,10 @@ def doctor(device: str, variants: bool, as_json: bool) -> None:
 
 
 def _describe(report: dict[str, Any]) -> str:
-    lines = [report["versions"], "adapters:"]
-    for a in report["adapters"]:
-        mark = "*" if a["index"] == report["chosen"] else " "
-        lines.append(f"  {mark} {a['index']}: {a['name']}  {a['driver']}")
     limits = report["limits"]
     free = limits["free_memory_bytes"]
     memory = "not known" if free is None else f"{free / 1e9:.1f} GB"
-    lines += [
+    lines = [
         f"chosen: {report['chosen']}, because {report['reason']}",
         f"features: {', '.join(report['features']) or 'none'}",
         f"limits: binding {limits['binding_bytes'] / 1e6:,.0f} MB, buffer {limits['buffer_bytes'] / 1e6:,.0f} MB, "

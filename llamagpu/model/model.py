@@ -77,6 +77,8 @@ def find_model(model: str | Path | None, revision: str | None = None) -> Path:
     if not isinstance(model, (str, Path)) or not str(model).strip():
         raise UsageError(f"{model!r} is no model.", "A model is a directory, a safetensors file or a hub id.")
     path = Path(model).expanduser()
+    if revision is not None and path.exists():
+        raise UsageError(f"{path} has no revision {revision!r}.", "It is a path here; revisions are those of a hub id.")
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == ".safetensors":
