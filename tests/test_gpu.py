@@ -20,7 +20,7 @@ from llamagpu.gpu.tensor import Part, Tensor, pack_rows, unpack_rows
 
 
 def adapter(index: int, kind: str, backend: str = "Vulkan", name: str = "card") -> Adapter:
-    return Adapter(index, name, kind, backend, "", "", SimpleNamespace())
+    return Adapter(index, name, kind, backend, "", SimpleNamespace())
 
 
 # --- adapters ------------------------------------------------------------------------------

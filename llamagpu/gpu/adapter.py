@@ -28,7 +28,6 @@ class Adapter:
     kind: str  # discrete, integrated, software or other
     backend: str  # Vulkan, Metal, D3D12, OpenGL
     driver: str
-    vendor: str
     handle: Any
 
     @property
@@ -54,7 +53,6 @@ def list_adapters() -> list[Adapter]:
                 kind=_KINDS.get(info.get("adapter_type", ""), "other"),
                 backend=info.get("backend_type", ""),
                 driver=info.get("description", ""),
-                vendor=info.get("vendor", ""),
                 handle=handle,
             )
         )

@@ -110,7 +110,7 @@ class Device:
 
     def _destroy(self) -> None:
         self.gate.fail(DeviceLostError("The device is closed.", "", "Open it again to use it."))
-        for buffer in list(self.ledger.buffers):
+        for buffer in self.ledger.live():
             self.free(buffer)
         self.pipelines.clear()
         self.handle.destroy()

@@ -33,6 +33,7 @@ class Ledger:
     buffers: weakref.WeakSet[Buffer] = field(default_factory=weakref.WeakSet)  # what nobody holds is gone
     peak: int = 0
     _local: threading.local = field(default_factory=threading.local)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # buffers come and go on several threads
 
     @contextmanager
     def tracking(self) -> Iterator[list[Buffer]]:
@@ -43,14 +44,19 @@ class Ledger:
         finally:
             self._local.made = outer
 
+    def live(self) -> list[Buffer]:
+        """The buffers that are held."""
+        with self._lock:
+            return list(self.buffers)
+
     def held(self, purpose: str | None = None) -> int:
         """Bytes in live buffers, of one purpose or of all."""
-        return sum(b.size for b in list(self.buffers) if purpose in (None, b.purpose))
+        return sum(b.size for b in self.live() if purpose in (None, b.purpose))
 
     def by_purpose(self) -> dict[str, int]:
         """Bytes in live buffers for every purpose."""
         out: dict[str, int] = {}
-        for b in list(self.buffers):
+        for b in self.live():
             out[b.purpose] = out.get(b.purpose, 0) + b.size
         return out
 
@@ -69,7 +75,8 @@ class Ledger:
             )
 
     def add(self, buffer: Buffer) -> Buffer:
-        self.buffers.add(buffer)
+        with self._lock:
+            self.buffers.add(buffer)
         made = getattr(self._local, "made", None)
         if made is not None:
             made.append(buffer)
@@ -78,7 +85,8 @@ class Ledger:
 
     def remove(self, buffer: Buffer) -> None:
         buffer.freed = True
-        self.buffers.discard(buffer)
+        with self._lock:
+            self.buffers.discard(buffer)
 
 
 def memory_limit(kind: str) -> int | None:
