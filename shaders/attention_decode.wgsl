@@ -14,18 +14,44 @@ struct Params {
     scale: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, 0
+@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place
 @group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;               // [rows, heads · 4 · D4 …]
 @group(0) @binding(4) var<storage, read_write> partials: array<vec4<f32>>;  // [rows, heads, splits, D4 + 1] of four
+var<private> row: u32;
+var<private> split: u32;
+var<private> kv_head: u32;
+var<private> first: u32;   // of the workgroup's query heads, within the group
 
-@compute @workgroup_size(64)
+fn head_of(i: u32) -> u32 {
+    return kv_head * params.group + min(first + i, params.group - 1u);
+}
+
+fn flash_query(i: u32, c: u32) -> vec4<f32> {
+    return q[row * params.stride4 + head_of(i) * D4 + c] * params.scale;
+}
+
+fn flash_last(i: u32) -> u32 {
+    return step_rows[row].y;
+}
+
+fn flash_store(i: u32, c: u32, acc: vec4<f32>, top: f32, sum: f32) {
+    if (first + i < params.group) {
+        let base = ((row * params.kv_heads * params.group + head_of(i)) * params.splits + split) * (D4 + 1u);
+        partials[base + c] = acc;
+        if (c == 0u) {
+            partials[base + D4] = vec4<f32>(top, sum, 0.0, 0.0);
+        }
+    }
+}
+
+@compute @workgroup_size(FLASH_WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let index = id.y * grid.x + id.x;
-    let split = index % params.splits;
-    let tile = index / params.splits % params.tiles;
-    let kv_head = index / (params.splits * params.tiles) % params.kv_heads;
-    let row = index / (params.splits * params.tiles * params.kv_heads);
+    split = index % params.splits;
+    first = index / params.splits % params.tiles * QUERIES;
+    kv_head = index / (params.splits * params.tiles) % params.kv_heads;
+    row = index / (params.splits * params.tiles * params.kv_heads);
     if (row >= params.rows) {
         return;
     }
@@ -34,27 +60,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (begin > position) {
         return;
     }
-    let first = tile * QUERIES;
-    let last = min(first + QUERIES, params.group) - 1u;
-    for (var item = local; item < QUERIES * D4; item += FLASH_WORKGROUP) {
-        let head = kv_head * params.group + min(first + item / D4, last);
-        flash_query[item] = q[row * params.stride4 + head * D4 + item % D4] * params.scale;
-    }
-    for (var i = local; i < QUERIES; i += FLASH_WORKGROUP) {
-        flash_last[i] = i32(position);
-    }
     let end = min(begin + RUN, position + 1u);
-    let acc = flash_run(local, step_rows[row].z * params.table, kv_head, params.kv_heads, begin, end);
-    for (var i = 0u; i < FLASH_ACC; i++) {
-        let item = local + FLASH_WORKGROUP * i;
-        let within = item / D4;
-        if (item < QUERIES * D4 && first + within <= last) {
-            let head = kv_head * params.group + first + within;
-            let base = ((row * params.kv_heads * params.group + head) * params.splits + split) * (D4 + 1u);
-            partials[base + item % D4] = acc[i];
-            if (item % D4 == 0u) {
-                partials[base + D4] = vec4<f32>(flash_max[within], flash_sum[within], 0.0, 0.0);
-            }
-        }
-    }
+    flash_run(local, step_rows[row].z * params.table, kv_head, params.kv_heads, begin, end);
 }

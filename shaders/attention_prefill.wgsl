@@ -11,35 +11,40 @@ struct Params {
     scale: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, 0
+@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, place
 @group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;           // [rows, heads · 4 · D4 …]
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;   // [rows, heads · 4 · D4]
+var<private> head: u32;
+var<private> first: u32;   // of the workgroup's rows
 
-@compute @workgroup_size(64)
+fn row_of(i: u32) -> u32 {
+    return min(first + i, params.rows - 1u);
+}
+
+fn flash_query(i: u32, c: u32) -> vec4<f32> {
+    return q[row_of(i) * params.stride4 + head * D4 + c] * params.scale;
+}
+
+fn flash_last(i: u32) -> u32 {
+    return step_rows[row_of(i)].y;
+}
+
+fn flash_store(i: u32, c: u32, acc: vec4<f32>, top: f32, sum: f32) {
+    if (first + i < params.rows) {
+        out[((first + i) * params.heads + head) * D4 + c] = acc / sum;
+    }
+}
+
+@compute @workgroup_size(FLASH_WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let group = id.y * grid.x + id.x;
-    let head = group % params.heads;
-    let first = group / params.heads * QUERIES;
+    head = group % params.heads;
+    first = group / params.heads * QUERIES;
     if (first >= params.rows) {
         return;
     }
-    let last = min(first + QUERIES, params.rows) - 1u;
-    for (var item = local; item < QUERIES * D4; item += FLASH_WORKGROUP) {
-        let row = min(first + item / D4, last);
-        flash_query[item] = q[row * params.stride4 + head * D4 + item % D4] * params.scale;
-    }
-    for (var i = local; i < QUERIES; i += FLASH_WORKGROUP) {
-        flash_last[i] = i32(step_rows[min(first + i, last)].y);
-    }
     let table = step_rows[first].z * params.table;
     let kv_head = head / (params.heads / params.kv_heads);
-    let acc = flash_run(local, table, kv_head, params.kv_heads, 0u, step_rows[last].y + 1u);
-    for (var i = 0u; i < FLASH_ACC; i++) {
-        let item = local + FLASH_WORKGROUP * i;
-        let row = first + item / D4;
-        if (item < QUERIES * D4 && row <= last) {
-            out[(row * params.heads + head) * D4 + item % D4] = acc[i] / flash_sum[item / D4];
-        }
-    }
+    flash_run(local, table, kv_head, params.kv_heads, 0u, step_rows[row_of(QUERIES - 1u)].y + 1u);
 }

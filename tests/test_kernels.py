@@ -40,7 +40,7 @@ def test_reference(kernel: Kernel, device: gpu.Device) -> None:
 @REGISTRY
 def test_baseline_limits(kernel: Kernel, baseline: gpu.Device) -> None:
     """Within WebGPU's default limits and without features, in both families of variants."""
-    families = gpu.variants(baseline.features)
+    families = gpu.variants(baseline.features, 0)
     assert len(families) == 2
     assert not baseline.features
     for tuning in families:
@@ -49,7 +49,9 @@ def test_baseline_limits(kernel: Kernel, baseline: gpu.Device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", gpu.variants(FULL)[1:], ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.f16}")
+@pytest.mark.parametrize(
+    "tuning", gpu.variants(FULL, 8)[1:], ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.share}-{t.f16}"
+)
 @pytest.mark.parametrize("kernel", [k for k in kernels.REGISTRY.values() if k.depends], ids=lambda k: k.name)
 def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -> None:
     """Every linked combination is compiled, dispatched and right."""
@@ -61,7 +63,9 @@ def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", gpu.variants(FULL), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.f16}")
+@pytest.mark.parametrize(
+    "tuning", gpu.variants(FULL, 8), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.share}-{t.f16}"
+)
 def test_every_linked_product(tuning: gpu.Tuning, device: gpu.Device) -> None:
     """Every weight format with every epilogue, and several numbers of columns."""
     if (tuning.f16 == "native" or tuning.reduce == "subgroup") and not device.features >= FULL:
@@ -86,7 +90,7 @@ def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
     x, w = rng.standard_normal((70, 333)).astype("f4"), rng.standard_normal((129, 333)).astype("f4")
     before = device.tuning
     try:
-        for tuning in gpu.variants(device.features):
+        for tuning in gpu.variants(device.features, device.subgroup_size):
             device.tuning = tuning
             for dtype in ("f32", "f16", "bf16"):
                 weights = device.tensor(w, dtype)

@@ -147,7 +147,7 @@ def logit_bits(llm: LLM, requests: list[tuple[str, dict]]) -> list[list[tuple]]:
 @pytest.mark.parametrize("dtype", ["auto", *(pytest.param(d, marks=pytest.mark.slow) for d in ("int4", "float16"))])
 @pytest.mark.parametrize(
     "tuning",
-    [pytest.param(t, marks=pytest.mark.slow if t.matvec == "lanes" else ()) for t in gpu.variants(frozenset())],
+    [pytest.param(t, marks=pytest.mark.slow if t.matvec == "lanes" else ()) for t in gpu.variants(frozenset(), 0)],
     ids=["rows", "lanes"],
 )
 def test_bit_for_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning) -> None:

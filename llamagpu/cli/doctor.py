@@ -75,7 +75,7 @@ def _describe(report: dict[str, Any]) -> str:
 def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dict[str, Any]]:
     from llamagpu import gpu, kernels
 
-    tunings = gpu.variants(device.features) if every_variant else [device.tuning]
+    tunings = gpu.variants(device.features, device.subgroup_size) if every_variant else [device.tuning]
     out = []
     for tuning in tunings:
         device.tuning = tuning

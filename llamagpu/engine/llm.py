@@ -39,6 +39,7 @@ class LLM:
         kv_dtype: ``auto`` (float16 with float16 and quantised weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or what fits.
         revision: of a hub id.
+        fused: False runs a kernel for every step of the formula: slower, readable, and an oracle.
         progress: called with (bytes loaded, bytes in all).
 
     Raises:
@@ -61,6 +62,7 @@ class LLM:
         kv_dtype: str = "auto",
         context: int | None = None,
         revision: str | None = None,
+        fused: bool = True,
         progress: Progress | None = None,
     ):
         self._closed = True
@@ -79,7 +81,7 @@ class LLM:
         self.device = gpu.open(device)
         with self.device.ledger.tracking() as self._buffers:
             try:
-                self._model = load_model(prepared, self.device, context, kv_dtype, progress)
+                self._model = load_model(prepared, self.device, context, kv_dtype, progress, fused)
             except BaseException:
                 self._free()
                 if self._owns_device:

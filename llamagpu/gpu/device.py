@@ -70,7 +70,6 @@ class Device:
         self.max_binding: int = min(self.handle.limits["max-storage-buffer-binding-size"], 2**32 - 4)
         self.max_buffer: int = self.handle.limits["max-buffer-size"]
         self.max_workgroups: int = self.handle.limits["max-compute-workgroups-per-dimension"]
-        self.tuning: Tuning = default_tuning(adapter.kind, self.features)
         self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
         self.gate = Gate(self.handle)
         self.thread = DeviceThread()
@@ -80,7 +79,10 @@ class Device:
         self._pending_upload = 0
         self._closed = False
         self.fence = self.allocate(16, "fence")
+        self.tuning = Tuning()
         _open_devices.add(self)
+        self.subgroup_size = self._count_subgroup() if SUBGROUP in self.features else 0
+        self.tuning = default_tuning(adapter.kind, self.features, self.subgroup_size)
 
     def __enter__(self) -> Device:
         return self
@@ -114,6 +116,14 @@ class Device:
             self.free(buffer)
         self.pipelines.clear()
         self.handle.destroy()
+
+    def _count_subgroup(self) -> int:
+        """Invocations of a subgroup, counted as drivers report a range; 0 where they are no neighbours."""
+        out = self.empty((64,), "u32")
+        self.dispatch(Program("subgroup_size"), 1, {}, {"out": out.part})
+        sizes = out.numpy()
+        out.free()
+        return int(sizes[0]) if (sizes == sizes[0]).all() else 0
 
     # --- memory -----------------------------------------------------------------------------
 
@@ -165,6 +175,7 @@ class Device:
             raise KernelError(f"A tensor cannot have the shape {shape}.", "Every axis is at least 1.")
         rows, row_bytes = math.prod(shape[:-1]), row_items(shape[-1], dtype) * ITEM_SIZE[dtype]
         most = (min(self.max_binding, self.max_buffer) - tail) // row_bytes
+        most = most // 4 * 4 or most  # products take four rows together
         if most == 0:
             raise OutOfMemoryError(
                 f"One row of {row_bytes / 1e6:,.1f} MB passes the adapter's binding limit.",
@@ -188,7 +199,7 @@ class Device:
         if columns % affine.group:
             raise KernelError(f"Groups of {affine.group} do not divide {columns} columns.")
         data, meta = affine.data_bytes(columns), affine.meta_bytes(columns)
-        most = (min(self.max_binding, self.max_buffer) - tail) // data // 2 * 2  # even: two 16-bit scales share a u32
+        most = (min(self.max_binding, self.max_buffer) - tail) // data // 4 * 4  # products take four rows together
         self.ledger.check(rows * (data + meta), purpose)
         windows: tuple[list[Part], list[Part]] = ([], [])
         for first in range(0, rows, most):
@@ -306,7 +317,13 @@ class Device:
             return self.handle.create_command_encoder()
 
     def dispatch(
-        self, program: Program, groups: int, params: Mapping[str, float], bindings: Mapping[str, Part], work: int = 0
+        self,
+        program: Program,
+        groups: int,
+        params: Mapping[str, float],
+        bindings: Mapping[str, Part],
+        work: int = 0,
+        reads: int = 0,
     ) -> None:
         """Run a kernel now, or add it to the plan being recorded.
 
@@ -314,7 +331,8 @@ class Device:
             groups: workgroups, counted linearly; folded where a dimension's limit is passed.
             params: values for every field of the shader's ``struct Params``.
             bindings: a window for every storage variable, by its name in the shader.
-            work: multiply-adds, for pacing long plans.
+            work: multiply-adds, for pacing long plans and for profiles.
+            reads: bytes of weights or cache that it reads, for profiles.
         """
         linked = link(program)
         if set(params) != {name for name, _ in linked.params}:
@@ -325,7 +343,7 @@ class Device:
         codes = {"u32": "I", "i32": "i", "f32": "f"}
         packed = b"".join(struct.pack("<" + codes[kind], params[name]) for name, kind in linked.params)
         padded = packed.ljust(-(-len(packed) // 16) * 16, b"\0")
-        call = Call(program, groups, padded, dict(bindings), work)
+        call = Call(program, groups, padded, dict(bindings), work, reads)
 
         def run() -> None:
             if self._recorder is not None:

@@ -20,13 +20,14 @@ PARAMS_ALIGN = 256  # WebGPU's default offset alignment of a uniform binding
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call as a wrapper states it. ``work`` counts its multiply-adds, for pacing."""
+    """One kernel call as a wrapper states it. ``work`` counts multiply-adds, ``reads`` bytes of weights and cache."""
 
     program: Program
     groups: int
     params: bytes
     bindings: Mapping[str, Part]
     work: int
+    reads: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Dispatch:
     x: int
     y: int
     work: int
+    reads: int
 
 
 class Plan:
@@ -85,7 +87,7 @@ class Plan:
                     )
             out.append((group, made[key]))
         x, y = device.fold(call.groups)
-        return Dispatch(call.program.label, pipeline.handle, tuple(out), x, y, call.work)
+        return Dispatch(call.program.label, pipeline.handle, tuple(out), x, y, call.work, call.reads)
 
     def run(
         self,

@@ -66,6 +66,18 @@ class Tensor:
         return row_items(self.columns, self.dtype) if self.affine is None else self.columns
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, padding, scales and biases included."""
+        return self.stride * ITEM_SIZE[self.dtype] if self.affine is None else self.affine.row_bytes(self.columns)
+
+    @property
+    def loads(self) -> int:
+        """Loads of 16 bytes (of 8, where groups of 16 in 4 bits need it) from a row of weights to the next."""
+        if self.affine is None:
+            return self.stride * ITEM_SIZE[self.dtype] // ROW_ALIGN
+        return self.affine.data_bytes(self.columns) // (8 if (self.affine.bits, self.affine.group) == (4, 16) else 16)
+
+    @property
     def nbytes(self) -> int:
         """Bytes held, padding included."""
         return sum(p.size for p in (*self.parts, *self.meta))

@@ -13,6 +13,7 @@ from llamagpu.kernels.attention import (
     splits_for,
 )
 from llamagpu.kernels.base import step_rows
+from llamagpu.kernels.begin_step import begin_step
 from llamagpu.kernels.check import Report, check, random_dims
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.gelu import gelu
@@ -20,6 +21,18 @@ from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns, kv_write
 from llamagpu.kernels.layer_norm import layer_norm
 from llamagpu.kernels.matmul import linear, matmul
 from llamagpu.kernels.matvec import matvec
+from llamagpu.kernels.product import (
+    add_norm,
+    add_to,
+    merged,
+    normed,
+    plain,
+    product,
+    qkv,
+    store,
+    stream_columns,
+    swiglu,
+)
 from llamagpu.kernels.registry import REGISTRY
 from llamagpu.kernels.rms_norm import rms_norm
 from llamagpu.kernels.rope import rope
@@ -46,9 +59,12 @@ __all__ = [
     "Sampler",
     "Settings",
     "add",
+    "add_norm",
+    "add_to",
     "attention_decode",
     "attention_merge",
     "attention_prefill",
+    "begin_step",
     "cache_columns",
     "check",
     "choose",
@@ -64,7 +80,12 @@ __all__ = [
     "make_sampler",
     "matmul",
     "matvec",
+    "merged",
+    "normed",
     "partial_shape",
+    "plain",
+    "product",
+    "qkv",
     "quantize",
     "random_dims",
     "rms_norm",
@@ -75,4 +96,7 @@ __all__ = [
     "softmax",
     "splits_for",
     "step_rows",
+    "store",
+    "stream_columns",
+    "swiglu",
 ]

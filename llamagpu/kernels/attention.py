@@ -11,6 +11,7 @@ from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
 
 RUN = 256  # positions that one workgroup of attention_decode goes through
 _QUERY_BYTES = 8192  # of workgroup memory for a tile of queries
+_NEIGHBOUR_QUERIES = 4  # queries that eight neighbours hold in registers
 
 
 def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Tensor | None = None) -> Tensor:
@@ -25,9 +26,10 @@ def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Te
     """
     out = _check(q, cache, heads, out)
     d = cache.head_dim
-    queries = min(16, _QUERY_BYTES // (4 * d))
+    libs = _libs(cache)
+    queries = _NEIGHBOUR_QUERIES if libs[0][1] == "neighbours" else min(16, _QUERY_BYTES // (4 * d))
     q.device.dispatch(
-        Program("attention_prefill", _libs(cache), (*cache.consts, ("QUERIES", queries))),
+        Program("attention_prefill", libs, (*cache.consts, ("QUERIES", queries))),
         heads * -(-q.rows // queries),
         {
             "rows": q.rows,
@@ -64,11 +66,12 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
     """
     _check(q, cache, heads, None, make=False)
     d, group = cache.head_dim, heads // cache.kv_heads
-    queries = min(8, group, _QUERY_BYTES // (4 * d))
+    libs = _libs(cache)
+    queries = min(group, _NEIGHBOUR_QUERIES if libs[0][1] == "neighbours" else min(8, _QUERY_BYTES // (4 * d)))
     tiles = -(-group // queries)
     require(partials.shape == partial_shape(q.rows, heads, d, splits), "attention_decode: partials has another shape")
     q.device.dispatch(
-        Program("attention_decode", _libs(cache), (*cache.consts, ("QUERIES", queries))),
+        Program("attention_decode", libs, (*cache.consts, ("QUERIES", queries))),
         q.rows * cache.kv_heads * tiles * splits,
         {
             "rows": q.rows,
@@ -102,7 +105,10 @@ def attention_merge(
 
 
 def _libs(cache: Cache) -> tuple[tuple[str, str], ...]:
-    return (("kv", float_format(cache.data)),)
+    wide = 8 if cache.data.dtype == "f16" else 4  # elements in a load of 16 bytes
+    if cache.data.device.tuning.share == "subgroup" and cache.head_dim % wide == 0:
+        return ("flash", "neighbours"), ("kv_wide", cache.data.dtype)
+    return ("flash", "workgroup"), ("kv", float_format(cache.data))
 
 
 def _check(q: Tensor, cache: Cache, heads: int, out: Tensor | None, make: bool = True) -> Tensor:
@@ -203,7 +209,7 @@ PREFILL = Kernel(
         )
     ),
     random=lambda rng: _random(rng, True),
-    depends=("f16",),
+    depends=("f16", "share"),
 )
 
 DECODE = Kernel(
@@ -223,5 +229,5 @@ DECODE = Kernel(
         _case(8200, 2, 8, 8, 4, "f32"),
     ),
     random=lambda rng: _random(rng, False),
-    depends=("f16",),
+    depends=("f16", "share"),
 )

@@ -105,10 +105,11 @@ def weights_libs(tensor: Tensor) -> tuple[Pairs, Consts]:
     """How a tensor is read: the implementations of the ``weights`` interface, and their constants."""
     a = tensor.affine
     if a is None:
-        return (("weights", float_format(tensor)),), ()
+        return (("weights", float_format(tensor)), ("fold", "plain")), ()
+    data = f"affine{a.bits}" + ("_g16" if (a.bits, a.group) == (4, 16) else "")
     if a.zero is None:
-        return (("weights", f"affine{a.bits}"), ("meta", a.scales)), (("GROUP", a.group),)
-    return (("weights", f"affine{a.bits}"), ("meta", f"{a.scales}_zero")), (("GROUP", a.group), ("ZERO", a.zero))
+        return (("weights", data), ("fold", "affine"), ("meta", a.scales)), (("GROUP", a.group),)
+    return (("weights", data), ("fold", "affine"), ("meta", f"{a.scales}_zero")), (("GROUP", a.group), ("ZERO", a.zero))
 
 
 def weight_parts(tensor: Tensor) -> list[tuple[Part, dict[str, Part]]]:
@@ -128,7 +129,7 @@ def float_format(tensor: Tensor) -> str:
 def step_rows(
     tokens: npt.ArrayLike, positions: npt.ArrayLike, slots: npt.ArrayLike | int = 0
 ) -> npt.NDArray[np.uint32]:
-    """The state of a step's rows: uint32 [rows, 4] of (token, position, slot, 0)."""
+    """The state of a step's rows: uint32 [rows, 4] of (token, position, slot, place)."""
     tokens = np.atleast_1d(np.asarray(tokens, np.uint32))
     out = np.zeros((len(tokens), 4), np.uint32)
     out[:, 0], out[:, 1], out[:, 2] = tokens, positions, slots

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Kernel, weight_parts, weights_libs
-from llamagpu.kernels.matvec import (
-    MAX_COLUMNS,
-    matvec,
-    product_inputs,
-    product_params,
-    product_put,
-    product_random,
-    product_reference,
-    product_setup,
-)
-
-# Rows of W and rows of x that a workgroup takes.
-TILES = {"blocked": (128, 4), "tiled": (64, 64)}
+from llamagpu.gpu import Tensor
+from llamagpu.kernels.base import Kernel
+from llamagpu.kernels.matvec import matvec, product_inputs, product_put, product_random, product_reference
+from llamagpu.kernels.product import MAX_COLUMNS, plain, product, store
 
 
 def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -28,19 +17,8 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
         bias: f32 [n].
         out: f32 [m, n].
     """
-    device, kind = x.device, x.device.tuning.matmul
-    out, epilogue, extra = product_setup(x, w, bias, out)
-    libs, consts = weights_libs(w)
-    program = Program(f"matmul_{kind}", (*libs, epilogue), consts)
-    tile_n, tile_m = TILES[kind]
-    for part, bindings in weight_parts(w):
-        device.dispatch(
-            program,
-            -(-part.rows // tile_n) * -(-x.rows // tile_m),
-            product_params(x, w, part, out),
-            {"x": x.part, "out": out.part} | bindings | extra,
-            work=x.rows * part.rows * w.columns,
-        )
+    out = out or x.device.empty((x.rows, w.rows))
+    product(plain(x), w, bias, store(out), many=True)
     return out
 
 
@@ -66,5 +44,5 @@ KERNEL = Kernel(
         {"m": 262200, "n": 3, "k": 3, "format": "f32", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, 140),
-    depends=("f16", "matmul"),
+    depends=("f16", "matmul", "share"),
 )

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from llamagpu.gpu import Part, Program, Tensor
+from llamagpu.gpu import Tensor
 from llamagpu.kernels.affine import FORMATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.affine import reference as weight_reference
-from llamagpu.kernels.base import (
-    Arrays,
-    Bench,
-    Dims,
-    Expected,
-    Kernel,
-    require,
-    require_floats,
-    weight_parts,
-    weights_libs,
-)
-
-MAX_COLUMNS = 8
-WORKGROUP, LANES = 128, 32
-ROWS_PER_GROUP = {"rows": 128, "lanes": WORKGROUP // LANES}
+from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.product import MAX_COLUMNS, plain, product, store
 
 
 def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``out[c] = W x[c] + bias``, eight vectors to a dispatch; the order of additions does not depend on their number.
+    """``out[c] = W x[c] + bias``; the order of additions does not depend on the number of vectors.
 
     Args:
         x: f32 [c, k].
@@ -33,52 +20,9 @@ def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
         bias: f32 [n].
         out: f32 [c, n].
     """
-    device, kind = x.device, x.device.tuning.matvec
-    out, epilogue, extra = product_setup(x, w, bias, out)
-    libs, consts = weights_libs(w)
-    libs = *libs, epilogue
-    if kind == "lanes":
-        libs, consts = (*libs, ("reduce", device.tuning.reduce)), (*consts, ("WORKGROUP", WORKGROUP))
-    for start in range(0, x.rows, MAX_COLUMNS):
-        columns = min(MAX_COLUMNS, x.rows - start)
-        program = Program(f"matvec_{kind}", libs, (*consts, ("COLS", columns)))
-        for part, bindings in weight_parts(w):
-            device.dispatch(
-                program,
-                -(-part.rows // ROWS_PER_GROUP[kind]),
-                product_params(x, w, part, out, start),
-                {"x": x.part, "out": out.part} | bindings | extra,
-                work=part.rows * w.columns * columns,
-            )
-    return out
-
-
-def product_setup(
-    x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor | None
-) -> tuple[Tensor, tuple[str, str], dict[str, Part]]:
-    """What matvec and matmul share: the output, the epilogue's implementation and its bindings."""
-    require(len(x.shape) <= 2 and len(w.shape) == 2, "product: x and the weights must be matrices")
     out = out or x.device.empty((x.rows, w.rows))
-    require_floats(x, bias, out)
-    require(w.dtype != "u32", "product: weights are f32, f16, bf16 or affine")
-    require(x.columns == w.columns, f"product: x has {x.columns} columns, the weights {w.columns}")
-    require(out.shape == (x.rows, w.rows), f"product: out must be [{x.rows}, {w.rows}]")
-    require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")
-    return out, ("epilogue", "none" if bias is None else "bias"), {} if bias is None else {"bias": bias.part}
-
-
-def product_params(x: Tensor, w: Tensor, part: Part, out: Tensor, start: int = 0) -> dict[str, int]:
-    """The uniforms of every product (``lib/product.wgsl``)."""
-    return {
-        "m": x.rows,
-        "start": start,
-        "rows": part.rows,
-        "first": part.first,
-        "k4": -(-w.columns // 4),
-        "stride4": w.stride // 4,
-        "x_stride4": x.stride // 4,
-        "out_stride": out.stride,
-    }
+    product(plain(x), w, bias, store(out))
+    return out
 
 
 def product_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
@@ -121,9 +65,10 @@ KERNEL = Kernel(
         {"m": 8, "n": 576, "k": 1536, "format": "bf16", "bias": True},
         {"m": 4, "n": 512, "k": 2048, "format": "f32", "bias": False},
         {"m": 1, "n": 960, "k": 576, "format": "int4-g64-f16", "bias": True},
+        {"m": 1, "n": 99, "k": 48, "format": "int4-g16-f16", "bias": False},
         {"m": 5, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
         {"m": 2, "n": 300001, "k": 3, "format": "f16", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, 2 * MAX_COLUMNS + 2),
-    depends=("f16", "matvec", "reduce"),
+    depends=("f16", "matvec", "reduce", "share"),
 )

@@ -3,7 +3,9 @@
 from llamagpu.kernels.add import KERNEL as ADD
 from llamagpu.kernels.affine import KERNEL as DEQUANTIZE
 from llamagpu.kernels.attention import DECODE, PREFILL
+from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
+from llamagpu.kernels.fused import QKV, RESIDUAL, SWIGLU
 from llamagpu.kernels.gelu import KERNEL as GELU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
@@ -20,11 +22,15 @@ REGISTRY = {
     for kernel in (
         DEQUANTIZE,
         EMBEDDING,
+        BEGIN_STEP,
         RMS_NORM,
         LAYER_NORM,
         ROPE,
         MATVEC,
         MATMUL,
+        QKV,
+        RESIDUAL,
+        SWIGLU,
         KV_WRITE,
         PREFILL,
         DECODE,

@@ -6,28 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llamagpu.gpu import Device, Plan, Tensor
-from llamagpu.kernels import (
-    Sampler,
-    add,
-    attention_decode,
-    attention_merge,
-    attention_prefill,
-    choose,
-    embedding,
-    kv_write,
-    linear,
-    make_sampler,
-    matvec,
-    partial_shape,
-    rms_norm,
-    rope,
-    sampler_columns,
-    silu_mul,
-    splits_for,
-)
+from llamagpu.kernels import Sampler, choose, embedding, make_sampler, sampler_columns, splits_for
 from llamagpu.model.cache import SLOTS, PagedCache
 from llamagpu.model.config import Config
-from llamagpu.model.weights import Layer, Weights
+from llamagpu.model.layers import Fused, Layers, Unfused, columns
+from llamagpu.model.weights import Weights
 
 # Rows that a prefill plan takes; a chunk is padded up to the next one.
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -58,17 +41,10 @@ def batch_limit(context: int, positions: int) -> int:
 
 @dataclass
 class Arena:
-    """The activations, for at most ``rows`` rows; every plan uses their first rows."""
+    """The buffers that plans work on, for at most ``rows`` rows; every plan uses their first rows."""
 
-    step_rows: Tensor  # u32 [rows, 4] token, position, slot, 0
-    x: Tensor  # f32 [rows, hidden]: the residual stream, and its other buffer
-    y: Tensor
-    normed: Tensor  # [rows, hidden]
-    qkv: Tensor  # [rows, q + 2 kv]
-    attended: Tensor  # [rows, q]
-    gate_up: Tensor  # [rows, 2 · intermediate]
-    gated: Tensor  # [rows, intermediate]
-    projected: Tensor  # [rows, hidden]
+    step_rows: Tensor  # u32 [rows, 4] token, position, slot, place
+    activations: dict[str, Tensor]  # f32 [rows, …], see ``layers.columns``
     partials: Tensor  # [partial_rows, heads · (head_dim + 4)] runs of decode attention
     picks: Tensor  # u32 [HEAD_ROWS, 4] which rows of x the head reads
     picked: Tensor  # [HEAD_ROWS, hidden]
@@ -76,37 +52,25 @@ class Arena:
     sampler: Sampler
 
 
-def arena_columns(config: Config) -> dict[str, int]:
-    """Float columns of each activation."""
-    c = config
-    hidden = dict.fromkeys(("x", "y", "normed", "projected"), c.hidden_size)
-    return hidden | {
-        "qkv": c.q_size + 2 * c.kv_size,
-        "attended": c.q_size,
-        "gate_up": 2 * c.intermediate_size,
-        "gated": c.intermediate_size,
-    }
-
-
-def arena_bytes(config: Config, rows: int, context: int) -> int:
+def arena_bytes(config: Config, rows: int, context: int, fused: bool) -> int:
     """Bytes that ``make_arena`` will take, to within its padding."""
     c = config
     partials = partial_rows(context) * c.num_attention_heads * (c.head_dim + 4)
     head = HEAD_ROWS * (c.hidden_size + c.vocab_size + sum(sampler_columns(c.vocab_size).values()))
     slots = 2 * (SLOTS + 1) * c.vocab_size
-    return 4 * (rows * (sum(arena_columns(c).values()) + 4) + partials + head + slots)
+    return 4 * (rows * (sum(columns(c, fused).values()) + 4) + partials + head + slots)
 
 
-def make_arena(device: Device, config: Config, rows: int, context: int) -> Arena:
-    """Allocate the activations."""
+def make_arena(device: Device, config: Config, rows: int, context: int, fused: bool) -> Arena:
+    """Allocate the buffers."""
     c = config
 
     def floats(n: int, columns: int) -> Tensor:
         return device.empty((n, columns), purpose="activations")
 
     return Arena(
-        **{name: floats(rows, columns) for name, columns in arena_columns(c).items()},
         step_rows=device.empty((rows, 4), "u32", purpose="activations"),
+        activations={name: floats(rows, n) for name, n in columns(c, fused).items()},
         partials=floats(partial_rows(context), c.num_attention_heads * (c.head_dim + 4)),
         picks=device.empty((HEAD_ROWS, 4), "u32", purpose="activations"),
         picked=floats(HEAD_ROWS, c.hidden_size),
@@ -118,22 +82,26 @@ def make_arena(device: Device, config: Config, rows: int, context: int) -> Arena
 class Forward:
     """Plans over one model's weights, cache and activations, recorded when they are first needed."""
 
-    def __init__(self, config: Config, weights: Weights, cache: PagedCache, turns: Tensor, arena: Arena):
-        self.config, self.weights, self.cache, self.turns, self.arena = config, weights, cache, turns, arena
+    def __init__(
+        self, config: Config, weights: Weights, cache: PagedCache, turns: Tensor, arena: Arena, fused: bool = True
+    ):
+        self.arena = arena
         self._device: Device = turns.device
         self._plans: dict[tuple[object, ...], Plan] = {}
+        form = Fused if fused else Unfused
+        self._layers: Layers = form(config, weights, cache, turns, arena.step_rows, arena.partials, arena.activations)
 
     def prefill(self, rows: int) -> Plan:
         """Layers over ``rows`` (a bucket) consecutive positions of one sequence; the residual stream ends in x."""
-        return self._plan(("prefill", rows), lambda: self._layers(rows, None))
+        return self._plan(("prefill", rows), lambda: self._layers.prompt(rows))
 
     def head(self, rows: int) -> Plan:
         """Logits of the rows of x that ``picks`` names."""
-        return self._plan(("head", rows), lambda: self._head(rows, self._pick(rows), linear))
+        return self._plan(("head", rows), lambda: self._head(rows))
 
     def first(self, plain: bool) -> Plan:
         """Logits of the picked row, and the token that follows it."""
-        return self._plan(("first", plain), lambda: self._sample(self._head(1, self._pick(1)), plain))
+        return self._plan(("first", plain), lambda: self._sample(self._head(1), plain))
 
     def decode(self, batch: int, positions: int, plain: bool) -> Plan:
         """One token for each of ``batch`` sequences of up to ``positions`` positions: from the state in ``step_rows``
@@ -141,8 +109,9 @@ class Forward:
         splits = split_bucket(positions)
 
         def step() -> None:
-            self._layers(batch, splits)
-            self._sample(self._head(batch, self.arena.x.head(batch)), plain)
+            logits = self.arena.logits.head(batch)
+            self._layers.step(batch, splits, logits)
+            self._sample(logits, plain)
 
         return self._plan(("decode", batch, splits, plain), step)
 
@@ -157,57 +126,11 @@ class Forward:
             self._plans[key] = self._device.record(forward)
         return self._plans[key]
 
-    def _layers(self, rows: int, splits: int | None) -> None:
-        """All layers: over a prompt (``splits`` None), or over one position each of several sequences."""
-        a = self.arena
-        embedding(self.weights.embed, a.step_rows.head(rows), a.x.head(rows))
-        for index, layer in enumerate(self.weights.layers):
-            self._attention(rows, splits, index, layer)
-            self._mlp(rows, splits, layer)
-
-    def _attention(self, rows: int, splits: int | None, index: int, layer: Layer) -> None:
-        """y = x + o(attention(norm(x)))"""
-        c, a, cache = self.config, self.arena, self.cache.layers[index]
-        x, y, qkv, state = a.x.head(rows), a.y.head(rows), a.qkv.head(rows), a.step_rows.head(rows)
-        heads, attended = c.num_attention_heads, a.attended.head(rows)
-        product = _product(splits)
-        normed = rms_norm(x, layer.attn_norm, c.rms_norm_eps, a.normed.head(rows))
-        product(normed, layer.qkv, layer.qkv_bias, qkv)
-        rope(qkv, state, self.turns, heads + c.num_key_value_heads)
-        kv_write(qkv, state, cache, first=c.q_size)
-        if splits is None:
-            attention_prefill(qkv, state, cache, heads, attended)
-        else:
-            shape = partial_shape(rows, heads, c.head_dim, splits)
-            partials = Tensor(a.partials.device, shape, "f32", (a.partials.part,))
-            attention_decode(qkv, state, cache, heads, splits, partials)
-            attention_merge(partials, state, heads, c.head_dim, splits, attended)
-        add(x, product(attended, layer.o, layer.o_bias, a.projected.head(rows)), y)
-
-    def _mlp(self, rows: int, splits: int | None, layer: Layer) -> None:
-        """x = y + down(silu(gate(norm(y))) · up(norm(y)))"""
-        a, product = self.arena, _product(splits)
-        x, y = a.x.head(rows), a.y.head(rows)
-        normed = rms_norm(y, layer.mlp_norm, self.config.rms_norm_eps, a.normed.head(rows))
-        gate_up = product(normed, layer.gate_up, layer.gate_up_bias, a.gate_up.head(rows))
-        gated = silu_mul(gate_up, a.gated.head(rows))
-        add(y, product(gated, layer.down, layer.down_bias, a.projected.head(rows)), x)
-
-    def _pick(self, rows: int) -> Tensor:
-        a = self.arena
-        return embedding(a.x, a.picks.head(rows), a.picked.head(rows))
-
-    def _head(self, rows: int, x: Tensor, product: Callable[..., Tensor] = matvec) -> Tensor:
-        """Logits of rows of the residual stream: f32 [rows, vocab]."""
-        a = self.arena
-        normed = rms_norm(x, self.weights.norm, self.config.rms_norm_eps, a.normed.head(rows))
-        return product(normed, self.weights.head, None, a.logits.head(rows))
+    def _head(self, rows: int) -> Tensor:
+        a, logits = self.arena, self.arena.logits.head(rows)
+        self._layers.head(embedding(a.activations["x"], a.picks.head(rows), a.picked.head(rows)), logits)
+        return logits
 
     def _sample(self, logits: Tensor, plain: bool) -> Tensor:
         a = self.arena
         return choose(logits, a.step_rows.head(logits.rows), a.sampler.head(logits.rows), plain)
-
-
-def _product(splits: int | None) -> Callable[..., Tensor]:
-    """Decode multiplies by ``matvec`` in every batch, so that a sequence has the same bits alone and in company."""
-    return linear if splits is None else matvec

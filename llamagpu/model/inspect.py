@@ -74,7 +74,7 @@ def inspect_model(model: str | None, revision: str | None, device: Device | None
             {
                 "context": n,
                 "kv_bytes": {"float32": kv_bytes(c, n, "f32"), "float16": kv_bytes(c, n, "f16")},
-                "activation_bytes": arena_bytes(c, min(n, 512), n),
+                "activation_bytes": arena_bytes(c, min(n, 512), n, fused=True),
             }
             for n in contexts
         ],

@@ -120,7 +120,12 @@ def _download(model: str, revision: str | None) -> Path:
 
 
 def plan_sizes(
-    layout: Layout, device: Device, context: int | None, kv_dtype: str, most_context: int = DEFAULT_CONTEXT
+    layout: Layout,
+    device: Device,
+    context: int | None,
+    kv_dtype: str,
+    most_context: int = DEFAULT_CONTEXT,
+    fused: bool = True,
 ) -> Sizes:
     """Choose context and cache dtype, and add up what they take.
 
@@ -140,7 +145,7 @@ def plan_sizes(
     def sizes(tokens: int, pool: int | None = None) -> Sizes:
         pool = pool or tokens
         rows = bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
-        activations = arena_bytes(c, rows, tokens) + tokens * c.head_dim * 4
+        activations = arena_bytes(c, rows, tokens, fused) + tokens * c.head_dim * 4
         return Sizes(tokens, pool, kv, rows, layout.nbytes, kv_bytes(c, pool, kv), activations)
 
     def fits(tokens: int, pool: int | None = None) -> bool:
@@ -208,17 +213,22 @@ def prepare(directory: Path, dtype: str = "auto") -> Prepared:
 
 
 def load_model(
-    prepared: Prepared, device: Device, context: int | None, kv_dtype: str, progress: Progress | None = None
+    prepared: Prepared,
+    device: Device,
+    context: int | None,
+    kv_dtype: str,
+    progress: Progress | None = None,
+    fused: bool = True,
 ) -> Model:
-    """Put a prepared model on a device."""
+    """Put a prepared model on a device. ``fused`` chooses the form of the forward pass (``layers``)."""
     config = prepared.config
-    sizes = plan_sizes(prepared.layout, device, context, kv_dtype)
+    sizes = plan_sizes(prepared.layout, device, context, kv_dtype, fused=fused)
     if prepared.layout.unquantized:
         log.warning("not quantised, as groups do not divide their rows: %s", ", ".join(prepared.layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
     weights = load_weights(prepared.layout, device, progress)
     cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype)
     turns = device.tensor(rope_table(config.rope, config.head_dim, sizes.context), "f32", purpose="activations")
-    arena = make_arena(device, config, sizes.rows, sizes.context)
-    forward = Forward(config, weights, cache, turns, arena)
+    arena = make_arena(device, config, sizes.rows, sizes.context, fused)
+    forward = Forward(config, weights, cache, turns, arena, fused)
     return Model(config, forward, cache, sizes.context, sizes.rows, sizes)

@@ -1,12 +1,19 @@
-//! needs meta
-//! const GROUP
-// Weights in 4 bits, eight to a u32, lowest first: w = scale · q + bias, both of the group of GROUP along the row.
-// weights_load(i): elements 4i to 4i + 3; rows have no padding.
-@group(1) @binding(0) var<storage, read> weights_data: array<u32>;
+//! needs fold
+// Weights in 4 bits in groups of at least 32, eight to a u32, lowest first. A load of 16 bytes is weights_raw; the u-th
+// group of four of its q, weights_part, for fold_join to scale. weights_load(i): elements 4i to 4i + 3, scaled.
+alias WeightsRaw = vec4<u32>;
+const WEIGHTS_WIDE = 8u;
+@group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
+
+fn weights_raw(at: u32) -> WeightsRaw {
+    return weights_data[at];
+}
+
+fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
+    let bits = vec4<u32>(raw[u / 2u] >> (u % 2u * 16u)) >> vec4<u32>(0u, 4u, 8u, 12u);
+    return vec4<f32>(vec4<i32>(bits & vec4<u32>(0xfu)));    // from i32: from u32 is slow on some processors
+}
 
 fn weights_load(i: u32) -> vec4<f32> {
-    let half = weights_data[i / 2u] >> (i % 2u * 16u);
-    let bits = vec4<u32>(half) >> vec4<u32>(0u, 4u, 8u, 12u);
-    let m = meta_load(i / (GROUP / 4u));
-    return fma(vec4<f32>(bits & vec4<u32>(0xfu)), vec4<f32>(m.x), vec4<f32>(m.y));
+    return fold_scaled(weights_part(weights_data[i / 8u], i % 8u), i);
 }

@@ -1,11 +1,19 @@
-//! needs meta
-//! const GROUP
-// Weights in 8 bits, four to a u32, lowest first: w = scale · q + bias, both of the group of GROUP along the row.
-// weights_load(i): elements 4i to 4i + 3; rows have no padding.
-@group(1) @binding(0) var<storage, read> weights_data: array<u32>;
+//! needs fold
+// Weights in 8 bits, four to a u32, lowest first. A load of 16 bytes is weights_raw; the u-th group of four of its q,
+// weights_part, for fold_join to scale. weights_load(i): elements 4i to 4i + 3, scaled.
+alias WeightsRaw = vec4<u32>;
+const WEIGHTS_WIDE = 4u;
+@group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
+
+fn weights_raw(at: u32) -> WeightsRaw {
+    return weights_data[at];
+}
+
+fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
+    let bits = vec4<u32>(raw[u]) >> vec4<u32>(0u, 8u, 16u, 24u);
+    return vec4<f32>(vec4<i32>(bits & vec4<u32>(0xffu)));   // from i32: from u32 is slow on some processors
+}
 
 fn weights_load(i: u32) -> vec4<f32> {
-    let bits = vec4<u32>(weights_data[i]) >> vec4<u32>(0u, 8u, 16u, 24u);
-    let m = meta_load(i / (GROUP / 4u));
-    return fma(vec4<f32>(bits & vec4<u32>(0xffu)), vec4<f32>(m.x), vec4<f32>(m.y));
+    return fold_scaled(weights_part(weights_data[i / 4u], i % 4u), i);
 }

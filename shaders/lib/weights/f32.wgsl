@@ -1,5 +1,17 @@
-// Weights as float32. weights_load(i): elements 4i to 4i + 3.
+//! needs fold
+// Weights as float32. A load of 16 bytes is weights_raw; its u-th group of four elements, weights_part.
+// weights_load(i): elements 4i to 4i + 3.
+alias WeightsRaw = vec4<f32>;
+const WEIGHTS_WIDE = 1u;
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<f32>>;
+
+fn weights_raw(at: u32) -> WeightsRaw {
+    return weights_data[at];
+}
+
+fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
+    return raw;
+}
 
 fn weights_load(i: u32) -> vec4<f32> {
     return weights_data[i];

@@ -2,15 +2,15 @@
 //! const QUERIES
 // Flash attention of QUERIES queries over one head's cache in blocks of 32 positions: softmax is kept as a running
 // maximum, a running sum and an accumulator that is rescaled when the maximum grows (Dao et al. 2022, arXiv:2205.14135).
-// Fill flash_query (already scaled) and flash_last (the last position a query sees) and call flash_run from every
-// invocation; 64 of them, each with FLASH_ACC of the QUERIES · D4 accumulators, number `local + 64 · i`.
+// The kernel gives flash_query(q, c): group of four c of query q, scaled; flash_last(q): the last position that it sees;
+// flash_store(q, c, acc, max, sum): takes a group of four of Σⱼ exp(scoreⱼ - max) V[j, :], and Σⱼ exp(scoreⱼ - max).
+// Here by workgroups of 64 through workgroup memory; accumulators number `local + 64 · i`.
 const FLASH_BLOCK = 32u;
 const FLASH_WORKGROUP = 64u;
 const FLASH_ACC = (QUERIES * D4 + 63u) / 64u;
 const FLASH_LOWEST = -1.0e30;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
-var<workgroup> flash_query: array<vec4<f32>, QUERIES * D4>;
-var<workgroup> flash_last: array<i32, QUERIES>;
+var<workgroup> flash_queries: array<vec4<f32>, QUERIES * D4>;
 var<workgroup> flash_score: array<f32, QUERIES * FLASH_BLOCK>;
 var<workgroup> flash_max: array<f32, QUERIES>;
 var<workgroup> flash_sum: array<f32, QUERIES>;
@@ -22,11 +22,11 @@ fn flash_scores(local: u32, table: u32, kv_head: u32, kv_heads: u32, first: u32,
         let q = item / FLASH_BLOCK;
         let position = first + item % FLASH_BLOCK;
         var score = FLASH_LOWEST;
-        if (position < end && i32(position) <= flash_last[q]) {
+        if (position < end && position <= flash_last(q)) {
             let key = paged_index(pages[table + position / PAGE], 0u, kv_head, kv_heads, position);
             var sum = vec4<f32>();
             for (var c = 0u; c < D4; c++) {
-                sum = fma(flash_query[q * D4 + c], kv_load(key + c), sum);
+                sum = fma(flash_queries[q * D4 + c], kv_load(key + c), sum);
             }
             score = (sum.x + sum.y) + (sum.z + sum.w);
         }
@@ -53,8 +53,11 @@ fn flash_softmax(q: u32) {
     flash_sum[q] = flash_sum[q] * keep + sum;
 }
 
-fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, end: u32) -> array<vec4<f32>, FLASH_ACC> {
-    var acc: array<vec4<f32>, FLASH_ACC>;
+fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, end: u32) {
+    var acc = array<vec4<f32>, FLASH_ACC>();
+    for (var item = local; item < QUERIES * D4; item += FLASH_WORKGROUP) {
+        flash_queries[item] = flash_query(item / D4, item % D4);
+    }
     for (var q = local; q < QUERIES; q += FLASH_WORKGROUP) {
         flash_max[q] = FLASH_LOWEST;
         flash_sum[q] = 0.0;
@@ -83,5 +86,10 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
         }
         workgroupBarrier();
     }
-    return acc;
+    for (var i = 0u; i < FLASH_ACC; i++) {
+        let item = local + FLASH_WORKGROUP * i;
+        if (item < QUERIES * D4) {
+            flash_store(item / D4, item % D4, acc[i], flash_max[item / D4], flash_sum[item / D4]);
+        }
+    }
 }

@@ -1,0 +1,42 @@
+//! needs weights stream
+//! const PAGE
+// The beginning of a step: for every row the residual stream becomes W[token(r), :], which is handed to the first norm
+// (lib/stream.wgsl), and the row's state gets its place in the cache: page(position) · PAGE + position % PAGE.
+// Grid: rows · ceil(columns4 / 64) workgroups; an invocation makes four elements.
+// A table cut by rows takes one dispatch a part; each writes the rows whose token it holds.
+struct Params {
+    rows: u32,
+    columns: u32,
+    stride4: u32,     // groups of four from a row of W to the next
+    first: u32,       // first row of this part
+    count: u32,       // rows of this part
+    table: u32,       // entries a sequence has in the page table
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> step_rows: array<vec4<u32>>;    // [rows] token, position, slot, place
+@group(0) @binding(2) var<storage, read> pages: array<u32>;                    // [slots, table] page numbers
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;          // [rows, columns]
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let group = id.y * grid.x + id.x;
+    let columns4 = (params.columns + 3u) / 4u;
+    let across = (columns4 + 63u) / 64u;
+    let row = group / across;
+    let c = group % across * 64u + local;
+    if (row >= params.rows || c >= columns4) {
+        return;
+    }
+    let token = step_rows[row].x;
+    if (c == 0u) {
+        let position = step_rows[row].y;
+        let page = pages[step_rows[row].z * params.table + position / PAGE];
+        step_rows[row].w = page * PAGE + position % PAGE;
+    }
+    if (token >= params.first && token - params.first < params.count) {
+        let v = weights_load((token - params.first) * params.stride4 + c);
+        out[row * columns4 + c] = v;
+        stream_store(row, 4u * c, v);
+    }
+}

@@ -1,0 +1,10 @@
+// What becomes of a product: it is stored. epilogue(m, n, v, count): columns n to n + count - 1 (at most 4) of row m.
+@group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
+
+fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32) {
+    let at = m * params.out_stride + n;
+    out[at] = value.x;
+    if (count > 1u) { out[at + 1u] = value.y; }
+    if (count > 2u) { out[at + 2u] = value.z; }
+    if (count > 3u) { out[at + 3u] = value.w; }
+}

@@ -1,0 +1,135 @@
+//! needs kv_wide paged neighbours
+//! const QUERIES
+// Flash attention as in flash/workgroup, by eight neighbours without workgroup memory: for software adapters. In a block
+// of 32 positions a lane scores four; then every lane adds up its own columns of the values over all 32.
+const FLASH_WORKGROUP = 8u;
+const FLASH_LOWEST = -1.0e30;
+const FLASH_CHUNKS = (D4 + 7u) / 8u;                  // a chunk is eight groups of four of a key
+const FLASH_LOADS = D4 / KV_WIDE;                     // of a key or a value
+const FLASH_ITEMS = (FLASH_LOADS + 7u) / 8u;          // loads of a value that a lane takes
+@group(0) @binding(1) var<storage, read> pages: array<u32>;
+
+struct Flash {
+    lane: u32,
+    key: vec4<u32>,                                   // where the lane's four keys begin, in loads
+    to_value: u32,                                    // from a key to its value
+    query: array<array<vec4<f32>, QUERIES>, FLASH_CHUNKS>,   // the lane's group of each chunk
+    weight: array<vec4<f32>, QUERIES>,                // scores of the lane's four positions, then weights
+    top: array<f32, QUERIES>,
+    sum: array<f32, QUERIES>,                         // of the lane's own weights
+    acc: array<vec4<f32>, QUERIES * FLASH_ITEMS * KV_WIDE>,
+    raw: array<KvRaw, 4>,
+}
+
+// Group i (a constant) of a chunk: its part of the scores.
+fn flash_multiply(f: ptr<function, Flash>, chunk: u32, i: u32) {
+    let c = chunk * 8u + i;
+    if (c >= D4) {
+        return;
+    }
+    if (i % KV_WIDE == 0u) {
+        for (var p = 0u; p < 4u; p++) {
+            f.raw[p] = kv[f.key[p] + c / KV_WIDE];
+        }
+    }
+    let k0 = kv_wide_part(f.raw[0], i % KV_WIDE);
+    let k1 = kv_wide_part(f.raw[1], i % KV_WIDE);
+    let k2 = kv_wide_part(f.raw[2], i % KV_WIDE);
+    let k3 = kv_wide_part(f.raw[3], i % KV_WIDE);
+    for (var q = 0u; q < QUERIES; q++) {
+        let v = neighbours_get(f.query[chunk][q], i);
+        f.weight[q] += vec4<f32>(dot(k0, v), dot(k1, v), dot(k2, v), dot(k3, v));
+    }
+}
+
+// The values of lane i's positions (i a constant), by their weights; a lane at the end has fewer than four.
+fn flash_values(f: ptr<function, Flash>, i: u32, count: u32) {
+    let key = bitcast<vec4<u32>>(neighbours_get(bitcast<vec4<f32>>(f.key), i));
+    var weight: array<vec4<f32>, QUERIES>;
+    for (var q = 0u; q < QUERIES; q++) {
+        weight[q] = neighbours_get(f.weight[q], i);
+    }
+    for (var p = 0u; p < min(4u, count - min(4u * i, count)); p++) {
+        for (var item = 0u; item < FLASH_ITEMS; item++) {
+            let raw = kv[key[p] + f.to_value + min(item * 8u + f.lane, FLASH_LOADS - 1u)];
+            for (var u = 0u; u < KV_WIDE; u++) {
+                let v = kv_wide_part(raw, u);
+                for (var q = 0u; q < QUERIES; q++) {
+                    let a = (q * FLASH_ITEMS + item) * KV_WIDE + u;
+                    f.acc[a] = fma(vec4<f32>(weight[q][p]), v, f.acc[a]);
+                }
+            }
+        }
+    }
+}
+
+// Scores become weights exp(score - top); top, sum and what was accumulated before follow.
+fn flash_softmax(f: ptr<function, Flash>, q: u32, position: u32, end: u32) {
+    let last = min(flash_last(q) + 1u, end);
+    let seen = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(last);
+    let score = select(vec4<f32>(FLASH_LOWEST), f.weight[q], seen);
+    let top = max(f.top[q], neighbours_max(max(max(score.x, score.y), max(score.z, score.w))));
+    let keep = exp(f.top[q] - top);
+    let weight = select(vec4<f32>(), exp(score - vec4<f32>(top)), seen);
+    f.weight[q] = weight;
+    f.sum[q] = fma(f.sum[q], keep, (weight.x + weight.y) + (weight.z + weight.w));
+    f.top[q] = top;
+    for (var a = 0u; a < FLASH_ITEMS * KV_WIDE; a++) {
+        f.acc[q * FLASH_ITEMS * KV_WIDE + a] *= keep;
+    }
+}
+
+fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, end: u32) {
+    var f: Flash;
+    f.lane = local;
+    f.to_value = kv_heads * PAGE * FLASH_LOADS;
+    for (var chunk = 0u; chunk < FLASH_CHUNKS; chunk++) {
+        let c = chunk * 8u + local;
+        for (var q = 0u; q < QUERIES; q++) {
+            f.query[chunk][q] = flash_query(q, min(c, D4 - 1u));
+        }
+    }
+    for (var q = 0u; q < QUERIES; q++) {
+        f.top[q] = FLASH_LOWEST;
+    }
+    for (var first = begin; first < end; first += 32u) {
+        let position = first + local * 4u;
+        let held = min(position, end - 1u);   // four positions share a page
+        let key = paged_index(pages[table + held / PAGE], 0u, kv_head, kv_heads, 0u);
+        let place = min(vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u)) % vec4<u32>(PAGE);
+        f.key = (vec4<u32>(key) + place * D4) / KV_WIDE;
+        for (var q = 0u; q < QUERIES; q++) {
+            f.weight[q] = vec4<f32>();
+        }
+        for (var chunk = 0u; chunk < FLASH_CHUNKS; chunk++) {
+            flash_multiply(&f, chunk, 0u);
+            flash_multiply(&f, chunk, 1u);
+            flash_multiply(&f, chunk, 2u);
+            flash_multiply(&f, chunk, 3u);
+            flash_multiply(&f, chunk, 4u);
+            flash_multiply(&f, chunk, 5u);
+            flash_multiply(&f, chunk, 6u);
+            flash_multiply(&f, chunk, 7u);
+        }
+        for (var q = 0u; q < QUERIES; q++) {
+            flash_softmax(&f, q, position, end);
+        }
+        flash_values(&f, 0u, end - first);
+        flash_values(&f, 1u, end - first);
+        flash_values(&f, 2u, end - first);
+        flash_values(&f, 3u, end - first);
+        flash_values(&f, 4u, end - first);
+        flash_values(&f, 5u, end - first);
+        flash_values(&f, 6u, end - first);
+        flash_values(&f, 7u, end - first);
+    }
+    for (var q = 0u; q < QUERIES; q++) {
+        let sum = neighbours_sum(f.sum[q]);
+        for (var a = 0u; a < FLASH_ITEMS * KV_WIDE; a++) {
+            let c = (a / KV_WIDE * 8u + local) * KV_WIDE + a % KV_WIDE;
+            if (c < D4) {
+                flash_store(q, c, f.acc[q * FLASH_ITEMS * KV_WIDE + a], f.top[q], sum);
+            }
+        }
+    }
+}

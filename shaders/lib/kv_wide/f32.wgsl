@@ -1,0 +1,8 @@
+// A layer's cache as float32, read only, in loads of 16 bytes; kv_wide_part: the u-th group of four elements of a load.
+alias KvRaw = vec4<f32>;
+const KV_WIDE = 1u;
+@group(1) @binding(0) var<storage, read> kv: array<vec4<f32>>;
+
+fn kv_wide_part(raw: KvRaw, u: u32) -> vec4<f32> {
+    return raw;
+}

@@ -1,0 +1,101 @@
+//! needs product weights source norm share bias epilogue
+//! const COLS
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue: four rows n of W and up to COLS rows m of x to
+// an invocation, in registers, without workgroup memory: for software adapters, where an invocation is a SIMD lane of a
+// core. The order of additions is that of k, in stretches, and does not depend on m.
+// Grid: ceil(rows / 64) · ceil(m / COLS) workgroups; those that read the same weights follow one another.
+const ROWS = 4u;
+const WORKGROUP_ROWS = 16u * ROWS;
+const CHUNK4 = min(8u, FOLD4);   // groups of four of x that neighbours take at once
+alias Sums = array<f32, ROWS * COLS>;
+
+struct Chunk {
+    first: u32,                          // row of x
+    k: u32,                              // group of four along k that it begins with
+    at: array<u32, ROWS>,                // where the rows of W begin
+    raw: array<WeightsRaw, ROWS>,        // the loads that are in use
+    taken: array<vec4<f32>, COLS>,       // what share_take gave
+    x_sum: array<f32, COLS>,
+    part: Sums,
+}
+
+// The i-th group of four of a chunk, i a constant: loops over it would be too long for drivers to unroll.
+fn multiply(chunk: ptr<function, Chunk>, i: u32) {
+    if (i >= CHUNK4) {
+        return;
+    }
+    if (i % WEIGHTS_WIDE == 0u) {
+        let loads = (params.k4 + WEIGHTS_WIDE - 1u) / WEIGHTS_WIDE;   // that hold something in a row of W
+        let load = min((chunk.k + i) / WEIGHTS_WIDE, loads - 1u);
+        for (var r = 0u; r < ROWS; r++) {
+            chunk.raw[r] = weights_raw(chunk.at[r] + load);
+        }
+    }
+    var w: array<vec4<f32>, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        w[r] = weights_part(chunk.raw[r], i % WEIGHTS_WIDE);
+    }
+    for (var c = 0u; c < COLS; c++) {
+        let v = share_get(chunk.taken[c], min(chunk.first + c, params.m - 1u), chunk.k, i);
+        chunk.x_sum[c] += (v.x + v.y) + (v.z + v.w);
+        for (var r = 0u; r < ROWS; r++) {
+            chunk.part[r * COLS + c] += dot(w[r], v);
+        }
+    }
+}
+
+@compute @workgroup_size(16)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let group = id.y * grid.x + id.x;
+    let deep = (params.m + COLS - 1u) / COLS;
+    let row = (group / deep) * WORKGROUP_ROWS + local * ROWS;
+    let lane = local % 8u;
+    var chunk: Chunk;
+    chunk.first = group % deep * COLS;
+    var scales: array<u32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        let held = min(row + r, params.rows - 1u);
+        chunk.at[r] = held * params.stride;
+        scales[r] = held * params.groups;
+    }
+    var sum = Sums();
+    let stretches = (params.k4 + FOLD4 - 1u) / FOLD4;
+    for (var s = 0u; s < stretches; s++) {
+        chunk.part = Sums();
+        chunk.x_sum = array<f32, COLS>();
+        for (var begin = 0u; begin < FOLD4; begin += CHUNK4) {
+            chunk.k = s * FOLD4 + begin;
+            for (var c = 0u; c < COLS; c++) {
+                chunk.taken[c] = share_take(min(chunk.first + c, params.m - 1u), chunk.k, lane);
+            }
+            multiply(&chunk, 0u);
+            multiply(&chunk, 1u);
+            multiply(&chunk, 2u);
+            multiply(&chunk, 3u);
+            multiply(&chunk, 4u);
+            multiply(&chunk, 5u);
+            multiply(&chunk, 6u);
+            multiply(&chunk, 7u);
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            for (var c = 0u; c < COLS; c++) {
+                let i = r * COLS + c;
+                sum[i] = fold_join(sum[i], chunk.part[i], chunk.x_sum[c], scales[r] + s);
+            }
+        }
+    }
+    let count = min(ROWS, params.rows - min(row, params.rows));
+    let n = params.first + row;
+    for (var c = 0u; c < COLS; c++) {
+        let m = min(chunk.first + c, params.m - 1u);
+        let scale = norm_scale(share_sum(norm_partial(m, lane % SHARE_LANES, SHARE_LANES)));
+        if (count > 0u && chunk.first + c < params.m) {
+            var value: vec4<f32>;
+            for (var r = 0u; r < ROWS; r++) {
+                value[r] = fma(sum[r * COLS + c], scale, bias_load(n + min(r, count - 1u)));
+            }
+            epilogue(m, n, value, count);
+        }
+    }
+}
