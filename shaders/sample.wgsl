@@ -2,23 +2,27 @@
 // The next token of every row, of those inside the row's cut: arg max of the score, or of score · factor + Gumbel noise,
 // which draws from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
 // `partial` (grid: rows · chunks workgroups) reduces chunks of 4,096 scores; `final_` (grid: rows) the chunks. The token
-// goes to the row of the next step, whose position advances, and into the counts of what was made.
+// goes to the row of the next step, whose position advances, and into the counts of what was made. A row that ends here
+// (a stop id, its last position, no finite scores) becomes a padding row: later steps write nothing of its sequence.
 const CHUNK = 4096u;
 const WIDTH = 64u;
+const DRAW = 4u;            // vectors that a row of draws takes
 struct Params {
     rows: u32,
     vocab: u32,
     stride: u32,            // elements from a row of logits to the next
     chunks: u32,
+    idle: u32,              // the slot of padding rows
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;                    // [rows, vocab] raw, for the log-probability
-@group(0) @binding(3) var<storage, read> draws: array<vec4<u32>>;               // [rows] seed, bits of the factor or 0, 0, 0
+@group(0) @binding(3) var<storage, read> draws: array<vec4<u32>>;               // [rows, DRAW] seed, bits of the factor or 0, last
+                                                                                //   position, stop ids; then the ids
 @group(0) @binding(4) var<storage, read> cuts: array<vec4<u32>>;                // [rows] key, id, bits of log Σ e^logit, 0
 @group(0) @binding(5) var<storage, read_write> best: array<vec4<u32>>;          // [rows, chunks] value bits, id, flag, 0
-@group(0) @binding(6) var<storage, read_write> step_rows: array<vec4<u32>>;     // [rows] token, position, slot, 0
+@group(0) @binding(6) var<storage, read_write> step_rows: array<vec4<u32>>;     // [rows] token, position, slot, place
 @group(0) @binding(7) var<storage, read_write> counts: array<u32>;              // [slots, vocab] times made; bit 31: prompt
-@group(0) @binding(8) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, not finite, log-probability, 0
+@group(0) @binding(8) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, not finite, log-probability, ended
 var<workgroup> value_of: array<f32, WIDTH>;
 var<workgroup> id_of: array<u32, WIDTH>;
 var<workgroup> flag_of: array<u32, WIDTH>;
@@ -48,13 +52,23 @@ fn pick(local: u32, value: f32, id: u32, flag: u32) -> vec4<u32> {
     return vec4<u32>(bitcast<u32>(top), top_id, any_flag, 0u);
 }
 
+fn ends(row: u32, token: u32, position: u32) -> bool {
+    let draw = draws[row * DRAW];
+    for (var i = 0u; i < min(draw.w, 4u * (DRAW - 1u)); i++) {
+        if (draws[row * DRAW + 1u + i / 4u][i % 4u] == token) {
+            return true;
+        }
+    }
+    return position >= draw.z;
+}
+
 @compute @workgroup_size(WIDTH)
 fn partial(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
            @builtin(local_invocation_index) local: u32) {
     let group = id.y * grid.x + id.x;
     let row = min(group / params.chunks, params.rows - 1u);
     let begin = group % params.chunks * CHUNK;
-    let draw = draws[row];
+    let draw = draws[row * DRAW];
     let position = step_rows[row].y + 1u;
     var top = -3.4028234e38;
     var top_id = 0xffffffffu;
@@ -100,6 +114,11 @@ fn final_(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
         step_rows[row].y += 1u;
         counts[step_rows[row].z * params.stride + token] += 1u;
         let logprob = logits[row * params.stride + token] - bitcast<f32>(cuts[row].z);
-        result[row] = vec4<u32>(token, found.z, bitcast<u32>(logprob), 0u);
+        let over = ends(row, token, step_rows[row].y) || found.z != 0u;
+        result[row] = vec4<u32>(token, found.z, bitcast<u32>(logprob), select(0u, 1u, over));
+        if (over) {
+            step_rows[row].y = 0u;
+            step_rows[row].z = params.idle;
+        }
     }
 }

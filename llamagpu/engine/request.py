@@ -70,6 +70,7 @@ class Request:
     length: int = 0  # positions in the cache
     last: int = 0  # the newest token, not in the cache yet
     made: int = 0
+    in_flight: int = 0  # steps that were launched and have not landed
     tokens: list[int] = field(default_factory=list)  # the new ones
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
@@ -77,6 +78,11 @@ class Request:
     def most(self) -> int:
         """Positions that the sequence may come to take; its last token needs none."""
         return len(self.prompt) + (0 if self.want_logits else self.limit - 1)
+
+    @property
+    def last_position(self) -> int:
+        """The position of the last token that may be made."""
+        return len(self.prompt) + self.limit - 1
 
     @property
     def prefilled(self) -> bool:

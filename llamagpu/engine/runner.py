@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.request import Conversation, NotFinite, Request, Token
-from llamagpu.gpu import Device, Plan, Tensor
+from llamagpu.errors import LlamaGPUError
+from llamagpu.gpu import Device, Plan, Slot, Tensor
 from llamagpu.kernels import NO_CUT, step_rows
 from llamagpu.kernels.sampling import MOST_LOGPROBS, PROMPT_BIT, Settings
 from llamagpu.model import Model
@@ -21,6 +22,15 @@ PACE_SECONDS = 0.1  # what one submission of a prefill should take
 _RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
 
 Outcome = Token | NotFinite
+
+
+@dataclass
+class Flight:
+    """A step that was submitted and not read yet."""
+
+    batch: tuple[Request, ...]
+    slot: Slot
+    size: int
 
 
 @dataclass
@@ -108,19 +118,30 @@ class Runner:
             return []
         self._write(self._arena.picks, step_rows([len(chunk) - 1], 0))
         self._settle((request,), request.prompt[-1:], [request.length - 1])
-        return self._read((request,), self._forward.first(request.settings.plain))
+        return self.collect(self._submit((request,), self._forward.first(request.settings.plain)))
 
-    def decode(self, requests: Sequence[Request]) -> list[Outcome]:
-        """One step of requests that are all plain or all not. Tokens and positions are on the device already, unless
-        other requests ran since."""
-        batch = tuple(requests)
-        if self._settled != batch:
+    def follows(self, batch: tuple[Request, ...]) -> bool:
+        """Whether the state on the device is that of these requests, so that a step needs nothing from the host."""
+        return self._settled == batch
+
+    def launch(self, batch: tuple[Request, ...]) -> Flight:
+        """Submit one step of requests that are all plain or all not. Where the device holds the state of others, that
+        of these is written first: nothing may be in flight then."""
+        if not self.follows(batch):
             self._settle(batch, [r.last for r in batch], [r.length for r in batch])
-        for request in batch:
-            request.length += 1
         rows = bucket(len(batch), BATCHES)
         positions = max(r.most for r in batch)
-        return self._read(batch, self._forward.decode(rows, positions, batch[0].settings.plain))
+        flight = self._submit(batch, self._forward.decode(rows, positions, batch[0].settings.plain))
+        for request in batch:
+            request.in_flight += 1
+        return flight
+
+    def land(self, flight: Flight) -> list[Outcome]:
+        """Wait for a launched step: its tokens, or why there is none, in the order of its batch."""
+        for request in flight.batch:
+            request.in_flight -= 1
+            request.length += 1
+        return self.collect(flight)
 
     def batch_of(self, requests: Sequence[Request]) -> list[Request]:
         """As many requests from the front as decode in one step."""
@@ -128,6 +149,13 @@ class Runner:
         while bucket(len(out), BATCHES) > batch_limit(context, max(r.most for r in out)):
             out.pop()
         return out
+
+    def abandon(self, flight: Flight) -> None:
+        """Give back what a step that nobody reads holds, as far as the device still answers."""
+        try:
+            self.land(flight)
+        except LlamaGPUError:
+            self.device.free(flight.slot.buffer)
 
     def _collect_logits(self, request: Request, rows: int) -> None:
         for first in range(0, rows, HEAD_ROWS):
@@ -140,29 +168,38 @@ class Runner:
 
     def _settle(self, batch: tuple[Request, ...], tokens: Sequence[int], positions: Sequence[int]) -> None:
         """Put the state of sequences into the decode buffers, where others' was; the rest are padding rows."""
+        assert not any(r.in_flight for r in batch)
         rows, count = bucket(len(batch), BATCHES), len(batch)
         sampler, plain = self._arena.sampler, batch[0].settings.plain
         state = step_rows([0] * rows, 0, self.model.cache.dump)
         state[:count, 0], state[:count, 1] = tokens, positions
         state[:count, 2] = [r.slot for r in batch]
         settings = [r.settings for r in batch] + [Settings()] * (rows - count)
+        draws = [s.draw(plain, r.last_position, sorted(r.stop_ids)) for s, r in zip(settings, batch, strict=False)]
+        draws += [s.draw(plain) for s in settings[count:]]
         self._write(self._arena.step_rows, state)
-        self._write(sampler.draws, np.stack([s.draw(plain) for s in settings]))
+        self._write(sampler.draws, np.stack(draws))
         self._write(sampler.cuts, np.tile(np.array(NO_CUT, np.uint32), (rows, 1)))
         if not plain:
             self._write(sampler.settings, np.stack([s.pack() for s in settings]))
         self._settled = batch
 
-    def _read(self, batch: tuple[Request, ...], plan: Plan) -> list[Outcome]:
-        """Run a plan that samples, and read a token, or why there is none, for every request."""
+    def _submit(self, batch: tuple[Request, ...], plan: Plan) -> Flight:
+        """Run a plan that samples; what it finds is copied to a staging slot behind it."""
         count, sampler = len(batch), self._arena.sampler
-        most = max(r.settings.logprobs for r in batch)
-        wanted = [sampler.result.head(count).part] + ([sampler.likely.head(count).part] if most else [])
+        wanted = [sampler.result.head(count).part]
+        if any(r.settings.logprobs for r in batch):
+            wanted.append(sampler.likely.head(count).part)
         size = sum(p.size for p in wanted)
         slot = self.device.staging.take(size)
         plan.run(read=(slot, wanted))
-        raw = np.frombuffer(self.device.gate.read(slot, size), np.uint32)
-        self.device.staging.give(slot)
+        return Flight(batch, slot, size)
+
+    def collect(self, flight: Flight) -> list[Outcome]:
+        """Wait for what a submitted plan sampled: a token, or why there is none, for every request."""
+        batch, count = flight.batch, len(flight.batch)
+        raw = np.frombuffer(self.device.gate.read(flight.slot, flight.size), np.uint32)
+        self.device.staging.give(flight.slot)
         results = raw[: 4 * count].reshape(count, 4)
         likely = raw[4 * count :].reshape(-1, MOST_LOGPROBS, 2)
         out: list[Outcome] = []

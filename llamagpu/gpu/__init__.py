@@ -10,6 +10,7 @@ from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.device import Device, open_device
 from llamagpu.gpu.dtypes import narrow_bf16, widen_bf16
+from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.linker import Program, link, shader_root
 from llamagpu.gpu.native import version
 from llamagpu.gpu.plan import Plan
@@ -25,6 +26,7 @@ __all__ = [
     "Part",
     "Plan",
     "Program",
+    "Slot",
     "Tensor",
     "Tuning",
     "choose_adapter",

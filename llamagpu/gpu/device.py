@@ -71,7 +71,7 @@ class Device:
         self.max_buffer: int = self.handle.limits["max-buffer-size"]
         self.max_workgroups: int = self.handle.limits["max-compute-workgroups-per-dimension"]
         self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
-        self.gate = Gate(self.handle)
+        self.gate = Gate(self.handle, spin=adapter.kind != "software")
         self.thread = DeviceThread()
         self.pipelines = Pipelines(self.handle)
         self.staging = Staging(self)

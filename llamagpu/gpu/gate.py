@@ -16,7 +16,7 @@ from llamagpu.errors import DeviceLostError, KernelError, LlamaGPUError
 from llamagpu.gpu import native
 from llamagpu.gpu.ledger import Buffer
 
-SPIN_SECONDS = 0.002
+SPIN_SECONDS = 0.002  # of polling before sleeping; none on a software adapter, which needs the cores itself
 DEADLINE_SECONDS = 300.0
 
 
@@ -27,13 +27,17 @@ class Slot:
         self.buffer = buffer
         self.busy = False  # something was, or will be, submitted that writes it
         self.mapped = False
+        self.answer: list[int] = []  # the status of the mapping in progress
+        self.callback: Any = None  # made once, see Gate.read
+        self.done: Any = None
 
 
 class Gate:
     """Submits encoders and brings bytes back, for one device."""
 
-    def __init__(self, handle: Any):
+    def __init__(self, handle: Any, spin: bool = True):
         self._handle = handle
+        self._spin = SPIN_SECONDS if spin else 0.0
         self._lock = threading.Lock()
         self._heard = native.error_log.count
         self._failure: Exception | None = None
@@ -120,21 +124,23 @@ class Gate:
 
     def _read_raw(self, slot: Slot, size: int) -> bytes:
         ffi, libf = native.ffi, native.libf
-        answer: list[int] = []
+        slot.answer.clear()
+        if slot.callback is None:
 
-        @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
-        def done(status: int, message: Any, one: Any, two: Any) -> None:
-            answer.append(status)
+            @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
+            def done(status: int, message: Any, one: Any, two: Any) -> None:
+                slot.answer.append(status)
 
-        info = ffi.new("WGPUBufferMapCallbackInfo *")
-        info.mode, info.callback = native.lib.WGPUCallbackMode_AllowProcessEvents, done
+            slot.callback = ffi.new("WGPUBufferMapCallbackInfo *")
+            slot.callback.mode, slot.callback.callback = native.lib.WGPUCallbackMode_AllowProcessEvents, done
+            slot.done = done  # cffi does not keep it
         buffer = slot.buffer.handle._internal
         with native.errors("reading results"):
-            libf.wgpuBufferMapAsync(buffer, native.lib.WGPUMapMode_Read, 0, size, info[0])
-            self._poll_until(answer)
-            if answer[0] != native.lib.WGPUMapAsyncStatus_Success:
+            libf.wgpuBufferMapAsync(buffer, native.lib.WGPUMapMode_Read, 0, size, slot.callback[0])
+            self._poll_until(slot.answer)
+            if slot.answer[0] != native.lib.WGPUMapAsyncStatus_Success:
                 self.check()
-                raise native.lost(f"mapping a result failed with status {answer[0]}")
+                raise native.lost(f"mapping a result failed with status {slot.answer[0]}")
             slot.mapped = True
             data = bytes(ffi.buffer(libf.wgpuBufferGetMappedRange(buffer, 0, size), size))
             libf.wgpuBufferUnmap(buffer)
@@ -148,7 +154,7 @@ class Gate:
         while not answer:
             native.libf.wgpuDevicePoll(self._handle._internal, False, native.ffi.NULL)
             waited = time.perf_counter() - start
-            if answer or waited < SPIN_SECONDS:
+            if answer or waited < self._spin:
                 continue
             if waited > DEADLINE_SECONDS:
                 self.fail(native.lost(f"it did not answer for {DEADLINE_SECONDS:.0f} seconds"))

@@ -26,7 +26,19 @@ _private_runtime_dir()
 
 import wgpu
 
-__all__ = ["BufferUsage", "error_log", "errors", "ffi", "has_raw", "has_trusted", "lib", "libf", "lost", "wgpu"]
+__all__ = [
+    "BufferUsage",
+    "error_log",
+    "errors",
+    "ffi",
+    "has_raw",
+    "has_raw_pass",
+    "has_trusted",
+    "lib",
+    "libf",
+    "lost",
+    "wgpu",
+]
 
 BufferUsage = wgpu.BufferUsage
 _RAW_NAMES = (
@@ -35,6 +47,11 @@ _RAW_NAMES = (
     "wgpuBufferUnmap",
     "wgpuDevicePoll",
 )
+_PASS_NAMES = (
+    "wgpuComputePassEncoderSetPipeline",
+    "wgpuComputePassEncoderSetBindGroup",
+    "wgpuComputePassEncoderDispatchWorkgroups",
+)
 _TRUSTED_NAME = "wgpuDeviceCreateShaderModuleTrusted"
 
 try:
@@ -42,10 +59,12 @@ try:
     from wgpu.backends.wgpu_native._api import libf
 
     has_raw = all(hasattr(libf, name) for name in _RAW_NAMES)
+    has_raw_pass = all(hasattr(lib, name) for name in _PASS_NAMES)
     has_trusted = hasattr(libf, _TRUSTED_NAME)
 except ImportError:  # another backend of wgpu-py, or private names that moved: the object path serves
     ffi = lib = libf = None
-    has_raw = has_trusted = False
+    has_raw = has_raw_pass = has_trusted = False
+use_raw_pass = True  # where it is there; tests and benchmarks compare it with wgpu-py's objects
 
 
 def version() -> str:

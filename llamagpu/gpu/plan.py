@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamagpu.gpu import native
+from llamagpu.gpu.encode import Dispatch, Encoder
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.ledger import Buffer
 from llamagpu.gpu.linker import Program
@@ -30,19 +31,6 @@ class Call:
     reads: int
 
 
-@dataclass(frozen=True)
-class Dispatch:
-    """One call made ready: handles and workgroup counts only."""
-
-    label: str
-    pipeline: Any
-    bind_groups: tuple[tuple[int, Any], ...]
-    x: int
-    y: int
-    work: int
-    reads: int
-
-
 class Plan:
     """A flat list of dispatches over fixed buffers, and the uniform buffer that their sizes are in."""
 
@@ -60,6 +48,7 @@ class Plan:
         groups: dict[Any, Any] = {}
         self.dispatches = [self._ready(call, offsets.get(call.params, 0), groups) for call in calls]
         self.work = sum(d.work for d in self.dispatches)
+        self._encoder = Encoder(self.dispatches)
 
     def _ready(self, call: Call, params_offset: int, made: dict[Any, Any]) -> Dispatch:
         device = self._device
@@ -108,11 +97,7 @@ class Plan:
             last = number == len(cuts) - 1
             encoder = device.encoder()
             compute = encoder.begin_compute_pass()
-            for d in self.dispatches[begin:end]:
-                compute.set_pipeline(d.pipeline)
-                for group, handle in d.bind_groups:
-                    compute.set_bind_group(group, handle)
-                compute.dispatch_workgroups(d.x, d.y, 1)
+            self._encoder.encode(compute, begin, end)
             compute.end()
             slot = None
             if last and read is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ CHUNK = 4096
 MOST_LOGPROBS = 20
 PROMPT_BIT = np.uint32(1 << 31)  # of a token's count: it is in the prompt
 NO_CUT = (0, 0xFFFFFFFF, 0, 0)
+MOST_STOPS = 12  # stop ids that a row is checked for on the GPU
+_DRAW_WORDS = 4 + MOST_STOPS
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,19 @@ class Settings:
             floats[5], floats[6] = np.float32(1).view(np.uint32), 0
         return floats
 
-    def draw(self, plain: bool) -> npt.NDArray[np.uint32]:
-        """u32 [4]: the seed, and the bits of what ``sample`` multiplies scores with (0: no noise)."""
+    def draw(self, plain: bool, last: int = 0xFFFFFFFF, stops: Sequence[int] = ()) -> npt.NDArray[np.uint32]:
+        """u32 [16]: the seed, the bits of what ``sample`` multiplies scores with (0: no noise), and what ends the row.
+
+        Args:
+            last: the position whose token is the last one.
+            stops: ids after which nothing follows; those beyond ``MOST_STOPS`` are left to the host.
+        """
         factor = 0.0 if not self.temperature else (1 / self.temperature if plain else 1.0)
-        return np.array([self.seed, np.float32(factor).view(np.uint32), 0, 0], np.uint32)
+        out = np.zeros(_DRAW_WORDS, np.uint32)
+        ids = list(stops)[:MOST_STOPS]
+        out[:4] = self.seed, np.float32(factor).view(np.uint32), last, len(ids)
+        out[4 : 4 + len(ids)] = ids
+        return out
 
 
 @dataclass(frozen=True)
@@ -75,10 +87,10 @@ class Sampler:
 
     scores: Tensor  # f32 [rows, vocab]
     settings: Tensor  # u32 [rows, 8]
-    draws: Tensor  # u32 [rows, 4]
+    draws: Tensor  # u32 [rows, 16]
     cuts: Tensor  # u32 [rows, 4]
     best: Tensor  # u32 [rows, …]
-    result: Tensor  # u32 [rows, 4] token, not finite, bits of its log-probability, 0
+    result: Tensor  # u32 [rows, 4] token, not finite, bits of its log-probability, ended
     likely: Tensor  # u32 [rows, 2 · MOST_LOGPROBS] the likeliest tokens: id, bits of log-probability
     counts: Tensor  # u32 [slots, vocab]
     bias: Tensor  # f32 [slots, vocab]
@@ -93,7 +105,14 @@ class Sampler:
 def sampler_columns(vocab: int) -> dict[str, int]:
     """Columns of the buffers that have a row for each row of a step."""
     chunks = -(-vocab // CHUNK)
-    fixed = {"settings": 8, "draws": 4, "cuts": 4, "best": 4 * chunks, "result": 4, "likely": 2 * MOST_LOGPROBS}
+    fixed = {
+        "settings": 8,
+        "draws": _DRAW_WORDS,
+        "cuts": 4,
+        "best": 4 * chunks,
+        "result": 4,
+        "likely": 2 * MOST_LOGPROBS,
+    }
     return {"scores": vocab} | fixed
 
 
@@ -149,6 +168,8 @@ def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Te
     (seed, position, token), which is a draw from the softmax (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). Ties
     keep the lower id.
 
+    A row that ends (see ``Settings.draw``) becomes a padding row of the last slot, at position 0.
+
     Args:
         logits: f32 [rows, vocab], raw.
         scores: f32 [rows, vocab]: the logits, or ``logits_process`` of them.
@@ -161,6 +182,7 @@ def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Te
     require(scores.shape == logits.shape, "sample: scores must have the shape of the logits")
     require(sampler.best.shape == (count, 4 * chunks), f"sample: best must be [{count}, {4 * chunks}]")
     params = {"rows": count, "vocab": vocab, "stride": logits.stride, "chunks": chunks}
+    params["idle"] = sampler.counts.rows - 1
     s = sampler
     windows = parts(
         logits=logits,
