@@ -1,4 +1,4 @@
-//! needs weights stream
+//! needs weights order stream
 //! const PAGE
 // The beginning of a step: for every row the residual stream becomes W[token(r), :], which is handed to the first norm
 // (lib/stream.wgsl), and the row's state gets its place in the cache: page(position) · PAGE + position % PAGE.
@@ -35,7 +35,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         step_rows[row].w = page * PAGE + position % PAGE;
     }
     if (token >= params.first && token - params.first < params.count) {
-        let v = weights_load((token - params.first) * params.stride4 + c);
+        let v = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
         out[row * columns4 + c] = v;
         stream_store(row, 4u * c, v);
     }

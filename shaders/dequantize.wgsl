@@ -1,4 +1,4 @@
-//! needs weights
+//! needs weights order
 // out[r, c] = W[r, c] as float32, from any weight format.
 // Grid: ceil(rows · columns4 / 64) workgroups; an invocation makes four elements.
 struct Params {
@@ -17,6 +17,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let row = item / params.columns4;
     if (row < params.rows) {
         let c = item % params.columns4;
-        out[(params.first + row) * params.columns4 + c] = weights_load(row * params.stride4 + c);
+        out[(params.first + row) * params.columns4 + c] = weights_load(order_row(row, params.rows) * params.stride4 + c);
     }
 }

@@ -1,4 +1,4 @@
-//! needs weights
+//! needs weights order
 // out[r, :] = W[token(r), :]: one row of the table for every row of the step.
 // Grid: rows · ceil(columns4 / 64) workgroups; an invocation copies four elements.
 // A table cut by rows takes one dispatch a part; each writes the rows whose token it holds.
@@ -25,6 +25,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let token = step_rows[row].x;
     if (token >= params.first && token - params.first < params.count) {
-        out[row * params.columns4 + c] = weights_load((token - params.first) * params.stride4 + c);
+        out[row * params.columns4 + c] = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
     }
 }

@@ -1,4 +1,4 @@
-//! needs product weights source norm reduce bias epilogue
+//! needs product weights order source norm reduce bias epilogue
 //! const COLS
 // out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, for few rows m: 32 lanes along k to four rows
 // n, for GPUs, where neighbouring lanes read neighbouring memory. Lane l takes loads l, l + 32, … in order; then the
@@ -18,7 +18,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let loads = (params.k4 + WEIGHTS_WIDE - 1u) / WEIGHTS_WIDE;
     var held: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-        held[r] = min(row + r, params.rows - 1u);
+        held[r] = order_row(min(row + r, params.rows - 1u), params.rows);
     }
     var sum = array<f32, ROWS * COLS>();
     for (var load = lane; load < loads; load += LANES) {

@@ -1,4 +1,4 @@
-//! needs product weights source norm share bias epilogue
+//! needs product weights order source norm share bias epilogue
 //! const COLS
 // out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue: four rows n of W and up to COLS rows m of x to
 // an invocation, in registers, without workgroup memory: for software adapters, where an invocation is a SIMD lane of a
@@ -55,7 +55,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     chunk.first = group % deep * COLS;
     var scales: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-        let held = min(row + r, params.rows - 1u);
+        let held = order_row(min(row + r, params.rows - 1u), params.rows);
         chunk.at[r] = held * params.stride;
         scales[r] = held * params.groups;
     }

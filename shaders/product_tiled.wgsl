@@ -1,4 +1,4 @@
-//! needs product weights source bias epilogue
+//! needs product weights order source bias epilogue
 // out[m, n] = Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, by tiles of 64 × 64 through workgroup memory, 4 × 4
 // elements to an invocation: for GPUs and many rows m. The sum over k runs in order for every element.
 // Grid: ceil(rows / 64) · ceil(m / 64) workgroups, along n first.
@@ -21,7 +21,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let load_k = local % DEPTH4;
     let load_place = load_row % 4u * 16u + load_row / 4u;   // so that an invocation's four n are neighbours
     let m_load = min(m0 + load_row, params.m - 1u);
-    let w_at = min(n0 + load_row, params.rows - 1u) * params.stride * WEIGHTS_WIDE;
+    let w_row = order_row(min(n0 + load_row, params.rows - 1u), params.rows);
+    let w_at = w_row * params.stride * WEIGHTS_WIDE;
     let tm = local / 16u;   // rows m0 + tm + 16 i of the invocation
     let tn = local % 16u;   // columns n0 + 4 tn + j
     var acc = array<vec4<f32>, 4>();

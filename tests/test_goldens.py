@@ -19,7 +19,9 @@ ABOUT = json.loads((HERE / "goldens.json").read_text())["models"]
 BAR = 5e-5
 
 
-def error(name: str, config: dict[str, Any], device: gpu.Device, folder: Path, lengths=random_models.PROMPTS) -> float:
+def error(
+    name: str, config: dict[str, Any], device: gpu.Device, folder: Path, lengths=random_models.PROMPTS, **options: Any
+) -> float:
     """The largest error over the golden's prompts, in units of max(1, max|logit|)."""
     about, golden = ABOUT[name], random_models.CONFIGS[name]
     weights = random_models.tensors(golden, about["seed"], about["gain"])
@@ -29,7 +31,7 @@ def error(name: str, config: dict[str, Any], device: gpu.Device, folder: Path, l
             weights = {k: v for k, v in weights.items() if not (part in k and k.endswith(suffix))}
     random_models.write_model(folder, config, weights)
     worst = 0.0
-    with LLM(folder, device=device, kv_dtype="float32") as llm:
+    with LLM(folder, device=device, kv_dtype="float32", **options) as llm:
         for length in lengths:
             got = llm.logits(random_models.prompt(golden, length, about["seed"]))[-random_models.LAST :]
             difference = np.abs(got[:, random_models.kept_columns(golden)] - GOLDENS[f"{name}.{length}"]).max()
@@ -45,7 +47,29 @@ def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path
     assert worst <= BAR
 
 
-@pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0)[1:], ids=["lanes-tiled"])
+@pytest.mark.parametrize("name", ["mqa", "head80", "all-biases", "deep-bf16"])
+def test_logits_match_in_the_plain_form(name: str, device: gpu.Device, tmp_path: Path) -> None:
+    assert error(name, random_models.CONFIGS[name], device, tmp_path, fused=False) <= BAR
+
+
+@pytest.mark.parametrize("name", random_models.CONFIGS)
+def test_decode_matches_the_logits(name: str, device: gpu.Device, tmp_path: Path) -> None:
+    """The log-probabilities of a fused decode step, against the logits that the plain form computes for a prompt."""
+    about, config = ABOUT[name], random_models.CONFIGS[name]
+    random_models.write_model(tmp_path, config, random_models.tensors(config, about["seed"], about["gain"]))
+    prompt = random_models.prompt(config, 31, about["seed"])
+    with LLM(tmp_path, device=device, kv_dtype="float32") as llm:
+        result = llm.generate(prompt, max_tokens=4, logprobs=3, ignore_eos=True)
+    with LLM(tmp_path, device=device, kv_dtype="float32", fused=False) as llm:
+        rows = llm.logits([*prompt, *result.token_ids])[len(prompt) - 1 : -1].astype(np.float64)
+    expected = rows - rows.max(axis=1, keepdims=True)
+    expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
+    for token, row in zip(result.logprobs or [], expected, strict=True):
+        for found, logprob in token.top:
+            assert abs(logprob - row[found]) <= 3 * BAR * max(1.0, about["max_logit"])
+
+
+@pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.order}")
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases"])
 def test_logits_match_in_the_other_variants(name: str, tuning: gpu.Tuning, device: gpu.Device, tmp_path: Path) -> None:
     before, device.tuning = device.tuning, tuning

@@ -170,7 +170,14 @@ def test_memory_is_refused_beforehand() -> None:
 
 
 def test_link_puts_libraries_in_front_and_maps_lines() -> None:
-    choices = {"weights": "f16_native", "fold": "plain", "source": "plain", "norm": "none", "bias": "none"}
+    choices = {
+        "weights": "f16_native",
+        "fold": "plain",
+        "source": "plain",
+        "norm": "none",
+        "bias": "none",
+        "order": "plain",
+    }
     libs = (*choices.items(), ("epilogue", "store"), ("reduce", "subgroup"))
     linked = link(Program("product_lanes", libs, (("COLS", 2), ("WORKGROUP", 64))))
     assert linked.code.startswith("enable f16;\nconst COLS: u32 = 2u;")

@@ -50,7 +50,7 @@ def test_baseline_limits(kernel: Kernel, baseline: gpu.Device) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "tuning", gpu.variants(FULL, 8)[1:], ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.share}-{t.f16}"
+    "tuning", gpu.variants(FULL, 8)[1:], ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.share}-{t.order}-{t.f16}"
 )
 @pytest.mark.parametrize("kernel", [k for k in kernels.REGISTRY.values() if k.depends], ids=lambda k: k.name)
 def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -> None:
@@ -64,7 +64,7 @@ def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "tuning", gpu.variants(FULL, 8), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.share}-{t.f16}"
+    "tuning", gpu.variants(FULL, 8), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.reduce}-{t.share}-{t.order}-{t.f16}"
 )
 def test_every_linked_product(tuning: gpu.Tuning, device: gpu.Device) -> None:
     """Every weight format with every epilogue, and several numbers of columns."""

@@ -8,7 +8,7 @@ with gpu.open() as device:
 
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
-from llamagpu.gpu.device import Device, open_device
+from llamagpu.gpu.device import UPLOAD_ROWS, Device, open_device
 from llamagpu.gpu.dtypes import narrow_bf16, widen_bf16
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.linker import Program, link, shader_root
@@ -20,6 +20,7 @@ from llamagpu.gpu.tuning import Tuning, default_tuning, variants
 open = open_device
 
 __all__ = [
+    "UPLOAD_ROWS",
     "Adapter",
     "Affine",
     "Device",

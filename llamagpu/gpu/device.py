@@ -23,11 +23,12 @@ from llamagpu.gpu.linker import Program, link
 from llamagpu.gpu.pipelines import Pipelines
 from llamagpu.gpu.plan import Call, Plan
 from llamagpu.gpu.staging import Staging
-from llamagpu.gpu.tensor import Part, Tensor, pack_rows, row_items, unpack_rows
+from llamagpu.gpu.tensor import STREAMS, Part, Tensor, held_rows, pack_rows, row_items, unpack_rows, woven_order
 from llamagpu.gpu.thread import DeviceThread
 from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP, Tuning, default_tuning
 
 T = TypeVar("T")
+UPLOAD_ROWS = 64  # slices of an upload begin at multiples
 UPLOAD_BYTES = 64_000_000  # host memory that uploads may hold before they are waited for
 _WANTED_FEATURES = (SHADER_F16, SUBGROUP)
 # WebGPU's defaults: every kernel keeps within them, so they are all that is asked for but for buffer sizes.
@@ -163,19 +164,23 @@ class Device:
         if not buffer.freed:
             self.call(destroy)
 
-    def empty(self, shape: tuple[int, ...], dtype: str = "f32", *, purpose: str = "data", tail: int = 0) -> Tensor:
+    def empty(
+        self, shape: tuple[int, ...], dtype: str = "f32", *, purpose: str = "data", tail: int = 0, woven: bool = False
+    ) -> Tensor:
         """A zeroed tensor, cut by rows into as many parts as the binding limit asks for.
 
         Args:
             shape: at least one axis; the last one is the columns.
             dtype: ``f32``, ``f16``, ``bf16`` or ``u32``.
             tail: guard bytes behind the rows, inside the binding (for tests).
+            woven: whether the rows lie in the order that suits ``product_rows``.
         """
         if not shape or min(shape) < 1:
             raise KernelError(f"A tensor cannot have the shape {shape}.", "Every axis is at least 1.")
         rows, row_bytes = math.prod(shape[:-1]), row_items(shape[-1], dtype) * ITEM_SIZE[dtype]
         most = (min(self.max_binding, self.max_buffer) - tail) // row_bytes
-        most = most // 4 * 4 or most  # products take four rows together
+        unit = 2 * STREAMS if woven else 4  # products take four rows together
+        most = most // unit * unit or most
         if most == 0:
             raise OutOfMemoryError(
                 f"One row of {row_bytes / 1e6:,.1f} MB passes the adapter's binding limit.",
@@ -186,37 +191,47 @@ class Device:
         parts = []
         for first in range(0, rows, most):
             count = min(most, rows - first)
-            size = count * row_bytes + tail
+            size = held_rows(count, woven) * row_bytes + tail
             parts.append(Part(self.allocate(size, purpose), 0, size, first, count, tail))
             if tail:
                 self.write_bytes(parts[-1].buffer, size - tail, b"\xff" * tail)
-        return Tensor(self, shape, dtype, tuple(parts))
+        return Tensor(self, shape, dtype, tuple(parts), woven=woven)
 
     def empty_affine(
-        self, rows: int, columns: int, affine: Affine, *, purpose: str = "weights", tail: int = 0
+        self,
+        rows: int,
+        columns: int,
+        affine: Affine,
+        *,
+        purpose: str = "weights",
+        tail: int = 0,
+        woven: bool = False,
     ) -> Tensor:
         """A zeroed quantised tensor [rows, columns]; the groups must divide the columns. ``upload_rows`` fills it."""
         if columns % affine.group:
             raise KernelError(f"Groups of {affine.group} do not divide {columns} columns.")
         data, meta = affine.data_bytes(columns), affine.meta_bytes(columns)
-        most = (min(self.max_binding, self.max_buffer) - tail) // data // 4 * 4  # products take four rows together
+        unit = 2 * STREAMS if woven else 4  # products take four rows together
+        most = (min(self.max_binding, self.max_buffer) - tail) // data // unit * unit
         self.ledger.check(rows * (data + meta), purpose)
         windows: tuple[list[Part], list[Part]] = ([], [])
         for first in range(0, rows, most):
             count = min(most, rows - first)
             for found, row_bytes in zip(windows, (data, meta), strict=True):
-                size = max(16, -(-count * row_bytes // 16) * 16) + tail
+                size = max(16, -(-held_rows(count, woven) * row_bytes // 16) * 16) + tail
                 found.append(Part(self.allocate(size, purpose), 0, size, first, count, tail))
                 if tail:
                     self.write_bytes(found[-1].buffer, size - tail, b"\xff" * tail)
-        return Tensor(self, (rows, columns), "affine", tuple(windows[0]), affine, tuple(windows[1]))
+        return Tensor(self, (rows, columns), "affine", tuple(windows[0]), affine, tuple(windows[1]), woven)
 
-    def tensor(self, values: Any, dtype: str | None = None, *, purpose: str = "data", tail: int = 0) -> Tensor:
+    def tensor(
+        self, values: Any, dtype: str | None = None, *, purpose: str = "data", tail: int = 0, woven: bool = False
+    ) -> Tensor:
         """A tensor with the values of an array (or list). ``dtype`` defaults to the array's: float64 becomes f32."""
         array = host_array(values, dtype)
         if dtype is None:
             dtype = {"float16": "f16", "uint32": "u32", "int64": "u32", "int32": "u32"}.get(array.dtype.name, "f32")
-        out = self.empty(array.shape or (1,), dtype, purpose=purpose, tail=tail)
+        out = self.empty(array.shape or (1,), dtype, purpose=purpose, tail=tail, woven=woven)
         self.upload(out, array)
         return out
 
@@ -239,23 +254,26 @@ class Device:
             raise KernelError(f"Values of shape {array.shape} do not fit a tensor of shape {tensor.shape}.")
         flat = array.reshape(-1, tensor.columns)
         row_bytes = tensor.stride * ITEM_SIZE[tensor.dtype]
-        step = max(1, UPLOAD_BYTES // 4 // row_bytes)
+        step = max(1, UPLOAD_BYTES // 4 // row_bytes // UPLOAD_ROWS) * UPLOAD_ROWS
         for first in range(0, tensor.rows, step):
-            self.upload_rows(tensor.parts, first, pack_rows(flat[first : first + step], tensor.dtype))
+            rows = pack_rows(flat[first : first + step], tensor.dtype)
+            self.upload_rows(tensor.parts, first, rows, tensor.woven)
 
-    def upload_rows(self, parts: tuple[Part, ...], first: int, packed: Array) -> None:
+    def upload_rows(self, parts: tuple[Part, ...], first: int, packed: Array, woven: bool = False) -> None:
         """Write row bytes (uint8 [n, bytes of a row]) from row ``first`` on; see ``pack_rows``, ``Affine.pack_meta``.
 
-        Rows that do not fill whole u32s must come with their neighbours: an even number from an even row.
+        Slices come in ascending order and begin at multiples of ``UPLOAD_ROWS``.
         """
-        row_bytes = packed.shape[1]
+        row_bytes, streams = packed.shape[1], STREAMS if woven else 1
         for part in parts:
             begin, end = max(first, part.first), min(first + len(packed), part.first + part.rows)
-            if begin < end:
-                data = np.ascontiguousarray(packed[begin - first : end - first]).reshape(-1)
-                if data.size % 4:
+            per_stream = held_rows(part.rows, woven) // streams
+            for stream in range(min(streams, max(0, end - begin))):
+                data = np.ascontiguousarray(packed[begin - first + stream : end - first : streams]).reshape(-1)
+                if data.size % 4:  # 16-bit scales: what is padded belongs to the rows that come next
                     data = np.pad(data, (0, -data.size % 4))
-                self.write_bytes(part.buffer, part.offset + (begin - part.first) * row_bytes, data)
+                row = stream * per_stream + (begin - part.first) // streams
+                self.write_bytes(part.buffer, part.offset + row * row_bytes, data)
 
     def write_bytes(self, buffer: Buffer, offset: int, data: Any) -> None:
         """Queue a write; after every 64 MB it waits, so that the driver's copies do not pile up in host memory."""
@@ -284,8 +302,15 @@ class Device:
 
     def download(self, tensor: Tensor) -> Array:
         """A tensor's values on the host (bf16 widened to float32), without padding and guard."""
-        raw = b"".join(self.read_part(p)[: p.size - p.tail] for p in tensor.parts)
-        return unpack_rows(raw, tensor.shape, tensor.dtype)
+        whole = [self.read_part(p)[: p.size - p.tail] for p in tensor.parts]
+        if not tensor.woven:
+            return unpack_rows(b"".join(whole), tensor.shape, tensor.dtype)
+        shape = (-1, tensor.stride * ITEM_SIZE[tensor.dtype])
+        rows = [
+            np.frombuffer(b, np.uint8).reshape(shape)[woven_order(p.rows)]
+            for b, p in zip(whole, tensor.parts, strict=True)
+        ]
+        return unpack_rows(np.concatenate(rows).tobytes(), tensor.shape, tensor.dtype)
 
     def read_part(self, part: Part) -> bytes:
         """The bytes of a window, guard included."""

@@ -17,12 +17,24 @@ if TYPE_CHECKING:
     from llamagpu.gpu.device import Device
 
 ROW_ALIGN = 16
+STREAMS = 32  # of a woven tensor
 
 
 def row_items(columns: int, dtype: str) -> int:
     """Items a row takes with its padding: a multiple of 16 bytes."""
     per = ROW_ALIGN // ITEM_SIZE[dtype]
     return -(-columns // per) * per
+
+
+def held_rows(rows: int, woven: bool) -> int:
+    """Rows that a part takes room for: of a woven one an even number in every stream."""
+    return -(-rows // (2 * STREAMS)) * 2 * STREAMS if woven else rows
+
+
+def woven_order(rows: int) -> npt.NDArray[np.int64]:
+    """Where the rows of a woven part lie (``lib/order/woven.wgsl``)."""
+    n = np.arange(rows)
+    return n % STREAMS * (held_rows(rows, True) // STREAMS) + n // STREAMS
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class Tensor:
     """A tensor of shape [..., columns]; all axes but the last are rows.
 
     ``stride`` is the items from a row to the next. Most tensors have one part; weights above the device's binding
-    limit have more. A quantised tensor has the dtype ``affine``; ``meta`` has the scales and biases of each part.
+    limit have more. A quantised tensor has the dtype ``affine``; ``meta`` has the scales and biases of each part. The
+    rows of a ``woven`` one (weights) lie in another order, see ``woven_order``.
     """
 
     device: Device
@@ -52,6 +65,7 @@ class Tensor:
     parts: tuple[Part, ...]
     affine: Affine | None = None
     meta: tuple[Part, ...] = ()
+    woven: bool = False
 
     @property
     def rows(self) -> int:

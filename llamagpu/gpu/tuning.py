@@ -20,6 +20,7 @@ class Tuning:
     matvec: str = "rows"  # or "lanes": whole rows an invocation, or many lanes along each row
     matmul: str = "rows"  # or "tiled": registers alone, or tiles in workgroup memory
     share: str = "none"  # or "subgroup": neighbours hand x round (needs subgroups of eight)
+    order: str = "plain"  # or "woven": how the rows of weights lie, chosen when they are loaded
     trusted: bool = False  # shaders without bounds checks and loop bounds
 
 
@@ -32,7 +33,7 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
     if kind == "software":
         # Trusted: measured 1.1 to 3 times as fast here. Indices read from data are the host's, checked or clamped, and
         # these drivers mask accesses outside a binding by themselves.
-        return Tuning(share="subgroup" if subgroup_size == 8 else "none", trusted=True)
+        return Tuning(share="subgroup" if subgroup_size == 8 else "none", order="woven", trusted=True)
     return Tuning(
         reduce="subgroup" if SUBGROUP in features else "workgroup",
         f16="native" if SHADER_F16 in features else "unpack",
@@ -48,6 +49,7 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
         out.append(replace(out[1], reduce="subgroup"))
     if subgroup_size == 8:
         out.append(replace(out[0], share="subgroup"))
+    out.append(replace(out[0], order="woven"))
     if SHADER_F16 in features:
         out += [replace(t, f16="native") for t in tuple(out)]
     return out

@@ -21,6 +21,7 @@ from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns, kv_write
 from llamagpu.kernels.layer_norm import layer_norm
 from llamagpu.kernels.matmul import linear, matmul
 from llamagpu.kernels.matvec import matvec
+from llamagpu.kernels.noise import noise
 from llamagpu.kernels.product import (
     add_norm,
     add_to,
@@ -49,6 +50,7 @@ from llamagpu.kernels.sampling import (
 )
 from llamagpu.kernels.silu_mul import silu_mul
 from llamagpu.kernels.softmax import softmax
+from llamagpu.kernels.yardsticks import copy, multiply_add
 
 __all__ = [
     "NO_CUT",
@@ -68,6 +70,7 @@ __all__ = [
     "cache_columns",
     "check",
     "choose",
+    "copy",
     "dequantize",
     "dequantize_rows",
     "embedding",
@@ -81,6 +84,8 @@ __all__ = [
     "matmul",
     "matvec",
     "merged",
+    "multiply_add",
+    "noise",
     "normed",
     "partial_shape",
     "plain",

@@ -93,12 +93,13 @@ def dequantize(stored: Quantised, affine: Affine) -> npt.NDArray[np.float64]:
 
 
 def upload(tensor: Tensor, first: int, stored: Quantised) -> None:
-    """Write quantised rows from row ``first`` (even) on."""
+    """Write quantised rows from row ``first`` (a multiple of ``UPLOAD_ROWS``) on."""
     affine = tensor.affine
     assert affine is not None
     packed, scales, biases = stored
-    tensor.device.upload_rows(tensor.parts, first, np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), -1))
-    tensor.device.upload_rows(tensor.meta, first, affine.pack_meta(scales, biases))
+    data = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), -1)
+    tensor.device.upload_rows(tensor.parts, first, data, tensor.woven)
+    tensor.device.upload_rows(tensor.meta, first, affine.pack_meta(scales, biases), tensor.woven)
 
 
 # --- cases: weights in any format ------------------------------------------------------------
@@ -124,10 +125,11 @@ def weight_inputs(rng: np.random.Generator, rows: int, columns: int, format: str
 
 def put_weights(bench: Bench, a: Arrays, format: str) -> Tensor:
     """The weights of ``weight_inputs`` on the device."""
+    woven = bench.device.tuning.order == "woven"
     if format in FLOATS:
-        return bench.put(a["w"], format)
+        return bench.put(a["w"], format, woven)
     rows, columns = a["w"].shape
-    tensor = bench.device.empty_affine(rows, columns, Affine.parse(format), tail=bench.tail)
+    tensor = bench.device.empty_affine(rows, columns, Affine.parse(format), tail=bench.tail, woven=woven)
     bench.made.append(tensor)
     upload(tensor, 0, (a["packed"], a["scales"], a["biases"]))
     return tensor
@@ -184,5 +186,5 @@ KERNEL = Kernel(
     ),
     random=_random,
     tolerance=1e-6,
-    depends=("f16",),
+    depends=("f16", "order"),
 )

@@ -179,8 +179,8 @@ def reference(a: Arrays, d: Dims) -> Expected:
 def _random(rng: np.random.Generator, prefill: bool) -> Dims:
     kv_heads, length = int(rng.integers(1, 5)), int(rng.integers(1, 700))
     rows = int(rng.integers(1, min(length, 40) + 1)) if prefill else int(rng.integers(1, 5))
-    head = 4 * int(rng.integers(1, 33))
-    sizes = {"rows": rows, "length": length, "heads": kv_heads * int(rng.integers(1, 11)), "kv_heads": kv_heads}
+    head, group = (4, 16, 44, 64)[rng.integers(4)], (1, 3, 4, 7)[rng.integers(4)]  # few: each pair is a pipeline
+    sizes = {"rows": rows, "length": length, "heads": kv_heads * group, "kv_heads": kv_heads}
     return sizes | {"head": head, "format": ("f32", "f16")[rng.integers(2)], "prefill": prefill}
 
 

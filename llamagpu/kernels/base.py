@@ -34,9 +34,9 @@ class Bench:
     tail: int = 64
     made: list[Tensor] = field(default_factory=list)
 
-    def put(self, values: npt.NDArray[Any], dtype: str | None = None) -> Tensor:
+    def put(self, values: npt.NDArray[Any], dtype: str | None = None, woven: bool = False) -> Tensor:
         """An input (or an in-place output) with these values."""
-        self.made.append(self.device.tensor(values, dtype, tail=self.tail))
+        self.made.append(self.device.tensor(values, dtype, tail=self.tail, woven=woven))
         return self.made[-1]
 
     def out(self, shape: tuple[int, ...], dtype: str = "f32") -> Tensor:
@@ -103,13 +103,16 @@ Consts = tuple[tuple[str, int], ...]
 
 def weights_libs(tensor: Tensor) -> tuple[Pairs, Consts]:
     """How a tensor is read: the implementations of the ``weights`` interface, and their constants."""
-    a = tensor.affine
+    a, order = tensor.affine, ("order", "woven" if tensor.woven else "plain")
     if a is None:
-        return (("weights", float_format(tensor)), ("fold", "plain")), ()
+        return (("weights", float_format(tensor)), ("fold", "plain"), order), ()
     data = f"affine{a.bits}" + ("_g16" if (a.bits, a.group) == (4, 16) else "")
     if a.zero is None:
-        return (("weights", data), ("fold", "affine"), ("meta", a.scales)), (("GROUP", a.group),)
-    return (("weights", data), ("fold", "affine"), ("meta", f"{a.scales}_zero")), (("GROUP", a.group), ("ZERO", a.zero))
+        return (("weights", data), ("fold", "affine"), ("meta", a.scales), order), (("GROUP", a.group),)
+    return (("weights", data), ("fold", "affine"), ("meta", f"{a.scales}_zero"), order), (
+        ("GROUP", a.group),
+        ("ZERO", a.zero),
+    )
 
 
 def weight_parts(tensor: Tensor) -> list[tuple[Part, dict[str, Part]]]:

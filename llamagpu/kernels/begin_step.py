@@ -120,5 +120,5 @@ KERNEL = Kernel(
         {"vocab": 7, "columns": 3, "rows": 70000, "format": "f32", "which": "rows"},
     ),
     random=_random,
-    depends=("f16",),
+    depends=("f16", "order"),
 )

@@ -95,5 +95,5 @@ KERNEL = Kernel(
     ),
     random=_random,
     tolerance=1e-6,
-    depends=("f16",),
+    depends=("f16", "order"),
 )

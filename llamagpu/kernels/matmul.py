@@ -43,6 +43,6 @@ KERNEL = Kernel(
         {"m": 33, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
         {"m": 262200, "n": 3, "k": 3, "format": "f32", "bias": False},
     ),
-    random=lambda rng: product_random(rng, 1, 140),
-    depends=("f16", "matmul", "share"),
+    random=lambda rng: product_random(rng, 8, 140),
+    depends=("f16", "matmul", "share", "order"),
 )

@@ -47,8 +47,9 @@ def product_put(bench: Bench, a: Arrays, d: Dims) -> tuple[Tensor, Tensor, Tenso
 
 
 def product_random(rng: np.random.Generator, low: int, high: int) -> Dims:
-    """A random shape with low ≤ m < high."""
-    sizes = {"m": int(rng.integers(low, high)), "n": int(rng.integers(1, 500)), "k": int(rng.integers(1, 700))}
+    """A random shape with m of a few numbers (each is a pipeline), low ≤ m < high."""
+    counts = [m for m in (1, 2, 8, 11, 16, 40, 129) if low <= m < high]
+    sizes = {"m": counts[rng.integers(len(counts))], "n": int(rng.integers(1, 500)), "k": int(rng.integers(1, 700))}
     return sizes | {"format": FORMATS[rng.integers(len(FORMATS))], "bias": bool(rng.integers(2))}
 
 
@@ -70,5 +71,5 @@ KERNEL = Kernel(
         {"m": 2, "n": 300001, "k": 3, "format": "f16", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, 2 * MAX_COLUMNS + 2),
-    depends=("f16", "matvec", "reduce", "share"),
+    depends=("f16", "matvec", "reduce", "share", "order"),
 )

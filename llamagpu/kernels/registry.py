@@ -11,11 +11,13 @@ from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
+from llamagpu.kernels.noise import KERNEL as NOISE
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
 from llamagpu.kernels.sampling_twin import KERNEL as SAMPLE
 from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
+from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
 REGISTRY = {
     kernel.name: kernel
@@ -39,5 +41,8 @@ REGISTRY = {
         SOFTMAX,
         ADD,
         SAMPLE,
+        NOISE,
+        COPY,
+        MULTIPLY_ADD,
     )
 }

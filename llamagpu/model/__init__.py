@@ -11,6 +11,7 @@ from llamagpu.model.model import (
     find_model,
     load_model,
     prepare,
+    prepare_shape,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "load_model",
     "parse_config",
     "prepare",
+    "prepare_shape",
 ]

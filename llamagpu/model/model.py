@@ -16,6 +16,7 @@ from llamagpu.model.config import Config, load_config
 from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, Forward, arena_bytes, bucket, make_arena
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.rope_table import rope_table
+from llamagpu.model.shapes import random_weights, shape_config, shape_layout
 from llamagpu.model.weights import Progress, load_weights
 
 log = logging.getLogger("llamagpu")
@@ -193,11 +194,12 @@ def check_dtypes(dtype: str, kv_dtype: str) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model's files read and checked, nothing on a device yet."""
+    """A model's files read and checked, nothing on a device yet; or a shape, whose weights will be random."""
 
     directory: Path
     config: Config
     layout: Layout
+    random: bool = False
 
 
 def prepare(directory: Path, dtype: str = "auto") -> Prepared:
@@ -210,6 +212,12 @@ def prepare(directory: Path, dtype: str = "auto") -> Prepared:
     except OSError as e:
         raise UnsupportedModelError(f"The files of {directory} cannot be read.", str(e)) from None
     return Prepared(directory, config, layout)
+
+
+def prepare_shape(name: str, dtype: str = "auto") -> Prepared:
+    """A named shape (``shapes.SHAPES``), to be loaded with random weights."""
+    config = shape_config(name)
+    return Prepared(Path(name), config, shape_layout(config, dtype), random=True)
 
 
 def load_model(
@@ -226,7 +234,10 @@ def load_model(
     if prepared.layout.unquantized:
         log.warning("not quantised, as groups do not divide their rows: %s", ", ".join(prepared.layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
-    weights = load_weights(prepared.layout, device, progress)
+    if prepared.random:
+        weights = random_weights(prepared.layout, device)
+    else:
+        weights = load_weights(prepared.layout, device, progress)
     cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype)
     turns = device.tensor(rope_table(config.rope, config.head_dim, sizes.context), "f32", purpose="activations")
     arena = make_arena(device, config, sizes.rows, sizes.context, fused)

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import UnsupportedModelError
-from llamagpu.gpu import Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
+from llamagpu.gpu import UPLOAD_ROWS, Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
 from llamagpu.kernels import dequantize, quantize
 from llamagpu.kernels.affine import Quantised, upload
+from llamagpu.model.config import Config
 from llamagpu.model.layout import Layout, Matrix, Rows, Source
 
 _SLICE_VALUES = 4_000_000  # weights that are on the host at a time
@@ -53,18 +54,17 @@ def load_weights(layout: Layout, device: Device, progress: Progress | None = Non
 
     def load(matrix: Matrix) -> Tensor:
         nonlocal done
-        format, shape = matrix.format, (matrix.rows, matrix.columns)
+        format = matrix.format
         affine = isinstance(format, Affine)
-        tensor = device.empty_affine(*shape, format) if affine else device.empty(shape, format, purpose="weights")  # type: ignore[arg-type]
-        step = max(2, _SLICE_VALUES // matrix.columns // 2 * 2)  # even: two 16-bit scales may share a u32
+        tensor = empty_matrix(device, matrix)
+        step = max(1, _SLICE_VALUES // matrix.columns // UPLOAD_ROWS) * UPLOAD_ROWS
         for first in range(0, matrix.rows, step):
             count = min(step, matrix.rows - first)
             if affine:
                 upload(tensor, first, quantised_rows(layout, matrix, first, count))
             else:
-                device.upload_rows(
-                    tensor.parts, first, pack_rows(float_rows(layout, matrix, first, count), str(format))
-                )
+                rows = pack_rows(float_rows(layout, matrix, first, count), str(format))
+                device.upload_rows(tensor.parts, first, rows, tensor.woven)
             done += count * matrix.row_bytes
             if progress is not None:
                 progress(done, total)
@@ -74,13 +74,25 @@ def load_weights(layout: Layout, device: Device, progress: Progress | None = Non
     names = list(layout.vectors)
     arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, layout.vectors[name]) for name in names]
     vectors = dict(zip(names, device.windows(arrays, purpose="weights"), strict=True))
-    everything = matrices | vectors
-    layers = []
-    for i in range(layout.config.num_hidden_layers):
-        prefix = f"{i}."
-        layers.append(Layer(**{k.removeprefix(prefix): t for k, t in everything.items() if k.startswith(prefix)}))
     device.finish()
-    return Weights(matrices["embed"], matrices.get("head", matrices["embed"]), vectors["norm"], layers)
+    return assemble(layout.config, matrices | vectors)
+
+
+def empty_matrix(device: Device, matrix: Matrix) -> Tensor:
+    """Zeroed memory for a matrix, its rows in the order that the device's tuning asks for."""
+    woven = device.tuning.order == "woven"
+    if isinstance(matrix.format, Affine):
+        return device.empty_affine(matrix.rows, matrix.columns, matrix.format, woven=woven)
+    return device.empty((matrix.rows, matrix.columns), matrix.format, purpose="weights", woven=woven)
+
+
+def assemble(config: Config, tensors: dict[str, Tensor]) -> Weights:
+    """The tensors of a layout by role (``0.qkv``, ``norm``, …) as weights."""
+    layers = []
+    for i in range(config.num_hidden_layers):
+        prefix = f"{i}."
+        layers.append(Layer(**{k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}))
+    return Weights(tensors["embed"], tensors.get("head", tensors["embed"]), tensors["norm"], layers)
 
 
 def _from_sources(matrix: Matrix, first: int, count: int) -> list[tuple[Source, npt.NDArray[np.bool_], Rows]]:
