@@ -1,6 +1,7 @@
 //! needs flash
 // One new position for each of several sequences: attention over a run of 256 positions of the cache, unnormalised.
-// partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in the run, then (m, Σⱼ exp(scoreⱼ - m), 0, 0).
+// partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in the run, then (m, Σⱼ exp(scoreⱼ - m), 0, 0). Where the grid
+// has one run there is nothing to merge: out[r, h, :] is the sum divided by Σⱼ exp(scoreⱼ - m).
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
 const RUN = 256u;
 struct Params {
@@ -34,13 +35,21 @@ fn flash_last(i: u32) -> u32 {
     return step_rows[row].y;
 }
 
-fn flash_store(i: u32, c: u32, acc: vec4<f32>, top: f32, sum: f32) {
+// Where the run's results of a head begin.
+fn base_of(i: u32) -> u32 {
+    let run = (row * params.kv_heads * params.group + head_of(i)) * params.splits + split;
+    return run * select(D4 + 1u, D4, params.splits == 1u);
+}
+
+fn flash_store(i: u32, c: u32, acc: vec4<f32>, sum: f32) {
     if (first + i < params.group) {
-        let base = ((row * params.kv_heads * params.group + head_of(i)) * params.splits + split) * (D4 + 1u);
-        partials[base + c] = acc;
-        if (c == 0u) {
-            partials[base + D4] = vec4<f32>(top, sum, 0.0, 0.0);
-        }
+        partials[base_of(i) + c] = acc * select(1.0, 1.0 / sum, params.splits == 1u);
+    }
+}
+
+fn flash_end(i: u32, top: f32, sum: f32) {
+    if (first + i < params.group && params.splits > 1u) {
+        partials[base_of(i) + D4] = vec4<f32>(top, sum, 0.0, 0.0);
     }
 }
 

@@ -29,11 +29,13 @@ fn flash_last(i: u32) -> u32 {
     return step_rows[row_of(i)].y;
 }
 
-fn flash_store(i: u32, c: u32, acc: vec4<f32>, top: f32, sum: f32) {
+fn flash_store(i: u32, c: u32, acc: vec4<f32>, sum: f32) {
     if (first + i < params.rows) {
-        out[((first + i) * params.heads + head) * D4 + c] = acc / sum;
+        out[((first + i) * params.heads + head) * D4 + c] = acc * (1.0 / sum);
     }
 }
+
+fn flash_end(i: u32, top: f32, sum: f32) {}
 
 @compute @workgroup_size(FLASH_WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,

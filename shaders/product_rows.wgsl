@@ -85,15 +85,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             }
         }
     }
+    var scale: array<f32, COLS>;
+    for (var c = 0u; c < COLS; c++) {   // apart, as loops with loops inside are not unrolled
+        let m = min(chunk.first + c, params.m - 1u);
+        scale[c] = norm_scale(share_sum(norm_partial(m, lane % SHARE_LANES, SHARE_LANES)));
+    }
     let count = min(ROWS, params.rows - min(row, params.rows));
     let n = params.first + row;
     for (var c = 0u; c < COLS; c++) {
         let m = min(chunk.first + c, params.m - 1u);
-        let scale = norm_scale(share_sum(norm_partial(m, lane % SHARE_LANES, SHARE_LANES)));
         if (count > 0u && chunk.first + c < params.m) {
             var value: vec4<f32>;
             for (var r = 0u; r < ROWS; r++) {
-                value[r] = fma(sum[r * COLS + c], scale, bias_load(n + min(r, count - 1u)));
+                value[r] = fma(sum[r * COLS + c], scale[c], bias_load(n + min(r, count - 1u)));
             }
             epilogue(m, n, value, count);
         }

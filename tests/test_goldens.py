@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ HERE = Path(__file__).parent
 GOLDENS = load_file(HERE / "goldens.safetensors")
 ABOUT = json.loads((HERE / "goldens.json").read_text())["models"]
 BAR = 5e-5
+
+
+def some(names: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters of which only the quick ones are in the usual loop."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def error(
@@ -39,7 +45,9 @@ def error(
     return worst
 
 
-@pytest.mark.parametrize("name", random_models.CONFIGS)
+@pytest.mark.parametrize(
+    "name", some(random_models.CONFIGS, "mqa", "gqa", "head80", "all-biases", "llama3", "deep-bf16")
+)
 def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path) -> None:
     assert ABOUT[name]["max_logit"] >= 5
     worst = error(name, random_models.CONFIGS[name], device, tmp_path)
@@ -52,7 +60,7 @@ def test_logits_match_in_the_plain_form(name: str, device: gpu.Device, tmp_path:
     assert error(name, random_models.CONFIGS[name], device, tmp_path, fused=False) <= BAR
 
 
-@pytest.mark.parametrize("name", random_models.CONFIGS)
+@pytest.mark.parametrize("name", some(random_models.CONFIGS, "mqa", "head80", "all-biases"))
 def test_decode_matches_the_logits(name: str, device: gpu.Device, tmp_path: Path) -> None:
     """The log-probabilities of a fused decode step, against the logits that the plain form computes for a prompt."""
     about, config = ABOUT[name], random_models.CONFIGS[name]
@@ -69,6 +77,7 @@ def test_decode_matches_the_logits(name: str, device: gpu.Device, tmp_path: Path
             assert abs(logprob - row[found]) <= 3 * BAR * max(1.0, about["max_logit"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.order}")
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases"])
 def test_logits_match_in_the_other_variants(name: str, tuning: gpu.Tuning, device: gpu.Device, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def test_affine_formats_are_checked() -> None:
     assert str(Affine.parse("int4-g32-bf16-z8")) == "int4-g32-bf16-z8"
 
 
-@pytest.mark.parametrize("torch_dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "torch_dtype", ["float16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "bfloat16"))]
+)
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (4, 128)])
 def test_a_quantised_checkpoint_is_its_dequantised_weights(
     tmp_path: Path, device: gpu.Device, bits: int, group: int, torch_dtype: str

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from llamagpu import __version__
+from llamagpu.cli.bench import bench
 from llamagpu.cli.chat import chat
 from llamagpu.cli.doctor import doctor
 from llamagpu.cli.generate import generate
@@ -47,6 +48,7 @@ cli.add_command(chat)
 cli.add_command(quantize)
 cli.add_command(inspect)
 cli.add_command(perplexity)
+cli.add_command(bench)
 cli.add_command(doctor)
 
 

@@ -78,6 +78,10 @@ class Plan:
         x, y = device.fold(call.groups)
         return Dispatch(call.program.label, pipeline.handle, tuple(out), x, y, call.work, call.reads)
 
+    def encode(self, compute: Any) -> None:
+        """Put all dispatches into an open compute pass."""
+        self._encoder.encode(compute)
+
     def run(
         self,
         read: tuple[Slot, Sequence[Part]] | None = None,

@@ -21,6 +21,7 @@ class Tuning:
     matmul: str = "rows"  # or "tiled": registers alone, or tiles in workgroup memory
     share: str = "none"  # or "subgroup": neighbours hand x round (needs subgroups of eight)
     order: str = "plain"  # or "woven": how the rows of weights lie, chosen when they are loaded
+    merged_runs: int = 4  # runs of attention that the output projection merges; 1: always in a dispatch of their own
     trusted: bool = False  # shaders without bounds checks and loop bounds
 
 
@@ -33,7 +34,7 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
     if kind == "software":
         # Trusted: measured 1.1 to 3 times as fast here. Indices read from data are the host's, checked or clamped, and
         # these drivers mask accesses outside a binding by themselves.
-        return Tuning(share="subgroup" if subgroup_size == 8 else "none", order="woven", trusted=True)
+        return Tuning(share="subgroup" if subgroup_size == 8 else "none", order="woven", merged_runs=1, trusted=True)
     return Tuning(
         reduce="subgroup" if SUBGROUP in features else "workgroup",
         f16="native" if SHADER_F16 in features else "unpack",

@@ -11,7 +11,6 @@ from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
 
 RUN = 256  # positions that one workgroup of attention_decode goes through
 _QUERY_BYTES = 8192  # of workgroup memory for a tile of queries
-_NEIGHBOUR_QUERIES = 4  # queries that eight neighbours hold in registers
 
 
 def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Tensor | None = None) -> Tensor:
@@ -27,7 +26,7 @@ def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Te
     out = _check(q, cache, heads, out)
     d = cache.head_dim
     libs = _libs(cache)
-    queries = _NEIGHBOUR_QUERIES if libs[0][1] == "neighbours" else min(16, _QUERY_BYTES // (4 * d))
+    queries = _held_queries(d) if libs[0][1] == "neighbours" else min(16, _QUERY_BYTES // (4 * d))
     q.device.dispatch(
         Program("attention_prefill", libs, (*cache.consts, ("QUERIES", queries))),
         heads * -(-q.rows // queries),
@@ -51,12 +50,13 @@ def splits_for(positions: int) -> int:
 
 
 def partial_shape(rows: int, heads: int, head_dim: int, splits: int) -> tuple[int, int]:
-    """The shape of attention_decode's partial results."""
-    return rows, heads * splits * (head_dim + 4)
+    """The shape of attention_decode's results: of one run the attention itself, of more what is to be merged."""
+    return rows, heads * (head_dim if splits == 1 else splits * (head_dim + 4))
 
 
 def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: int, partials: Tensor) -> Tensor:
-    """Unnormalised attention of one new position a row, by runs of 256 positions, the heads of a group together.
+    """Attention of one new position a row by runs of 256 positions, the heads of a group together; of more than one
+    run it is not normalised.
 
     Args:
         q: f32 [rows, at least heads · head_dim].
@@ -67,7 +67,7 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
     _check(q, cache, heads, None, make=False)
     d, group = cache.head_dim, heads // cache.kv_heads
     libs = _libs(cache)
-    queries = min(group, _NEIGHBOUR_QUERIES if libs[0][1] == "neighbours" else min(8, _QUERY_BYTES // (4 * d)))
+    queries = min(group, _held_queries(d) if libs[0][1] == "neighbours" else min(8, _QUERY_BYTES // (4 * d)))
     tiles = -(-group // queries)
     require(partials.shape == partial_shape(q.rows, heads, d, splits), "attention_decode: partials has another shape")
     q.device.dispatch(
@@ -92,7 +92,8 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
 def attention_merge(
     partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: int, out: Tensor | None = None
 ) -> Tensor:
-    """The runs of attention_decode, merged in their order and normalised: f32 [rows, heads · head_dim]."""
+    """The runs of attention_decode (two at least), merged in their order and normalised: [rows, heads · head_dim]."""
+    require(splits > 1, "attention_merge: a single run is normalised already")
     count = rows.rows
     out = out or partials.device.empty((count, heads * head_dim))
     partials.device.dispatch(
@@ -109,6 +110,11 @@ def _libs(cache: Cache) -> tuple[tuple[str, str], ...]:
     if cache.data.device.tuning.share == "subgroup" and cache.head_dim % wide == 0:
         return ("flash", "neighbours"), ("kv_wide", cache.data.dtype)
     return ("flash", "workgroup"), ("kv", float_format(cache.data))
+
+
+def _held_queries(head_dim: int) -> int:
+    """Queries that eight neighbours hold in registers: more would take drivers seconds to compile."""
+    return max(1, min(4, 256 // head_dim))
 
 
 def _check(q: Tensor, cache: Cache, heads: int, out: Tensor | None, make: bool = True) -> Tensor:
@@ -154,6 +160,8 @@ def _run_decode(bench: Bench, a: Arrays, d: Dims) -> Tensor:
     rows, out = bench.put(a["rows"], "u32"), bench.out((d["rows"], d["heads"] * d["head"]))
     partials = bench.out(partial_shape(d["rows"], d["heads"], d["head"], splits))
     attention_decode(bench.put(a["q"]), rows, _cache(bench, a, d), d["heads"], splits, partials)
+    if splits == 1:
+        return partials
     return attention_merge(partials, rows, d["heads"], d["head"], splits, out)
 
 

@@ -41,7 +41,7 @@ def _source_inputs(rng: np.random.Generator, d: Dims, k: int) -> Arrays:
     if d["source"] == "normed":
         x = rng.standard_normal((m, k)).astype(np.float32) * np.float32(rng.uniform(0.1, 9))
         return {"x": stream_of(x, rng.standard_normal(k).astype(np.float32))}
-    heads, splits = k // d["head"], splits_for(d["length"])
+    heads, splits = k // d["head"], max(2, splits_for(d["length"]))
     positions = rng.integers(0, d["length"], m)
     partials = rng.standard_normal((m, heads, splits, d["head"] + 4)).astype(np.float32)
     partials[..., d["head"] + 1] = rng.uniform(1, 9, (m, heads, splits))
@@ -54,7 +54,7 @@ def _put_source(bench: Bench, a: Arrays, d: Dims, k: int) -> Source:
         return plain(x)
     if d["source"] == "normed":
         return normed(x, k, EPS)
-    heads, splits = k // d["head"], splits_for(d["length"])
+    heads, splits = k // d["head"], max(2, splits_for(d["length"]))
     assert x.shape == partial_shape(d["m"], heads, d["head"], splits)
     return merged(x, bench.put(a["rows"], "u32"), heads, d["head"], splits)
 

@@ -19,6 +19,7 @@ from llamagpu.kernels.base import (
 from llamagpu.kernels.kv_write import PAGE, Cache
 
 MAX_COLUMNS = 8  # vectors that an invocation of product_rows or product_lanes takes
+MERGED_RUNS = 4  # attention runs that a product merges; more are merged in a dispatch of their own
 WORKGROUP, LANES, ROWS = 64, 32, 4  # of product_lanes
 # Rows of W, and vectors, that a workgroup takes.
 TILES = {"rows": (64, MAX_COLUMNS), "lanes": (WORKGROUP // LANES * ROWS, MAX_COLUMNS), "tiled": (64, 64)}
@@ -76,7 +77,8 @@ def normed(stream: Tensor, columns: int, eps: float) -> Source:
 
 
 def merged(partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: int) -> Source:
-    """The attention whose runs ``attention_decode`` left in ``partials``, merged while it is loaded."""
+    """The attention whose runs (2 to ``MERGED_RUNS``) ``attention_decode`` left in ``partials``, merged in loading."""
+    require(splits <= MERGED_RUNS, f"product: more than {MERGED_RUNS} runs are merged by attention_merge")
     require_rows(rows)
     require_floats(partials)
     libs = ("source", "merge"), ("norm", "none")

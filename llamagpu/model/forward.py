@@ -86,7 +86,7 @@ class Forward:
         self, config: Config, weights: Weights, cache: PagedCache, turns: Tensor, arena: Arena, fused: bool = True
     ):
         self.arena = arena
-        self._device: Device = turns.device
+        self.device: Device = turns.device
         self._plans: dict[tuple[object, ...], Plan] = {}
         form = Fused if fused else Unfused
         self._layers: Layers = form(config, weights, cache, turns, arena.step_rows, arena.partials, arena.activations)
@@ -123,7 +123,7 @@ class Forward:
 
     def _plan(self, key: tuple[object, ...], forward: Callable[[], object]) -> Plan:
         if key not in self._plans:
-            self._plans[key] = self._device.record(forward)
+            self._plans[key] = self.device.record(forward)
         return self._plans[key]
 
     def _head(self, rows: int) -> Tensor:

@@ -31,12 +31,10 @@ from llamagpu.kernels import (
     stream_columns,
     swiglu,
 )
-from llamagpu.kernels.product import MAX_COLUMNS
+from llamagpu.kernels.product import MAX_COLUMNS, MERGED_RUNS
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config
 from llamagpu.model.weights import Layer, Weights
-
-MERGED_RUNS = 4  # attention runs that the output projection merges; more are merged in a dispatch of their own
 
 
 class Layers(Protocol):
@@ -123,7 +121,9 @@ class Unfused(_Form):
         else:
             partials = self._partial(rows, splits)
             attention_decode(out, state, cache, heads, splits, partials)
-            attention_merge(partials, state, heads, c.head_dim, splits, attended)
+            attended = partials
+            if splits > 1:
+                attended = attention_merge(partials, state, heads, c.head_dim, splits, *self._take(rows, "attended"))
         add(x, multiply(attended, layer.o, layer.o_bias, projected), y)
 
     def _mlp(self, rows: int, layer: Layer, multiply: Callable[..., Tensor]) -> None:
@@ -161,13 +161,16 @@ class Fused(_Form):
         c, w, state = self.config, self.weights, self.rows.head(rows)
         x, stream, q, attended, gated = self._take(rows, "x", "stream", "q", "attended", "gated")
         heads, partials = c.num_attention_heads, self._partial(rows, splits)
+        merged_runs = min(MERGED_RUNS, x.device.tuning.merged_runs)
         norms = [layer.attn_norm for layer in w.layers[1:]] + [w.norm]
         ready = normed(stream, c.hidden_size, c.rms_norm_eps)
         begin_step(w.embed, state, self.cache.table, w.layers[0].attn_norm, x, stream)
         for layer, cache, next_norm in zip(w.layers, self.cache.layers, norms, strict=True):
             product(ready, layer.qkv, layer.qkv_bias, qkv(q, state, self.turns, cache, heads))
             attention_decode(q, state, cache, heads, splits, partials)
-            if splits <= MERGED_RUNS:
+            if splits == 1:
+                source = plain(partials)
+            elif splits <= merged_runs:
                 source = merged(partials, state, heads, c.head_dim, splits)
             else:
                 source = plain(attention_merge(partials, state, heads, c.head_dim, splits, attended))

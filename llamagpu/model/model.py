@@ -17,7 +17,7 @@ from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, Forward, arena_bytes,
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.shapes import random_weights, shape_config, shape_layout
-from llamagpu.model.weights import Progress, load_weights
+from llamagpu.model.weights import Progress, Weights, load_weights
 
 log = logging.getLogger("llamagpu")
 DEFAULT_MODEL = "stories"
@@ -48,9 +48,10 @@ class Sizes:
 
 @dataclass
 class Model:
-    """Config, forward passes and cache of a model on a device. ``context`` is the most tokens of a sequence."""
+    """Config, weights, passes and cache of a model on a device. ``context`` is the most tokens of a sequence."""
 
     config: Config
+    weights: Weights
     forward: Forward
     cache: PagedCache
     context: int
@@ -242,4 +243,4 @@ def load_model(
     turns = device.tensor(rope_table(config.rope, config.head_dim, sizes.context), "f32", purpose="activations")
     arena = make_arena(device, config, sizes.rows, sizes.context, fused)
     forward = Forward(config, weights, cache, turns, arena, fused)
-    return Model(config, forward, cache, sizes.context, sizes.rows, sizes)
+    return Model(config, weights, forward, cache, sizes.context, sizes.rows, sizes)

@@ -128,8 +128,11 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
         for (var a = 0u; a < FLASH_ITEMS * KV_WIDE; a++) {
             let c = (a / KV_WIDE * 8u + local) * KV_WIDE + a % KV_WIDE;
             if (c < D4) {
-                flash_store(q, c, f.acc[q * FLASH_ITEMS * KV_WIDE + a], f.top[q], sum);
+                flash_store(q, c, f.acc[q * FLASH_ITEMS * KV_WIDE + a], sum);
             }
+        }
+        if (local == 0u) {
+            flash_end(q, f.top[q], sum);
         }
     }
 }

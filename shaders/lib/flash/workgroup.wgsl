@@ -3,7 +3,8 @@
 // Flash attention of QUERIES queries over one head's cache in blocks of 32 positions: softmax is kept as a running
 // maximum, a running sum and an accumulator that is rescaled when the maximum grows (Dao et al. 2022, arXiv:2205.14135).
 // The kernel gives flash_query(q, c): group of four c of query q, scaled; flash_last(q): the last position that it sees;
-// flash_store(q, c, acc, max, sum): takes a group of four of Σⱼ exp(scoreⱼ - max) V[j, :], and Σⱼ exp(scoreⱼ - max).
+// flash_store(q, c, acc, sum): takes group c of Σⱼ exp(scoreⱼ - max) V[j, :], and sum = Σⱼ exp(scoreⱼ - max);
+// flash_end(q, max, sum): the rest of a query, once.
 // Here by workgroups of 64 through workgroup memory; accumulators number `local + 64 · i`.
 const FLASH_BLOCK = 32u;
 const FLASH_WORKGROUP = 64u;
@@ -89,7 +90,10 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
     for (var i = 0u; i < FLASH_ACC; i++) {
         let item = local + FLASH_WORKGROUP * i;
         if (item < QUERIES * D4) {
-            flash_store(item / D4, item % D4, acc[i], flash_max[item / D4], flash_sum[item / D4]);
+            flash_store(item / D4, item % D4, acc[i], flash_sum[item / D4]);
         }
+    }
+    for (var q = local; q < QUERIES; q += FLASH_WORKGROUP) {
+        flash_end(q, flash_max[q], flash_sum[q]);
     }
 }

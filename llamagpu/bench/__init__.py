@@ -1,0 +1,5 @@
+"""Measuring: yardsticks of the adapter, prompts and generation of a model, and what their parts take."""
+
+from llamagpu.bench.measure import Run, Subject, Yardsticks, open_subject, yardsticks
+
+__all__ = ["Run", "Subject", "Yardsticks", "open_subject", "yardsticks"]

@@ -1,0 +1,273 @@
+"""Prompt and generation speed of a model, with the adapter's yardsticks beside them."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from llamagpu import gpu
+from llamagpu.bench.parts import (
+    Parts,
+    attention_macs,
+    chain,
+    kv_read_bytes,
+    measure_parts,
+    weight_macs,
+    weight_read_bytes,
+)
+from llamagpu.bench.timing import time_plans
+from llamagpu.engine.engine import Engine
+from llamagpu.engine.request import Request
+from llamagpu.errors import UsageError
+from llamagpu.gpu.census import Census, census
+from llamagpu.kernels import copy, multiply_add
+from llamagpu.kernels.yardsticks import GROUP
+from llamagpu.model import Model, check_dtypes, find_model, load_model, prepare, prepare_shape
+
+_COPY_BYTES = {"software": 64_000_000}  # of one buffer; elsewhere far more than caches hold
+COUNTED_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What the adapter does at best: bytes copied a second (reads and writes), and multiply-adds a second, both f32."""
+
+    bandwidth: float
+    multiply_adds: float
+
+
+def yardsticks(device: gpu.Device) -> Yardsticks:
+    """Measure the adapter by the kernels ``copy`` and ``multiply_add``."""
+    size, steps = _COPY_BYTES.get(device.adapter.kind, 512_000_000), 2000
+    size = min(size, device.max_binding, device.max_buffer) // 1024 * 1024
+    with device.ledger.tracking() as made:
+        x, y = (device.empty((size // 1024, 256)) for _ in range(2))
+        chains = device.empty(((256 if device.adapter.kind == "software" else 16384) * GROUP, 4))
+        start = device.tensor(np.array([[0.5, 0.25, 0, 0]], np.float32))
+    plans = {
+        "copy": device.record(lambda: copy(x, y)),
+        "multiply_add": device.record(lambda: multiply_add(start, chains, steps)),
+    }
+    seconds = time_plans(device, plans, 3)
+    work = plans["multiply_add"].work
+    for plan in plans.values():
+        plan.free()
+    for buffer in made:
+        device.free(buffer)
+    return Yardsticks(2 * x.nbytes / seconds["copy"], work / seconds["multiply_add"])
+
+
+class _Clock(queue.SimpleQueue[Any]):
+    """Events with the time at which the engine put each."""
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put((time.perf_counter(), item))
+
+
+@dataclass
+class Subject:
+    """A model to be measured, loaded; close it, or use it as a context manager."""
+
+    name: str
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    device: gpu.Device
+    model: Model
+    engine: Engine
+    started: float = field(default_factory=time.perf_counter)
+
+    def __enter__(self) -> Subject:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.device.close()
+
+    def generate(self, prompts: Sequence[list[int]], tokens: int) -> list[list[float]]:
+        """Generate together; the times at which each sequence's tokens arrived, the start of all in front."""
+        requests = [Request(prompt=p, limit=tokens, events=_Clock()) for p in prompts]
+        start = time.perf_counter()
+        for request in requests:
+            self.engine.submit(request)
+        out = []
+        for request in requests:
+            times = [start]
+            while True:
+                at, event = request.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, str):
+                    break
+                times.append(at)
+            out.append(times)
+        return out
+
+    def prompt(self, tokens: int, seed: int = 0) -> list[int]:
+        """Random token ids."""
+        return [int(i) for i in np.random.default_rng(seed).integers(0, self.model.config.vocab_size, tokens)]
+
+
+def open_subject(
+    model: str | None,
+    shape: str | None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    context: int | None = None,
+) -> Subject:
+    """Load a checkpoint, or a named shape with random weights.
+
+    Raises:
+        UsageError: both, or a shape that is not known.
+    """
+    if model is not None and shape is not None:
+        raise UsageError("--model and --shape exclude one another.", "A shape has random weights.")
+    check_dtypes(dtype, kv_dtype)
+    prepared = prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model), dtype)
+    opened = gpu.open(device)
+    try:
+        loaded = load_model(prepared, opened, context, kv_dtype)
+    except BaseException:
+        opened.close()
+        raise
+    layout = prepared.layout
+    formats = {str(m.format) for m in layout.matrices.values()}
+    name = Path(prepared.directory).name
+    return Subject(
+        name, "+".join(sorted(formats)), layout.parameters, layout.nbytes, opened, loaded, Engine(opened, loaded)
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One test of a subject. ``n_gen`` 0 is a prompt of ``n_prompt`` tokens, otherwise ``n_gen`` tokens are generated
+    behind ``n_depth`` others, by ``n_batch`` sequences at once.
+
+    Attributes:
+        samples_ns: nanoseconds of each repetition.
+        samples_ts: tokens a second of each, of all sequences together.
+        macs: multiply-adds a token.
+        read_bytes: bytes of weights and cache read for each step.
+        chain_ts: tokens a second of the model's products alone, in the same run.
+        parts: of a single sequence's step.
+    """
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    n_batch: int
+    samples_ns: list[int]
+    samples_ts: list[float]
+    macs: float
+    read_bytes: float
+    chain_ts: float
+    parts: Parts | None
+    counted: Census | None
+
+    @property
+    def avg_ts(self) -> float:
+        return statistics.fmean(self.samples_ts)
+
+    @property
+    def stddev_ts(self) -> float:
+        return statistics.stdev(self.samples_ts) if len(self.samples_ts) > 1 else 0.0
+
+    @property
+    def test(self) -> str:
+        """Its name, as llama-bench has it."""
+        name = f"tg{self.n_gen}" if self.n_gen else f"pp{self.n_prompt}"
+        name += f" @ d{self.n_depth}" if self.n_depth else ""
+        return name + (f" x{self.n_batch}" if self.n_batch > 1 else "")
+
+
+def check_fits(subject: Subject, tokens: int, batch: int) -> None:
+    """Raises UsageError where a test needs more than the context, or more than the cache holds at once."""
+    model = subject.model
+    if tokens > model.context:
+        raise UsageError(
+            f"A test of {tokens} tokens does not fit the context of {model.context}.",
+            "Depth, prompt and new tokens count together.",
+            "Give --context.",
+        )
+    if batch * tokens > model.sizes.pool or batch > 32:
+        raise UsageError(
+            f"{batch} sequences of {tokens} tokens do not run at once.",
+            f"The cache holds {model.sizes.pool} tokens, and at most 32 sequences.",
+            "Use a smaller batch, depth or number of tokens.",
+        )
+
+
+def run_prompt(subject: Subject, tokens: int, repeat: int) -> Run:
+    """Time to the first token of a prompt."""
+    check_fits(subject, tokens, 1)
+    subject.generate([subject.prompt(tokens)], 1)
+    plan = {"chain": chain(subject.model, tokens)}
+    samples = []
+    for seed in range(repeat):
+        (times,) = subject.generate([subject.prompt(tokens, seed)], 1)
+        samples.append(times[1] - times[0])
+    seconds = time_plans(subject.device, plan, max(1, min(3, repeat)))["chain"]
+    plan["chain"].free()
+    c = subject.model.config
+    macs = weight_macs(c) - c.vocab_size * c.hidden_size + attention_macs(c, (tokens + 1) // 2)
+    reads = weight_read_bytes(subject.model.weights)
+    return _run(samples, tokens, (tokens, 0, 0, 1), macs, reads, tokens / seconds, None, None)
+
+
+def run_generation(subject: Subject, tokens: int, depth: int, batch: int, repeat: int) -> Run:
+    """Tokens a second while all sequences of a batch generate."""
+    before = max(depth, 1)
+    check_fits(subject, before + tokens + 1, batch)
+    prompts = [subject.prompt(before, seed) for seed in range(batch)]
+    extra = batch - 1  # the first to be ready go ahead while the others' prompts run
+    subject.generate(prompts, 2)
+    samples, made = [], tokens
+    for _ in range(repeat):
+        every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before))
+        begin, end = max(t[1] for t in every), min(t[-1] for t in every)
+        made = sum(begin < at <= end for t in every for at in t[1:])
+        samples.append((end - begin) * tokens * batch / made)
+    counted = _count(subject, prompts[0])
+    parts = measure_parts(subject.model, before + tokens // 2) if batch == 1 else None
+    c, model = subject.model.config, subject.model
+    mean = before + tokens / 2
+    macs = weight_macs(c) + attention_macs(c, int(mean))
+    reads = weight_read_bytes(model.weights) + batch * kv_read_bytes(c, int(mean), model.sizes.kv_dtype)
+    chain_ts = 1 / parts.chain_s if parts else 0.0
+    return _run(samples, tokens * batch, (0, tokens, depth, batch), macs, reads, chain_ts, parts, counted)
+
+
+def _run(
+    samples: list[float],
+    tokens: int,
+    test: tuple[int, int, int, int],
+    macs: float,
+    reads: float,
+    chain_ts: float,
+    parts: Parts | None,
+    counted: Census | None,
+) -> Run:
+    rates = [tokens / s for s in samples]
+    return Run(*test, [int(s * 1e9) for s in samples], rates, macs, reads, chain_ts, parts, counted)
+
+
+def _count(subject: Subject, prompt: list[int]) -> Census:
+    """Native calls of ``COUNTED_TOKENS`` decoded tokens, the prompt's left out."""
+    found = []
+    for tokens in (1, 1 + COUNTED_TOKENS):
+        with census() as counts:
+            subject.generate([prompt], tokens)
+        found.append(counts)
+    few, many = found
+    many.calls.subtract(few.calls)
+    many.bytes.subtract(few.bytes)
+    return many

@@ -1,0 +1,106 @@
+"""``llamagpu bench``: prompt and generation speed, beside what the adapter could do."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+import psutil
+
+from llamagpu.cli.output import note, write
+from llamagpu.errors import UsageError
+
+if TYPE_CHECKING:
+    from llamagpu.bench import Run, Subject
+
+
+def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
+    """A comma-separated list of whole numbers."""
+    try:
+        out = [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of whole numbers, such as 128,4096.") from None
+    least = 1 if option.name == "batch" else 0
+    if min(out) < least:
+        raise click.BadParameter(f"{min(out)} is below {least}.")
+    return out
+
+
+@click.command()
+@click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]")
+@click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
+@click.option("-p", "--n-prompt", default="512", show_default=True, callback=numbers, help="Prompt lengths; 0: none.")
+@click.option("-n", "--n-gen", default="128", show_default=True, callback=numbers, help="Tokens to generate; 0: none.")
+@click.option("-d", "--n-depth", default="0", show_default=True, callback=numbers, help="Tokens in front of them.")
+@click.option("-b", "--batch", default="1", show_default=True, callback=numbers, help="Sequences at once.")
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of a test."
+)
+@click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="One or more, with commas: float16,int8,int4 …")
+@click.option("--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16.")
+@click.option("--context", type=int, help="The most tokens of a sequence. [default: what fits]")
+@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+def bench(
+    model: str | None,
+    shape: str | None,
+    n_prompt: list[int],
+    n_gen: list[int],
+    n_depth: list[int],
+    batch: list[int],
+    repetitions: int,
+    output: str,
+    dtype: str,
+    **options: Any,
+) -> None:
+    """Measure tokens a second of prompts (pp) and of generation (tg), as llama-bench names them.
+
+    Lists are separated by commas; every combination is a test. Beside each figure stands what it is of the adapter's
+    own copying and multiplying, and of the model's bare products, measured in the same run.
+    """
+    from llamagpu.bench import report
+
+    tests: list[tuple[int, int, int, int]] = [(p, 0, 0, 1) for p in n_prompt if p]
+    tests += [(0, n, d, b) for n in n_gen if n for d in n_depth for b in batch]
+    if not tests:
+        raise UsageError("There is nothing to measure.", "Both --n-prompt and --n-gen are 0.")
+    most = max((p + 1 if p else max(d, 1) + n + b + 1) for p, n, d, b in tests)
+    if options["context"] is None and most > 4096:
+        options["context"] = most
+    records: list[dict[str, Any]] = []
+    for one in dtype.split(","):
+        start = None if records else psutil.Process().create_time()
+        records += _measure(model, shape, one, tests, repetitions, options, start)
+    write(report.as_text(records, output))
+    note(report.details(records))
+
+
+def _measure(
+    model: str | None,
+    shape: str | None,
+    dtype: str,
+    tests: list[tuple[int, int, int, int]],
+    repetitions: int,
+    options: dict[str, Any],
+    start: float | None,
+) -> list[dict[str, Any]]:
+    """The tests of one dtype. ``start`` is when the process began, where this is the first thing that it does."""
+    from llamagpu.bench import measure, report
+
+    with measure.open_subject(model, shape, dtype=dtype, **options) as subject:
+        for p, n, d, b in tests:  # refused before any is run
+            measure.check_fits(subject, p or max(d, 1) + n + b, b)
+        subject.generate([subject.prompt(8)], 1)
+        first = None if start is None else time.time() - start
+        sticks = measure.yardsticks(subject.device)
+        return [report.record(subject, _one(subject, test, repetitions), sticks, first) for test in tests]
+
+
+def _one(subject: Subject, test: tuple[int, int, int, int], repetitions: int) -> Run:
+    from llamagpu.bench import measure
+
+    prompt, gen, depth, batch = test
+    if prompt:
+        return measure.run_prompt(subject, prompt, repetitions)
+    return measure.run_generation(subject, gen, depth, batch, repetitions)
