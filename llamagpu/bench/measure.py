@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from llamagpu.bench.parts import (
     weight_macs,
     weight_read_bytes,
 )
-from llamagpu.bench.timing import time_plans
+from llamagpu.bench.timing import time_calls, time_once
 from llamagpu.engine.engine import Engine
 from llamagpu.engine.request import Request
 from llamagpu.errors import UsageError
@@ -45,7 +45,8 @@ class Yardsticks:
 
 
 def yardsticks(device: gpu.Device) -> Yardsticks:
-    """Measure the adapter by the kernels ``copy`` and ``multiply_add``."""
+    """Measure the adapter: copying by the kernel ``copy`` or by the driver's own, whichever is faster; and the kernel
+    ``multiply_add``."""
     size, steps = _COPY_BYTES.get(device.adapter.kind, 512_000_000), 2000
     size = min(size, device.max_binding, device.max_buffer) // 1024 * 1024
     with device.ledger.tracking() as made:
@@ -56,13 +57,18 @@ def yardsticks(device: gpu.Device) -> Yardsticks:
         "copy": device.record(lambda: copy(x, y)),
         "multiply_add": device.record(lambda: multiply_add(start, chains, steps)),
     }
-    seconds = time_plans(device, plans, 3)
+    calls: dict[str, Callable[[], None]] = {
+        "copy": lambda: device.call(plans["copy"].run),
+        "multiply_add": lambda: device.call(plans["multiply_add"].run),
+        "driver": lambda: device.copy(x.part, y.part),
+    }
+    seconds = time_calls(device, calls, 3)
     work = plans["multiply_add"].work
     for plan in plans.values():
         plan.free()
     for buffer in made:
         device.free(buffer)
-    return Yardsticks(2 * x.nbytes / seconds["copy"], work / seconds["multiply_add"])
+    return Yardsticks(2 * x.nbytes / min(seconds["copy"], seconds["driver"]), work / seconds["multiply_add"])
 
 
 class _Clock(queue.SimpleQueue[Any]):
@@ -189,6 +195,29 @@ class Run:
         return name + (f" x{self.n_batch}" if self.n_batch > 1 else "")
 
 
+class _Chain:
+    """The model's bare products, timed in turns with the tests."""
+
+    def __init__(self, subject: Subject, rows: int, prompt: bool):
+        self._device, self._rows = subject.device, rows
+        self._seconds: list[float] = []
+        with self._device.ledger.tracking() as self._made:
+            self._plan = chain(subject.model, rows, prompt)
+        self.take()
+        self._seconds.clear()  # the first run compiled
+
+    def take(self) -> None:
+        """Time one run."""
+        self._seconds.append(time_once(self._device, lambda: self._device.call(self._plan.run)))
+
+    def end(self) -> float:
+        """Rows a second, by the median; frees what it holds."""
+        self._plan.free()
+        for buffer in self._made:
+            self._device.free(buffer)
+        return self._rows / statistics.median(self._seconds)
+
+
 def check_fits(subject: Subject, tokens: int, batch: int) -> None:
     """Raises UsageError where a test needs more than the context, or more than the cache holds at once."""
     model = subject.model
@@ -210,17 +239,15 @@ def run_prompt(subject: Subject, tokens: int, repeat: int) -> Run:
     """Time to the first token of a prompt."""
     check_fits(subject, tokens, 1)
     subject.generate([subject.prompt(tokens)], 1)
-    plan = {"chain": chain(subject.model, tokens)}
-    samples = []
+    samples, bare = [], _Chain(subject, tokens, prompt=True)
     for seed in range(repeat):
         (times,) = subject.generate([subject.prompt(tokens, seed)], 1)
         samples.append(times[1] - times[0])
-    seconds = time_plans(subject.device, plan, max(1, min(3, repeat)))["chain"]
-    plan["chain"].free()
+        bare.take()
     c = subject.model.config
     macs = weight_macs(c) - c.vocab_size * c.hidden_size + attention_macs(c, (tokens + 1) // 2)
     reads = weight_read_bytes(subject.model.weights)
-    return _run(samples, tokens, (tokens, 0, 0, 1), macs, reads, tokens / seconds, None, None)
+    return _run(samples, tokens, (tokens, 0, 0, 1), macs, reads, bare.end(), None, None)
 
 
 def run_generation(subject: Subject, tokens: int, depth: int, batch: int, repeat: int) -> Run:
@@ -230,20 +257,20 @@ def run_generation(subject: Subject, tokens: int, depth: int, batch: int, repeat
     prompts = [subject.prompt(before, seed) for seed in range(batch)]
     extra = batch - 1  # the first to be ready go ahead while the others' prompts run
     subject.generate(prompts, 2)
-    samples, made = [], tokens
+    samples, made, bare = [], tokens, _Chain(subject, batch, prompt=False)
     for _ in range(repeat):
         every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before))
         begin, end = max(t[1] for t in every), min(t[-1] for t in every)
         made = sum(begin < at <= end for t in every for at in t[1:])
         samples.append((end - begin) * tokens * batch / made)
+        bare.take()
     counted = _count(subject, prompts[0])
     parts = measure_parts(subject.model, before + tokens // 2) if batch == 1 else None
     c, model = subject.model.config, subject.model
     mean = before + tokens / 2
     macs = weight_macs(c) + attention_macs(c, int(mean))
     reads = weight_read_bytes(model.weights) + batch * kv_read_bytes(c, int(mean), model.sizes.kv_dtype)
-    chain_ts = 1 / parts.chain_s if parts else 0.0
-    return _run(samples, tokens * batch, (0, tokens, depth, batch), macs, reads, chain_ts, parts, counted)
+    return _run(samples, tokens * batch, (0, tokens, depth, batch), macs, reads, bare.end(), parts, counted)
 
 
 def _run(

@@ -41,29 +41,27 @@ def weight_read_bytes(weights: Weights) -> int:
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a token's weights as a bare chain of products in one pass, of its attention, and of a whole step;
-    and of encoding the step raw and through wgpu-py's objects."""
+    """Seconds of a token's weights as a bare chain of products in one pass, and of its attention; and of encoding a
+    step raw and through wgpu-py's objects."""
 
     chain_s: float
     attention_s: float
-    step_s: float
     encode_s: float
     encode_objects_s: float
 
 
-def chain(model: Model, rows: int) -> Plan:
-    """The model's own products with nothing between them: for one row by matvec, head included; for many by matmul."""
+def chain(model: Model, rows: int, prompt: bool) -> Plan:
+    """The model's own products with nothing between them: those of a prompt, or of a step, which has the head too."""
     device, c, weights = model.forward.device, model.config, model.weights
-    many = rows > 1
     x = {k: device.tensor(np.ones((rows, k), np.float32)) for k in {c.hidden_size, c.q_size, c.intermediate_size}}
     layers = [(layer.qkv, layer.o, layer.gate_up, layer.down) for layer in weights.layers]
-    out = {n: device.empty((rows, n)) for n in {w.rows for w in layers[0]} | (set() if many else {weights.head.rows})}
+    out = {n: device.empty((rows, n)) for n in {w.rows for w in layers[0]} | (set() if prompt else {weights.head.rows})}
 
     def forward() -> None:
         for matrices in layers:
             for w in matrices:
-                (linear if many else matvec)(x[w.columns], w, None, out[w.rows])
-        if not many:
+                (linear if prompt else matvec)(x[w.columns], w, None, out[w.rows])
+        if not prompt:
             matvec(x[c.hidden_size], weights.head, None, out[weights.head.rows])
 
     return device.record(forward)
@@ -85,7 +83,7 @@ def attention_only(model: Model, positions: int, times: int) -> Plan:
 
 
 def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
-    """Times of a step at a depth and of its parts, side by side. Nothing else may run on the model meanwhile."""
+    """Times of the parts of a step at a depth, side by side. Nothing else may run on the model meanwhile."""
     device, cache = model.forward.device, model.cache
     slot, pages = device.call(lambda: cache.take(depth + 1))
     rows = model.forward.arena.step_rows.head(1)
@@ -95,9 +93,8 @@ def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
     )  # submitting costs too
     with device.ledger.tracking() as made:
         plans = {
-            "chain": chain(model, 1),
+            "chain": chain(model, 1, prompt=False),
             "attention": attention_only(model, depth + 1, times),
-            "step": device.call(lambda: model.forward.decode(1, depth + 1, True)),
         }
     seconds = time_plans(device, plans, repeat, before=lambda: rows.write(state))
     for name in ("chain", "attention"):
@@ -105,8 +102,9 @@ def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
     for buffer in made:
         device.free(buffer)
     device.call(lambda: cache.give(slot, pages))
-    raw, objects = (encode_seconds(device, plans["step"], way) for way in (True, False))
-    return Parts(seconds["chain"], seconds["attention"] / times, seconds["step"], raw, objects)
+    step = device.call(lambda: model.forward.decode(1, depth + 1, True))
+    raw, objects = (encode_seconds(device, step, way) for way in (True, False))
+    return Parts(seconds["chain"], seconds["attention"] / times, raw, objects)
 
 
 def encode_seconds(device: Device, plan: Plan, raw: bool, repeat: int = 20) -> float:

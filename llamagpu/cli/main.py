@@ -19,6 +19,7 @@ from llamagpu.cli.generate import generate
 from llamagpu.cli.inspect import inspect
 from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
 from llamagpu.cli.perplexity import perplexity
+from llamagpu.cli.profile import profile
 from llamagpu.cli.quantize import quantize
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 
@@ -49,6 +50,7 @@ cli.add_command(quantize)
 cli.add_command(inspect)
 cli.add_command(perplexity)
 cli.add_command(bench)
+cli.add_command(profile)
 cli.add_command(doctor)
 
 

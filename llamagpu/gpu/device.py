@@ -30,7 +30,7 @@ from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP, Tuning, default_tuning
 T = TypeVar("T")
 UPLOAD_ROWS = 64  # slices of an upload begin at multiples
 UPLOAD_BYTES = 64_000_000  # host memory that uploads may hold before they are waited for
-_WANTED_FEATURES = (SHADER_F16, SUBGROUP)
+_WANTED_FEATURES = (SHADER_F16, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
 # WebGPU's defaults: every kernel keeps within them, so they are all that is asked for but for buffer sizes.
 _BASELINE = {
     "max-bind-groups": 4,
@@ -144,6 +144,8 @@ class Device:
         usage = native.BufferUsage
         if purpose == "staging":
             flags = usage.COPY_DST | usage.MAP_READ
+        elif purpose == "queries":
+            flags = usage.COPY_SRC | usage.QUERY_RESOLVE
         else:
             flags = usage.COPY_SRC | usage.COPY_DST | (usage.UNIFORM if purpose == "params" else usage.STORAGE)
 
@@ -325,6 +327,17 @@ class Device:
             return data
 
         return self.call(read)
+
+    def copy(self, source: Part, target: Part) -> None:
+        """Copy a window's bytes to another of the same size, by the driver's own copy."""
+
+        def run() -> None:
+            encoder = self.encoder()
+            ends = (source.buffer.handle, source.offset, target.buffer.handle, target.offset)
+            encoder.copy_buffer_to_buffer(*ends, source.size)
+            self.gate.submit(encoder, (source.buffer, target.buffer))
+
+        self.call(run)
 
     # --- kernels ----------------------------------------------------------------------------
 

@@ -142,3 +142,25 @@ def trusted_module(device: Any, code: str, label: str) -> Any:
     descriptor.label.data, descriptor.label.length = c_name, len(name)
     handle = getattr(libf, _TRUSTED_NAME)(device._internal, descriptor, 0)
     return wgpu.backends.wgpu_native.GPUShaderModule(label, handle, device)
+
+
+def object_counts() -> dict[str, int]:
+    """Native objects that are alive, by kind, as the library counts them."""
+    from wgpu.backends.wgpu_native._helpers import generate_report
+
+    hub = generate_report()["hub"]
+    return {kind: n["allocated"] for kind, n in hub.items() if isinstance(n, dict)}
+
+
+def timestamp_period(device: Any) -> float:
+    """Seconds of a timestamp's tick; where the library does not say, WebGPU's nanosecond."""
+    if lib is not None and hasattr(lib, "wgpuQueueGetTimestampPeriod"):
+        return float(lib.wgpuQueueGetTimestampPeriod(device.queue._internal)) * 1e-9
+    return 1e-9
+
+
+def write_timestamp(compute: Any, query_set: Any, index: int) -> None:
+    """A timestamp inside a pass (``timestamp-query-inside-passes``)."""
+    from wgpu.backends.wgpu_native import extras
+
+    extras.write_timestamp(compute, query_set, index)

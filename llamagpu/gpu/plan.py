@@ -78,9 +78,9 @@ class Plan:
         x, y = device.fold(call.groups)
         return Dispatch(call.program.label, pipeline.handle, tuple(out), x, y, call.work, call.reads)
 
-    def encode(self, compute: Any) -> None:
-        """Put all dispatches into an open compute pass."""
-        self._encoder.encode(compute)
+    def encode(self, compute: Any, begin: int = 0, end: int | None = None) -> None:
+        """Put dispatches ``begin`` to ``end`` into an open compute pass."""
+        self._encoder.encode(compute, begin, end)
 
     def run(
         self,

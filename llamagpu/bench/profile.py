@@ -1,0 +1,149 @@
+"""Where a step's time goes: kernels by their share, and a trace for Chrome's viewer or Perfetto."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llamagpu.bench.measure import Subject, Yardsticks, check_fits
+from llamagpu.bench.parts import attention_macs, kv_read_bytes
+from llamagpu.gpu.encode import Dispatch
+from llamagpu.gpu.profile import Timeline, profile
+from llamagpu.kernels import step_rows
+from llamagpu.model.forward import BATCHES, bucket
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kernel of the table; times are those of one run."""
+
+    kernel: str
+    calls: int
+    seconds: float
+    share: float
+    read_bytes: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profiled step: ``what`` was run, how often, and on how many positions."""
+
+    what: str
+    runs: int
+    timeline: Timeline
+    lines: list[Line]
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Seconds of one run's kernels together."""
+        return sum(line.seconds for line in self.lines)
+
+
+def profile_step(subject: Subject, depth: int, batch: int, runs: int) -> Profile:
+    """Profile decode steps of ``batch`` sequences of ``depth`` positions each."""
+    check_fits(subject, depth + 1, batch)
+    model, cache = subject.model, subject.model.cache
+    rows = bucket(batch, BATCHES)
+    taken = [subject.device.call(lambda: cache.take(depth + 1)) for _ in range(batch)]
+    slots = [slot for slot, _ in taken] + [cache.dump] * (rows - batch)
+    state = step_rows([1] * rows, [depth] * batch + [0] * (rows - batch), slots)
+    plan = subject.device.call(lambda: model.forward.decode(rows, depth + 1, True))
+    place = model.forward.arena.step_rows.head(rows)
+    try:
+        line = profile(subject.device, plan, runs, lambda: place.write(state))
+    finally:
+        for slot, pages in taken:
+            subject.device.call(lambda slot=slot, pages=pages: cache.give(slot, pages))  # type: ignore[misc]
+    what = f"decode of {batch} sequence{'s' if batch > 1 else ''} behind {depth} tokens"
+    return Profile(what, runs, line, _lines(subject, line, runs, [depth + 1] * batch))
+
+
+def profile_prompt(subject: Subject, tokens: int, runs: int) -> Profile:
+    """Profile the layers over a prompt; tokens are rounded up to the plan that takes them."""
+    rows = bucket(min(tokens, subject.model.rows))
+    check_fits(subject, rows, 1)
+    model, cache = subject.model, subject.model.cache
+    slot, pages = subject.device.call(lambda: cache.take(rows))
+    state = step_rows([1] * rows, np.arange(rows), slot)
+    plan = subject.device.call(lambda: model.forward.prefill(rows))
+    place = model.forward.arena.step_rows.head(rows)
+    try:
+        line = profile(subject.device, plan, runs, lambda: place.write(state))
+    finally:
+        subject.device.call(lambda: cache.give(slot, pages))
+    return Profile(f"prompt of {rows} tokens", runs, line, _lines(subject, line, runs, list(range(1, rows + 1))))
+
+
+def _lines(subject: Subject, line: Timeline, runs: int, positions: list[int]) -> list[Line]:
+    """Kernels that do the same work, together; the longest first. ``positions`` are what each row attends to."""
+    c, model = subject.model.config, subject.model
+    layers = c.num_hidden_layers
+    groups: dict[tuple[str, int], list[tuple[float, Dispatch]]] = defaultdict(list)
+    for span, dispatch in line.kernels:
+        groups[dispatch.label, dispatch.work].append((span.end - span.begin, dispatch))
+    total = sum(span.end - span.begin for span, _ in line.kernels)
+    out = []
+    for (label, work), calls in groups.items():
+        seconds = sum(s for s, _ in calls)
+        reads, macs = sum(d.reads for _, d in calls) / runs, work * len(calls) / runs
+        if label.startswith(("attention_decode", "attention_prefill")):  # the plan knows its room, not its positions
+            share = len(calls) / runs / layers
+            seen = positions if label.startswith("attention_decode") else positions[-1:]
+            macs = share * sum(attention_macs(c, p) for p in positions)
+            reads = share * sum(kv_read_bytes(c, p, model.sizes.kv_dtype) for p in seen)
+        name = short_name(label) + (f" {work / 1e6:.3g}M" if label.startswith("product") else "")
+        out.append(Line(name, len(calls) // runs, seconds / runs, seconds / total if total else 0.0, reads, macs))
+    return sorted(out, key=lambda r: -r.seconds)
+
+
+def short_name(label: str) -> str:
+    """A program's label without what every one of its kind has."""
+    shader, _, choices = label.rstrip("]").partition("[")
+    dull = {"plain", "none", "woven", "subgroup", "workgroup", "store", "neighbours"}
+    return " ".join([shader, *(w for w in choices.split() if w not in dull and "=" not in w)])
+
+
+def table(found: Profile, sticks: Yardsticks) -> str:
+    """Markdown: kernels by their share."""
+    head = ("kernel", "calls", "total ms", "share", "GB/s", "of copy", "G MAC/s", "of peak")
+    rows = [head, ("---", *["---:"] * 7)]
+    for r in found.lines:
+        bandwidth, rate = r.read_bytes / r.seconds, r.macs / r.seconds
+        speeds = (f"{bandwidth / 1e9:.2f}", f"{bandwidth / sticks.bandwidth:.0%}") if r.read_bytes else ("", "")
+        work = (f"{rate / 1e9:.2f}", f"{rate / sticks.multiply_adds:.0%}") if r.macs else ("", "")
+        rows.append((r.kernel, str(r.calls), f"{r.seconds * 1e3:.3f}", f"{r.share:.1%}", *speeds, *work))
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def trace(found: Profile) -> dict[str, Any]:
+    """Trace events (Chrome's JSON format, which Perfetto reads too): the GPU's kernels, and the host beside them."""
+    line = found.timeline
+    start = min(s.begin for s in line.host)
+    shift = f"GPU (±{line.uncertainty * 1e6:.0f} µs against the host)"
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}}
+        for pid, name in ((1, "host"), (2, shift))
+    ]
+    for span in line.host:
+        events.append(_event(1, span.name, span.begin - start, span.end - span.begin, {}))
+    for span, d in line.kernels:
+        about = {"program": d.label, "workgroups": [d.x, d.y], "multiply_adds": d.work, "read_bytes": d.reads}
+        events.append(_event(2, short_name(d.label), span.begin - start, span.end - span.begin, about))
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "what": found.what,
+            "uncertainty_us": line.uncertainty * 1e6,
+            "one_pass": line.inside,
+        },
+    }
+
+
+def _event(pid: int, name: str, begin: float, seconds: float, about: dict[str, Any]) -> dict[str, Any]:
+    out = {"ph": "X", "pid": pid, "tid": 1, "name": name, "ts": begin * 1e6, "dur": seconds * 1e6}
+    return out | ({"args": about} if about else {})

@@ -1,0 +1,77 @@
+"""``llamagpu profile``: which kernels a step's time goes to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llamagpu.cli.output import note, write, write_json
+from llamagpu.errors import UsageError
+
+
+@click.command()
+@click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]")
+@click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
+@click.option("-d", "--n-depth", type=click.IntRange(0), default=128, show_default=True, help="Tokens in front.")
+@click.option("-b", "--batch", type=click.IntRange(1, 32), default=1, show_default=True, help="Sequences at once.")
+@click.option("-p", "--n-prompt", type=click.IntRange(1), help="Profile a prompt of so many tokens instead of a step.")
+@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Runs, put together.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write a trace for Chrome's viewer or Perfetto.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4.")
+@click.option("--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16.")
+@click.option("--context", type=int, help="The most tokens of a sequence. [default: what fits]")
+@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def profile(
+    model: str | None,
+    shape: str | None,
+    n_depth: int,
+    batch: int,
+    n_prompt: int | None,
+    repetitions: int,
+    trace: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show the GPU time of every kernel in a decode step (or of a prompt, with -p), from timestamp queries."""
+    from llamagpu.bench import measure
+    from llamagpu.bench import profile as profiling
+
+    if trace is not None and not trace.parent.is_dir():
+        raise UsageError(f"There is no directory {trace.parent} for the trace.")
+    if options["context"] is None and max(n_depth + 1, n_prompt or 0) > 4096:
+        options["context"] = n_depth + 1
+    with measure.open_subject(model, shape, **options) as subject:
+        sticks = measure.yardsticks(subject.device)
+        if n_prompt is None:
+            found = profiling.profile_step(subject, n_depth, batch, repetitions)
+        else:
+            found = profiling.profile_prompt(subject, n_prompt, repetitions)
+        adapter = str(subject.device.adapter)
+    if trace is not None:
+        trace.write_text(json.dumps(profiling.trace(found)), encoding="utf-8")
+    line = found.timeline
+    if as_json:
+        write_json(
+            {
+                "what": found.what,
+                "gpu_info": adapter,
+                "gpu_s": found.gpu_seconds,
+                "one_pass": line.inside,
+                "uncertainty_s": line.uncertainty,
+                "copy_bytes_per_s": sticks.bandwidth,
+                "multiply_adds_per_s": sticks.multiply_adds,
+                "kernels": [vars(row) for row in found.lines],
+            }
+        )
+        return
+    write(profiling.table(found, sticks))
+    way = "in one pass" if line.inside else "a pass per dispatch, as timestamps inside passes are missing"
+    note(
+        f"{found.what}: {found.gpu_seconds * 1e3:.2f} ms of kernels, mean of {found.runs} runs, {way} · {adapter}\n"
+        f"copy {sticks.bandwidth / 1e9:.2f} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.2f} G/s · "
+        f"GPU and host clocks agree to ±{line.uncertainty * 1e6:.0f} µs"
+    )

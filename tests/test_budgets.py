@@ -1,0 +1,198 @@
+"""The budgets: what a token may cost, counted at the boundary to the native library over 64 tokens of ``stream``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import random_models
+
+from llamagpu import LLM, gpu
+from llamagpu.bench.measure import check_fits, open_subject, run_generation, run_prompt
+from llamagpu.bench.parts import kv_read_bytes, weight_read_bytes
+from llamagpu.cli.main import run
+from llamagpu.errors import UsageError
+from llamagpu.gpu import native
+from llamagpu.gpu.census import Census, census
+
+TOKENS = 64
+PROMPT = "Once upon a time, there was a little dog"
+
+
+def streamed(llm: LLM, tokens: int, **options: object) -> Census:
+    """Native calls of a whole stream."""
+    with census() as counts:
+        for _ in llm.stream(PROMPT, max_tokens=tokens, ignore_eos=True, **options):
+            pass
+    return counts
+
+
+def of_decoding(llm: LLM, tokens: int = TOKENS, **options: object) -> Census:
+    """Native calls of decoding ``tokens`` tokens: those of a stream, less those of one that ends with its prompt."""
+    streamed(llm, tokens + 1, **options)
+    few, many = streamed(llm, 1, **options), streamed(llm, tokens + 1, **options)
+    many.calls.subtract(few.calls)
+    many.bytes.subtract(few.bytes)
+    return many
+
+
+def test_a_greedy_token(story: LLM) -> None:
+    """Five dispatches a layer and four more; one encoder, pass and command buffer; 64 bytes each way."""
+    counts = of_decoding(story)
+    assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 4)
+    made = {name: n for name, n in counts.objects.items() if n}
+    assert made == {
+        "wgpuDeviceCreateCommandEncoder": TOKENS,
+        "wgpuCommandEncoderBeginComputePass": TOKENS,
+        "wgpuCommandEncoderFinish": TOKENS,
+    }
+    assert counts.calls["wgpuQueueSubmit"] == TOKENS
+    assert counts.bytes["up"] <= 64 * TOKENS
+    assert counts.bytes["down"] <= 64 * TOKENS
+
+
+def test_a_filtered_token(story: LLM) -> None:
+    """Penalties and filters take two dispatches more, log-probabilities the bytes that they are."""
+    counts = of_decoding(story, temperature=0.8, top_k=20, repetition_penalty=1.1, seed=3, logprobs=5)
+    assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 6)
+    assert sum(counts.objects.values()) == 3 * TOKENS
+    assert counts.bytes["up"] == 0
+    assert counts.bytes["down"] <= TOKENS * (64 + 8 * 21)
+
+
+def test_a_token_behind_many(tmp_path: Path, device: gpu.Device) -> None:
+    """Past a run of attention its merge is a dispatch of its own in each layer, or part of the projection."""
+    c = random_models.config(max_position_embeddings=2048)
+    random_models.write_model(tmp_path, c, random_models.tensors(c, 5))
+    before = device.tuning
+    try:
+        for merged_runs, more in ((1, c["num_hidden_layers"]), (4, 0)):
+            device.tuning = replace(before, merged_runs=merged_runs)
+            with LLM(tmp_path, device=device) as llm:
+                counts = []
+                for tokens in (1, 9):
+                    with census() as found:
+                        llm.generate([1] * 300, max_tokens=tokens, ignore_eos=True)
+                    counts.append(found.dispatches)
+                assert counts[1] - counts[0] == 8 * (5 * c["num_hidden_layers"] + 4 + more)
+    finally:
+        device.tuning = before
+
+
+def test_pipelines() -> None:
+    """A Llama in one format runs with few pipelines, and they are made when they are needed."""
+    with gpu.open() as device, LLM(device=device) as llm:
+        before = len(device.pipelines)
+        assert before <= 1  # the count of subgroups
+        assert streamed(llm, TOKENS).pipelines <= 24
+        assert len(device.pipelines) <= 24
+        assert streamed(llm, TOKENS).pipelines == 0
+
+
+@pytest.fixture
+def objects(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Switches to wgpu-py's objects for the rest of a test."""
+    return lambda: monkeypatch.setattr(native, "use_raw_pass", False)
+
+
+def test_raw_calls_and_objects_are_one(story: LLM, objects: Callable[[], None]) -> None:
+    """The same text, the same native objects, the same dispatches."""
+    if not native.has_raw_pass:
+        pytest.skip("this wgpu has no raw calls")
+    raw, text = of_decoding(story), story.generate(PROMPT, max_tokens=40).token_ids
+    live = native.object_counts()
+    objects()
+    other = of_decoding(story)
+    assert story.generate(PROMPT, max_tokens=40).token_ids == text
+    assert other.objects == raw.objects
+    assert other.dispatches == raw.dispatches
+    assert native.object_counts() == live
+
+
+def test_checked_and_trusted_are_one(device: gpu.Device) -> None:
+    """Shaders with and without bounds checks write the same text; and so does the plain form of the forward pass."""
+    texts = []
+    before = device.tuning
+    try:
+        for trusted, fused in ((True, True), (False, True), (True, False)):
+            device.tuning = replace(before, trusted=trusted)
+            with LLM(device=device, fused=fused) as llm:
+                texts.append([r.token_ids for r in llm.generate([PROMPT, "The cat"], max_tokens=60)])
+    finally:
+        device.tuning = before
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_row_that_ended_writes_nothing_more(story: LLM) -> None:
+    """Steps in flight behind the end of a sequence go to the padding slot, whose state they leave."""
+    ids = story.generate(PROMPT, max_tokens=12, ignore_eos=True).token_ids
+    ended = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8]], ignore_eos=True)
+    assert ended.token_ids == ids[:9]
+    assert ended.finish_reason == "stop"
+    rows = story._model.forward.arena.step_rows.numpy()
+    assert rows[0, 2] == story._model.cache.dump
+    many = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8], *range(3000, 3030)], ignore_eos=True)
+    assert many.token_ids == ids[:9]  # more stop ids than the device is told of
+
+
+# --- llamagpu bench ------------------------------------------------------------------------
+
+
+def test_bench_subject() -> None:
+    """What a run says of itself adds up."""
+    with open_subject(None, None, context=256) as subject:
+        c, model = subject.model.config, subject.model
+        found = run_generation(subject, 12, 20, 1, 2)
+        assert found.test == "tg12 @ d20"
+        assert len(found.samples_ts) == 2
+        assert found.read_bytes == weight_read_bytes(model.weights) + kv_read_bytes(c, 26, model.sizes.kv_dtype)
+        assert weight_read_bytes(model.weights) <= subject.weight_bytes
+        assert found.counted is not None
+        assert found.counted.dispatches == 16 * (5 * c.num_hidden_layers + 4)
+        assert found.parts is not None
+        assert found.parts.encode_s < found.parts.encode_objects_s
+        several = run_generation(subject, 6, 0, 4, 1)
+        assert several.test == "tg6 x4"
+        assert several.avg_ts > 0
+        assert run_prompt(subject, 40, 1).test == "pp40"
+        with pytest.raises(UsageError, match="does not fit the context"):
+            check_fits(subject, 257, 1)
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json", "jsonl"])
+def test_bench_command(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "-p", "16", "-n", "4", "-r", "1", "-o", form, "--context", "64", "-b", "1,2"]
+    assert run(arguments if form == "md" else [*arguments[:-2]]) == 0
+    out = capsys.readouterr()
+    if form == "md":
+        assert [line.split("|")[5].strip() for line in out.out.splitlines()[2:]] == ["pp16", "tg4", "tg4 x2"]
+    elif form == "csv":
+        assert out.out.splitlines()[0].startswith("build_number,backends,gpu_info")
+    else:
+        records = json.loads(out.out) if form == "json" else [json.loads(line) for line in out.out.splitlines()]
+        assert [r["test"] for r in records] == ["pp16", "tg4"]
+        assert records[1]["objects_per_token"] == 3
+        assert np.isclose(records[1]["avg_ts"], np.mean(records[1]["samples_ts"]))
+    assert "multiply-adds" in out.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "nonsense"], "There is no shape"),
+        (["-p", "0", "-n", "0"], "nothing to measure"),
+        (["-p", "x"], "no list of whole numbers"),
+        (["-b", "0"], "below 1"),
+        (["-m", "weights/stories", "--shape", "smollm2-135m"], "exclude one another"),
+        (["--context", "64", "-p", "100"], "does not fit the context"),
+        (["-b", "33", "-n", "4"], "do not run at once"),
+        (["--dtype", "int3"], "Unknown dtype"),
+    ],
+)
+def test_bench_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
