@@ -196,3 +196,42 @@ def test_bench_command(form: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+# --- llamagpu profile ----------------------------------------------------------------------
+
+
+def test_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every dispatch of a step is in the table and in the trace, inside the host's submission and wait."""
+    out = tmp_path / "trace.json"
+    assert run(["profile", "-d", "20", "-r", "2", "--json", "--trace", str(out), "--context", "64"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    layers = json.loads(Path("weights/stories/config.json").read_text())["num_hidden_layers"]
+    assert sum(k["calls"] for k in found["kernels"]) == 5 * layers + 4
+    assert np.isclose(sum(k["share"] for k in found["kernels"]), 1)
+    assert found["gpu_s"] > 0
+    trace = json.loads(out.read_text())
+    events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    gpu_events, host = ([e for e in events if e["pid"] == pid] for pid in (2, 1))
+    assert len(gpu_events) == 2 * (5 * layers + 4)
+    assert [e["name"] for e in host] == 2 * ["encode", "submit", "wait"]
+    slack = trace["otherData"]["uncertainty_us"] + 1
+    for number in range(2):
+        _, submit, wait = host[3 * number : 3 * number + 3]
+        mine = gpu_events[number * (5 * layers + 4) :][: 5 * layers + 4]
+        assert mine[0]["ts"] >= submit["ts"] - slack
+        assert mine[-1]["ts"] + mine[-1]["dur"] <= wait["ts"] + wait["dur"] + slack
+    assert run(["profile", "-p", "10", "-r", "1", "--context", "64"]) == 0
+    assert "attention_prefill" in capsys.readouterr().out
+    assert run(["profile", "--trace", str(tmp_path / "nowhere" / "t.json")]) == 2
+
+
+def test_profile_in_passes_of_their_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without timestamps inside passes every dispatch has a pass; without timestamps there is an error."""
+    wanted = "llamagpu.gpu.device._WANTED_FEATURES"
+    monkeypatch.setattr(wanted, ("timestamp-query",))
+    assert run(["profile", "-r", "1", "-d", "5", "--context", "64"]) == 0
+    assert "a pass per dispatch" in capsys.readouterr().err
+    monkeypatch.setattr(wanted, ())
+    assert run(["profile", "-r", "1", "-d", "5", "--context", "64"]) == 1
+    assert "no timestamp queries" in capsys.readouterr().err

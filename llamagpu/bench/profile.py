@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from llamagpu.bench.measure import Subject, Yardsticks, check_fits
+from llamagpu.bench.measure import Subject, check_fits
 from llamagpu.bench.parts import attention_macs, kv_read_bytes
+from llamagpu.bench.yardsticks import Yardsticks
 from llamagpu.gpu.encode import Dispatch
 from llamagpu.gpu.profile import Timeline, profile
 from llamagpu.kernels import step_rows

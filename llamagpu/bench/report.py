@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llamagpu import __version__, gpu
-from llamagpu.bench.measure import COUNTED_TOKENS, Run, Subject, Yardsticks
+from llamagpu.bench.measure import COUNTED_TOKENS, Run, Subject
 from llamagpu.bench.parts import attention_macs, weight_macs
+from llamagpu.bench.yardsticks import Yardsticks
 
 
 def record(subject: Subject, run: Run, sticks: Yardsticks, first_token_s: float | None) -> dict[str, Any]:

@@ -87,13 +87,14 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """The tests of one dtype. ``start`` is when the process began, where this is the first thing that it does."""
     from llamagpu.bench import measure, report
+    from llamagpu.bench import yardsticks as bench_yardsticks
 
     with measure.open_subject(model, shape, dtype=dtype, **options) as subject:
         for p, n, d, b in tests:  # refused before any is run
             measure.check_fits(subject, p or max(d, 1) + n + b, b)
         subject.generate([subject.prompt(8)], 1)
         first = None if start is None else time.time() - start
-        sticks = measure.yardsticks(subject.device)
+        sticks = bench_yardsticks(subject.device)
         return [report.record(subject, _one(subject, test, repetitions), sticks, first) for test in tests]
 
 

@@ -39,13 +39,14 @@ def profile(
     """Show the GPU time of every kernel in a decode step (or of a prompt, with -p), from timestamp queries."""
     from llamagpu.bench import measure
     from llamagpu.bench import profile as profiling
+    from llamagpu.bench import yardsticks as bench_yardsticks
 
     if trace is not None and not trace.parent.is_dir():
         raise UsageError(f"There is no directory {trace.parent} for the trace.")
     if options["context"] is None and max(n_depth + 1, n_prompt or 0) > 4096:
         options["context"] = n_depth + 1
     with measure.open_subject(model, shape, **options) as subject:
-        sticks = measure.yardsticks(subject.device)
+        sticks = bench_yardsticks(subject.device)
         if n_prompt is None:
             found = profiling.profile_step(subject, n_depth, batch, repetitions)
         else:

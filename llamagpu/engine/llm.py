@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack, cast, overload
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu import gpu
+from llamagpu.engine.arguments import adapter_name, items, whole_number
 from llamagpu.engine.engine import Engine
 from llamagpu.engine.options import GenerateOptions
 from llamagpu.engine.params import sampling_params
@@ -68,9 +68,9 @@ class LLM:
         self._closed = True
         check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
-            device = _adapter_name(device)
+            device = adapter_name(device)
         if context is not None:
-            context = _integer(context, "context")
+            context = whole_number(context, "context")
         directory = find_model(model, revision)
         prepared = prepare(directory, dtype)
         self.config, self.directory = prepared.config, directory
@@ -174,7 +174,7 @@ class LLM:
             TypeError: an unknown keyword.
         """
         if not isinstance(prompt, str):
-            prompt = _items(prompt, "a prompt")
+            prompt = items(prompt, "a prompt")
         if isinstance(prompt, str) or not any(isinstance(p, str) for p in prompt):
             with self.stream(cast(Prompt, prompt), **options) as stream:
                 return stream.result
@@ -211,7 +211,7 @@ class LLM:
                 "It was not made for conversations.",
                 "Use generate, or a model whose name says chat or instruct.",
             )
-        messages = _items(messages, "a conversation")
+        messages = items(messages, "a conversation")
         for message in messages:
             parts = [message.get(k) for k in ("role", "content")] if isinstance(message, Mapping) else [None]
             if not all(isinstance(p, str) for p in parts):
@@ -241,7 +241,7 @@ class LLM:
 
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
         """The model's logits for every position: float32 [len(ids), vocab_size]. Adds no BOS."""
-        request = Request(self._prompt_ids(_items(ids, "token ids")), 1, want_logits=True)
+        request = Request(self._prompt_ids(items(ids, "token ids")), 1, want_logits=True)
         self._engine.submit(request)
         out: npt.NDArray[np.float32] | str
         try:
@@ -254,7 +254,7 @@ class LLM:
 
     def _ids(self, given: Iterable[int]) -> list[int]:
         """Token ids as ints, each one of this model."""
-        ids = [_integer(i, "a token id") for i in _items(given, "token ids")]
+        ids = [whole_number(i, "a token id") for i in items(given, "token ids")]
         vocab = self.config.vocab_size
         bad = [i for i in ids if not 0 <= i < vocab]
         if bad:
@@ -288,26 +288,3 @@ class LLM:
                 "Shorten the prompt, or load the model with a larger context if it has one.",
             )
         return ids
-
-
-def _items(given: Any, what: str) -> list[Any]:
-    """A list of what an iterable holds, which may be a generator or an array."""
-    if isinstance(given, (str, bytes, Mapping)):
-        raise UsageError(f"{given!r:.60} is not {what}.", "It must be a list.")
-    try:
-        return list(given)
-    except TypeError:
-        raise UsageError(f"{given!r:.60} is not {what}.", "It must be text or a list.") from None
-
-
-def _integer(value: Any, what: str) -> int:
-    """A Python int of any whole number, numpy's too; no bool, no float."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UsageError(f"{value!r:.60} is not {what}.", "It must be a whole number.")
-    return int(value)
-
-
-def _adapter_name(device: Any) -> str:
-    if isinstance(device, str):
-        return device
-    return str(_integer(device, "a device: auto, a number, a kind, a backend, a name, or an open Device"))

@@ -8,10 +8,11 @@ with gpu.open() as device:
 
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
-from llamagpu.gpu.device import UPLOAD_ROWS, Device, open_device
+from llamagpu.gpu.device import Device, open_device
 from llamagpu.gpu.dtypes import narrow_bf16, widen_bf16
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.linker import Program, link, shader_root
+from llamagpu.gpu.memory import UPLOAD_ROWS
 from llamagpu.gpu.native import version
 from llamagpu.gpu.plan import Plan
 from llamagpu.gpu.tensor import Part, Tensor, pack_rows, row_items

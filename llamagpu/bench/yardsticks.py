@@ -1,0 +1,50 @@
+"""What the adapter does at best: the figures that others are read against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from llamagpu import gpu
+from llamagpu.bench.timing import time_calls
+from llamagpu.kernels import copy, multiply_add
+from llamagpu.kernels.yardsticks import GROUP
+
+_COPY_BYTES = {"software": 64_000_000}  # of one buffer; elsewhere far more than caches hold
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What the adapter does at best: bytes copied a second (reads and writes), and multiply-adds a second, both f32."""
+
+    bandwidth: float
+    multiply_adds: float
+
+
+def yardsticks(device: gpu.Device) -> Yardsticks:
+    """Measure the adapter: copying by the kernel ``copy`` or by the driver's own, whichever is faster; and the kernel
+    ``multiply_add``."""
+    size, steps = _COPY_BYTES.get(device.adapter.kind, 512_000_000), 2000
+    size = min(size, device.max_binding, device.max_buffer) // 1024 * 1024
+    with device.ledger.tracking() as made:
+        x, y = (device.empty((size // 1024, 256)) for _ in range(2))
+        chains = device.empty(((256 if device.adapter.kind == "software" else 16384) * GROUP, 4))
+        start = device.tensor(np.array([[0.5, 0.25, 0, 0]], np.float32))
+    plans = {
+        "copy": device.record(lambda: copy(x, y)),
+        "multiply_add": device.record(lambda: multiply_add(start, chains, steps)),
+    }
+    calls: dict[str, Callable[[], None]] = {
+        "copy": lambda: device.call(plans["copy"].run),
+        "multiply_add": lambda: device.call(plans["multiply_add"].run),
+        "driver": lambda: device.copy(x.part, y.part),
+    }
+    seconds = time_calls(device, calls, 3)
+    work = plans["multiply_add"].work
+    for plan in plans.values():
+        plan.free()
+    for buffer in made:
+        device.free(buffer)
+    return Yardsticks(2 * x.nbytes / min(seconds["copy"], seconds["driver"]), work / seconds["multiply_add"])
