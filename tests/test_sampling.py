@@ -144,11 +144,15 @@ def logit_bits(llm: LLM, requests: list[tuple[str, dict]]) -> list[list[tuple]]:
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
 
 
-@pytest.mark.parametrize("dtype", ["auto", *(pytest.param(d, marks=pytest.mark.slow) for d in ("int4", "float16"))])
 @pytest.mark.parametrize(
-    "tuning",
-    [None, *(pytest.param(t, marks=pytest.mark.slow) for t in gpu.variants(frozenset(), 0)[:2])],
-    ids=["default", "rows", "lanes"],
+    ("tuning", "dtype"),
+    [
+        pytest.param(None, "auto", id="default-auto"),
+        pytest.param(None, "int4", id="default-int4", marks=pytest.mark.slow),
+        pytest.param(None, "float16", id="default-float16", marks=pytest.mark.slow),
+        pytest.param(gpu.variants(frozenset(), 0)[0], "auto", id="rows-auto", marks=pytest.mark.slow),
+        pytest.param(gpu.variants(frozenset(), 0)[1], "auto", id="lanes-auto", marks=pytest.mark.slow),
+    ],
 )
 def test_bit_for_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning | None) -> None:
     """Log-probabilities of every token are the same bits alone and in batches of 2 to 32, padding rows included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from llamagpu.model import Model
 from llamagpu.model.forward import BATCHES, HEAD_ROWS, batch_limit, bucket
 
 PACE_SECONDS = 0.1  # what one submission of a prefill should take
-# Multiply-adds a second that submissions of a prefill are cut for.
+STEP_SECONDS = 1.0  # what one submission of a step may take: drivers stop what runs for seconds
+# Multiply-adds a second that submissions are cut for, until long prompts have shown the true rate.
 _RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
 
 Outcome = Token | NotFinite
@@ -44,6 +46,7 @@ class Runner:
         self._forward, self._arena = self.model.forward, self.model.forward.arena
         self._settled: tuple[Request, ...] = ()  # whose states the first rows of the decode buffers hold
         self._kept: list[Conversation] = []  # idle ones, whose slots and pages are not given back
+        self._rate = _RATE[self.device.adapter.kind]
         self._biased: set[int] = set()  # slots whose row of the bias is not zero
 
     def fits(self, request: Request) -> bool:
@@ -106,10 +109,12 @@ class Runner:
         state[: len(chunk), 2] = request.slot
         self._write(self._arena.step_rows, state)
         self._settled = ()
-        pace = _RATE[self.device.adapter.kind] * PACE_SECONDS
-        self._forward.prefill(rows).run(segment_work=pace, cancelled=request.cancelled.is_set)
+        plan, pace, start = self._forward.prefill(rows), self._rate * PACE_SECONDS, time.perf_counter()
+        plan.run(segment_work=pace, cancelled=request.cancelled.is_set)
         if request.cancelled.is_set():  # perhaps before the chunk was through: it does not count
             return []
+        if plan.work > 10 * pace:  # all but the last two submissions have been waited for
+            self._rate = (plan.work - 2 * pace) / (time.perf_counter() - start)
         request.length += len(chunk)
         if request.want_logits:
             self._collect_logits(request, len(chunk))
@@ -192,7 +197,8 @@ class Runner:
             wanted.append(sampler.likely.head(count).part)
         size = sum(p.size for p in wanted)
         slot = self.device.staging.take(size)
-        plan.run(read=(slot, wanted))
+        most = self._rate * STEP_SECONDS
+        plan.run(read=(slot, wanted), segment_work=most if plan.work > most else None)
         return Flight(batch, slot, size)
 
     def collect(self, flight: Flight) -> list[Outcome]:

@@ -50,7 +50,7 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
         out.append(replace(out[1], reduce="subgroup"))
     if subgroup_size == 8:
         out.append(replace(out[0], share="subgroup"))
-    out.append(replace(out[0], order="woven"))
     if SHADER_F16 in features:
-        out += [replace(t, f16="native") for t in tuple(out)]
+        out += [replace(t, f16="native") for t in out if t.reduce == "workgroup"]
+    out.append(replace(out[0], order="woven"))
     return out
