@@ -25,7 +25,7 @@ from llamagpu.bench.parts import (
 )
 from llamagpu.bench.timing import time_once
 from llamagpu.engine.engine import Engine
-from llamagpu.engine.request import Request
+from llamagpu.engine.request import Conversation, Request
 from llamagpu.errors import UsageError
 from llamagpu.gpu.census import Census, census
 from llamagpu.model import Model, check_dtypes, find_model, load_model, prepare, prepare_shape
@@ -59,9 +59,15 @@ class Subject:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.device.close()
 
-    def generate(self, prompts: Sequence[list[int]], tokens: int) -> list[list[float]]:
-        """Generate together; the times at which each sequence's tokens arrived, the start of all in front."""
-        requests = [Request(prompt=p, limit=tokens, events=_Clock()) for p in prompts]
+    def generate(
+        self, prompts: Sequence[list[int]], tokens: int, keep: Sequence[Conversation | None] | None = None
+    ) -> list[list[float]]:
+        """Generate together; the times at which each sequence's tokens arrived, the start of all in front. What the
+        conversations ``keep`` of earlier calls is not computed again."""
+        kept = keep or [None] * len(prompts)
+        requests = [
+            Request(prompt=p, limit=tokens, events=_Clock(), conversation=c) for p, c in zip(prompts, kept, strict=True)
+        ]
         start = time.perf_counter()
         for request in requests:
             self.engine.submit(request)
@@ -218,15 +224,17 @@ def run_generation(subject: Subject, tokens: int, depth: int, batch: int, repeat
     check_fits(subject, before + tokens + 1, batch)
     prompts = [subject.prompt(before, seed) for seed in range(batch)]
     extra = batch - 1  # the first to be ready go ahead while the others' prompts run
-    subject.generate(prompts, 2)
+    keep = [Conversation() for _ in prompts]  # the depth is computed once
+    subject.generate(prompts, 2, keep)
     samples, made, bare = [], tokens, _Chain(subject, batch, prompt=False)
     for _ in range(repeat):
-        every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before))
+        every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before), keep)
         begin, end = max(t[1] for t in every), min(t[-1] for t in every)
         made = sum(begin < at <= end for t in every for at in t[1:])
         samples.append((end - begin) * tokens * batch / made)
         bare.take()
-    counted = _count(subject, prompts[0])
+    counted = _count(subject, prompts[0], keep[0])
+    subject.engine.forget()
     parts = measure_parts(subject.model, before + tokens // 2) if batch == 1 else None
     c, model = subject.model.config, subject.model
     mean = before + tokens / 2
@@ -249,12 +257,12 @@ def _run(
     return Run(*test, [int(s * 1e9) for s in samples], rates, macs, reads, chain_ts, parts, counted)
 
 
-def _count(subject: Subject, prompt: list[int]) -> Census:
+def _count(subject: Subject, prompt: list[int], keep: Conversation) -> Census:
     """Native calls of ``COUNTED_TOKENS`` decoded tokens, the prompt's left out."""
     found = []
     for tokens in (1, 1 + COUNTED_TOKENS):
         with census() as counts:
-            subject.generate([prompt], tokens)
+            subject.generate([prompt], tokens, [keep])
         found.append(counts)
     few, many = found
     many.calls.subtract(few.calls)

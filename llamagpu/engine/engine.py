@@ -47,6 +47,10 @@ class Engine:
 
         self._device.thread.post(enter)
 
+    def forget(self) -> None:
+        """Give up what idle conversations keep in the cache."""
+        self._device.call(self._runner.forget)
+
     def close(self) -> None:
         """End every request with an error and stop."""
         self._device.thread.remove(self._step)

@@ -93,6 +93,11 @@ class Runner:
         own.slot, own.pages = request.slot, request.pages
         self._kept.append(own)
 
+    def forget(self) -> None:
+        """Give up all that idle conversations keep."""
+        for conversation in tuple(self._kept):
+            self._drop(conversation)
+
     def _drop(self, conversation: Conversation) -> None:
         self._kept.remove(conversation)
         self.model.cache.give(conversation.slot, conversation.pages)
