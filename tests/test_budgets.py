@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,12 +105,14 @@ def test_raw_calls_and_objects_are_one(story: LLM, objects: Callable[[], None]) 
     if not native.has_raw_pass:
         pytest.skip("this wgpu has no raw calls")
     raw, text = of_decoding(story), story.generate(PROMPT, max_tokens=40).token_ids
+    gc.collect()  # what other tests left
     live = native.object_counts()
     objects()
     other = of_decoding(story)
     assert story.generate(PROMPT, max_tokens=40).token_ids == text
     assert other.objects == raw.objects
     assert other.dispatches == raw.dispatches
+    gc.collect()
     assert native.object_counts() == live
 
 

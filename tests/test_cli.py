@@ -204,8 +204,10 @@ def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: 
 )
 def test_streams_that_are_closed_or_full(line: str, code: int) -> None:
     command = f"{sys.executable} -m llamagpu {line}" + ("; exit ${PIPESTATUS[0]}" if "|" in line else "")
-    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, env=buffered)
     assert done.returncode == code, done.stderr
+    assert b"ignored" not in done.stderr
     assert b"unexpected" not in done.stderr
     assert b"Traceback" not in done.stderr
 

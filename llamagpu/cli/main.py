@@ -56,6 +56,23 @@ cli.add_command(doctor)
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Errors become three short lines on standard error."""
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # what could not be written was reported; Python would flush once more at its end
+        _drop_output()
+    return code
+
+
+def _drop_output() -> None:
+    """Let what is still to be written to standard output go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # there is no such file
+        pass
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
@@ -82,8 +99,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except (ClosedPipe, BrokenPipeError):
-        # Python flushes standard output once more at its end; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return CLOSED_PIPE
     except SystemExit as e:  # click ends so where the pipe that its help went to was closed
         return CLOSED_PIPE if "PacifyFlushWrapper" in type(sys.stdout).__name__ else int(e.code or 0)
