@@ -116,6 +116,7 @@ def test_raw_calls_and_objects_are_one(story: LLM, objects: Callable[[], None]) 
     assert native.object_counts() == live
 
 
+@pytest.mark.slow
 def test_checked_and_trusted_are_one(device: gpu.Device) -> None:
     """Shaders with and without bounds checks write the same text; and so does the plain form of the forward pass."""
     texts = []
