@@ -6,7 +6,7 @@ import queue
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,7 +51,6 @@ class Subject:
     device: gpu.Device
     model: Model
     engine: Engine
-    started: float = field(default_factory=time.perf_counter)
 
     def __enter__(self) -> Subject:
         return self

@@ -25,7 +25,6 @@ class Slot:
 
     def __init__(self, buffer: Buffer):
         self.buffer = buffer
-        self.busy = False  # something was, or will be, submitted that writes it
         self.mapped = False
         self.answer: list[int] = []  # the status of the mapping in progress
         self.callback: Any = None  # made once, see Gate.read
@@ -102,8 +101,6 @@ class Gate:
             self._handle.queue.submit([command_buffer])
             self._written.clear()
             self.submissions += 1
-            if slot is not None:
-                slot.busy = True
 
     def read(self, slot: Slot, size: int) -> bytes:
         """Wait until the work in front of ``slot`` is done; its first ``size`` bytes.
@@ -119,7 +116,7 @@ class Gate:
             slot.mapped = True
             data = bytes(slot.buffer.handle.read_mapped(0, size))
             slot.buffer.handle.unmap()
-        slot.mapped = slot.busy = False
+        slot.mapped = False
         return data
 
     def _read_raw(self, slot: Slot, size: int) -> bytes:
@@ -144,7 +141,7 @@ class Gate:
             slot.mapped = True
             data = bytes(ffi.buffer(libf.wgpuBufferGetMappedRange(buffer, 0, size), size))
             libf.wgpuBufferUnmap(buffer)
-        slot.mapped = slot.busy = False
+        slot.mapped = False
         return data
 
     def _poll_until(self, answer: list[int]) -> None:

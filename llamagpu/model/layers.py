@@ -139,7 +139,7 @@ class Fused(_Form):
     """Norms, rotary embedding, cache writes, SwiGLU and residual additions inside the products beside them.
 
     A step leaves for every norm the sum of squares where it is made, and the reader scales its products. Over a prompt
-    the norms are passes of their own, where they take a hundredth of the time.
+    the norms are passes of their own, where they take two hundredths of the time.
     """
 
     def prompt(self, rows: int) -> None:
