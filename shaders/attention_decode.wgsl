@@ -43,7 +43,7 @@ fn base_of(i: u32) -> u32 {
 
 fn flash_store(i: u32, c: u32, acc: vec4<f32>, sum: f32) {
     if (first + i < params.group) {
-        partials[base_of(i) + c] = acc * select(1.0, 1.0 / sum, params.splits == 1u);
+        partials[base_of(i) + c] = acc / select(1.0, sum, params.splits == 1u);  // as merging a single run does it
     }
 }
 

@@ -22,17 +22,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let runs = min(params.splits, step_rows[row].y / RUN + 1u);
     let base = item / D4 * params.splits * (D4 + 1u);
+    let last = runs - 1u;
+    let width = D4 + 1u;
     var top = partials[base + D4].x;
-    for (var s = 1u; s < runs; s++) {
-        top = max(top, partials[base + s * (D4 + 1u) + D4].x);
+    for (var s = 0u; s < runs; s += 4u) {       // four loads at once
+        let a = partials[base + s * width + D4].x;
+        let b = partials[base + min(s + 1u, last) * width + D4].x;
+        let c = partials[base + min(s + 2u, last) * width + D4].x;
+        let d = partials[base + min(s + 3u, last) * width + D4].x;
+        top = max(max(top, max(a, b)), max(c, d));
     }
     var acc = vec4<f32>();
     var sum = 0.0;
-    for (var s = 0u; s < runs; s++) {
-        let at = base + s * (D4 + 1u);
-        let keep = exp(partials[at + D4].x - top);
-        acc = fma(partials[at + item % D4], vec4<f32>(keep), acc);
-        sum = fma(partials[at + D4].y, keep, sum);
+    for (var s = 0u; s < runs; s += 4u) {
+        for (var i = 0u; i < 4u; i++) {
+            let at = base + min(s + i, last) * width;
+            let end = partials[at + D4];
+            let weight = select(exp(end.x - top), 1.0, end.x == top);   // a single run is kept to the bit
+            let keep = select(0.0, weight, s + i < runs);
+            acc = fma(partials[at + item % D4], vec4<f32>(keep), acc);
+            sum = fma(end.y, keep, sum);
+        }
     }
     out[item] = acc / sum;
 }

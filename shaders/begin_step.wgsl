@@ -37,6 +37,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (token >= params.first && token - params.first < params.count) {
         let v = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
         out[row * columns4 + c] = v;
-        stream_store(row, 4u * c, v);
+        stream_store(row, 4u * c, v, norm_weight[c]);
     }
 }

@@ -1,67 +1,96 @@
-//! needs product weights order source norm reduce bias epilogue
-//! const COLS
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, for few rows m: 32 lanes along k to four rows
-// n, for GPUs, where neighbouring lanes read neighbouring memory. Lane l takes loads l, l + 32, … in order; then the
-// lanes are reduced. The order of additions does not depend on m.
-// Grid: ceil(rows / (WORKGROUP / 8)) · ceil(m / COLS) workgroups; those that read the same weights follow one another.
-const LANES = 32u;
-const ROWS = 4u;
+//! needs product slice order norm gather bias epilogue
+//! const COLS LANES ROWS AHEAD WORKGROUP
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, for few rows m: LANES neighbours go along k
+// together and take ROWS rows n, for GPUs, where neighbours read neighbouring memory. Lane l takes pieces l, l + LANES, …
+// in order, AHEAD (1, 2 or 4) of them at once; then the lanes are added up. The order of additions depends on LANES and
+// the pieces (of norms, on WORKGROUP), on nothing of m.
+// Grid: ceil(rows / TILE) · ceil(m / COLS) workgroups; those that read the same weights follow one another.
+const TEAMS = WORKGROUP / LANES;    // of LANES invocations each
+const TILE = TEAMS * ROWS;          // rows of a workgroup, a multiple of four
+
+// The sum that all teams gathered for a column.
+fn norm_total(c: u32) -> f32 {
+    var total = 0.0;
+    for (var t = 0u; t < TEAMS * NORM_SUMS; t++) {
+        total += gather_get(TEAMS * COLS + c / 4u * TEAMS + t)[c % 4u];
+    }
+    return total;
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let group = id.y * grid.x + id.x;
     let deep = (params.m + COLS - 1u) / COLS;
-    let row = ((group / deep) * (WORKGROUP / LANES) + local / LANES) * ROWS;
-    let first = group % deep * COLS;
+    let base = group / deep * TILE;
+    slice_first = group % deep * COLS;
+    slice_last = (params.k4 + PIECES4 - 1u) / PIECES4 - 1u;
+    let team = local / LANES;
     let lane = local % LANES;
-    let loads = (params.k4 + WEIGHTS_WIDE - 1u) / WEIGHTS_WIDE;
-    var held: array<u32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
-        held[r] = order_row(min(row + r, params.rows - 1u), params.rows);
+    for (var i = 0u; i < 4u; i++) {
+        let held = order_row(min(base + team * ROWS + i, params.rows - 1u), params.rows);
+        slice_begins[i] = held * params.stride;
+        slice_scales[i] = held * params.groups;
     }
-    var sum = array<f32, ROWS * COLS>();
-    for (var load = lane; load < loads; load += LANES) {
-        var part = array<f32, ROWS * COLS>();
-        var x_sum = array<f32, COLS>();
-        var raw: array<WeightsRaw, ROWS>;
-        for (var r = 0u; r < ROWS; r++) {
-            raw[r] = weights_raw(held[r] * params.stride + load);
-        }
-        for (var u = 0u; u < WEIGHTS_WIDE; u++) {
-            let k = load * WEIGHTS_WIDE + u;
-            var w: array<vec4<f32>, ROWS>;
-            for (var r = 0u; r < ROWS; r++) {
-                w[r] = weights_part(raw[r], u);
-            }
-            for (var c = 0u; c < COLS; c++) {
-                let x_k = source_load(min(first + c, params.m - 1u), min(k, params.k4 - 1u));
-                let v = select(vec4<f32>(), x_k, k < params.k4);
-                x_sum[c] += (v.x + v.y) + (v.z + v.w);
-                for (var r = 0u; r < ROWS; r++) {
-                    part[r * COLS + c] += dot(w[r], v);
-                }
-            }
-        }
-        for (var r = 0u; r < ROWS; r++) {
-            let scales = held[r] * params.groups + load * WEIGHTS_WIDE / FOLD4;
-            for (var c = 0u; c < COLS; c++) {
-                sum[r * COLS + c] = fold_join(sum[r * COLS + c], part[r * COLS + c], x_sum[c], scales);
+    var early: Early;                       // loaded in front, as the norms are, so that it is not waited for
+    let own = base + local * 4u;            // what a single column's epilogue will take here
+    if (COLS == 1u && local < TILE / 4u && own < params.rows) {
+        early = epilogue_early(slice_first, params.first + own, min(4u, params.rows - own));
+    }
+    var norm_low: vec4<f32>;
+    var norm_high: vec4<f32>;
+    for (var c = 0u; c < min(4u, COLS) * NORM_SUMS; c++) {
+        norm_low[c] = norm_partial(min(slice_first + c, params.m - 1u), local, WORKGROUP);
+    }
+    for (var c = 4u; c < COLS * NORM_SUMS; c++) {
+        norm_high[c - 4u] = norm_partial(min(slice_first + c, params.m - 1u), local, WORKGROUP);
+    }
+    var sums = array<vec4<f32>, 8>();
+    for (var at = lane; at <= slice_last; at += LANES * AHEAD) {
+        let a = slice_load(at);
+        if (AHEAD == 1u) {
+            slice_add(&sums, a, at);
+        } else {
+            let b = slice_load(at + LANES);
+            if (AHEAD == 2u) {
+                slice_add(&sums, a, at);
+                slice_add(&sums, b, at + LANES);
+            } else {
+                let c = slice_load(at + 2u * LANES);
+                let d = slice_load(at + 3u * LANES);
+                slice_add(&sums, a, at);
+                slice_add(&sums, b, at + LANES);
+                slice_add(&sums, c, at + 2u * LANES);
+                slice_add(&sums, d, at + 3u * LANES);
             }
         }
     }
-    let count = min(ROWS, params.rows - min(row, params.rows));
-    let n = params.first + row;
     for (var c = 0u; c < COLS; c++) {
-        let m = min(first + c, params.m - 1u);
-        let scale = norm_scale(reduce_sum(norm_partial(m, lane, LANES), local, LANES));
-        var value: vec4<f32>;
-        for (var r = 0u; r < ROWS; r++) {
-            let total = reduce_sum(sum[r * COLS + c], local, LANES);
-            value[r] = fma(total, scale, bias_load(n + min(r, max(count, 1u) - 1u)));
+        gather_put(team * COLS + c, sums[c], local);
+    }
+    if (NORM_SUMS > 0u) {
+        gather_put(TEAMS * COLS + team, norm_low, local);
+        if (COLS > 4u) {
+            gather_put(TEAMS * COLS + TEAMS + team, norm_high, local);
         }
-        if (lane == 0u && count > 0u && first + c < params.m) {
-            epilogue(m, n, value, count);
+    }
+    workgroupBarrier();
+    for (var item = local; item < TILE / 4u * COLS; item += WORKGROUP) {
+        let n = base + item / COLS * 4u;
+        let c = item % COLS;
+        if (n < params.rows && slice_first + c < params.m) {
+            let count = min(4u, params.rows - n);
+            let scale = norm_scale(norm_total(c));
+            var value: vec4<f32>;
+            for (var j = 0u; j < 4u; j++) {
+                let member = item / COLS * 4u + j;
+                let total = gather_get(member / ROWS * COLS + c)[member % ROWS];
+                value[j] = fma(total, scale, bias_load(params.first + n + min(j, count - 1u)));
+            }
+            if (COLS > 1u) {
+                early = epilogue_early(slice_first + c, params.first + n, count);
+            }
+            epilogue(slice_first + c, params.first + n, value, count, early);
         }
     }
 }

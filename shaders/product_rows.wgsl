@@ -99,7 +99,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             for (var r = 0u; r < ROWS; r++) {
                 value[r] = fma(sum[r * COLS + c], scale[c], bias_load(n + min(r, count - 1u)));
             }
-            epilogue(m, n, value, count);
+            epilogue(m, n, value, count, epilogue_early(m, n, count));
         }
     }
 }

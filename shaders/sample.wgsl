@@ -1,11 +1,12 @@
 //! needs gumbel select
 // The next token of every row, of those inside the row's cut: arg max of the score, or of score · factor + Gumbel noise,
 // which draws from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
-// `partial` (grid: rows · chunks workgroups) reduces chunks of 4,096 scores; `final_` (grid: rows) the chunks. The token
+// `partial` (grid: rows · chunks workgroups) reduces chunks of 1,024 scores; `final_` (grid: rows) the chunks. The token
 // goes to the row of the next step, whose position advances, and into the counts of what was made. A row that ends here
 // (a stop id, its last position, no finite scores) becomes a padding row: later steps write nothing of its sequence.
-const CHUNK = 4096u;
-const WIDTH = 64u;
+const CHUNK = 1024u;
+const WIDTH = 256u;
+const PICKERS = 16u;         // invocations that go through the candidates of the others
 const DRAW = 4u;            // vectors that a row of draws takes
 struct Params {
     rows: u32,
@@ -31,25 +32,38 @@ fn better(value: f32, id: u32, than: f32, than_id: u32) -> bool {
     return value > than || (value == than && id < than_id);
 }
 
+// The best of `count` candidates, each `stride` from the next, from that of the invocation itself on.
+fn best_of(local: u32, count: u32, stride: u32) {
+    var top = value_of[local];
+    var top_id = id_of[local];
+    var any_flag = flag_of[local];
+    for (var i = 1u; i < count; i++) {
+        let other = local + i * stride;
+        any_flag |= flag_of[other];
+        if (better(value_of[other], id_of[other], top, top_id)) {
+            top = value_of[other];
+            top_id = id_of[other];
+        }
+    }
+    value_of[local] = top;
+    id_of[local] = top_id;
+    flag_of[local] = any_flag;
+}
+
 // The best of the workgroup's candidates, to invocation 0.
 fn pick(local: u32, value: f32, id: u32, flag: u32) -> vec4<u32> {
     value_of[local] = value;
     id_of[local] = id;
     flag_of[local] = flag;
     workgroupBarrier();
-    var top = value;
-    var top_id = id;
-    var any_flag = flag;
-    if (local == 0u) {
-        for (var i = 1u; i < WIDTH; i++) {
-            any_flag |= flag_of[i];
-            if (better(value_of[i], id_of[i], top, top_id)) {
-                top = value_of[i];
-                top_id = id_of[i];
-            }
-        }
+    if (local < PICKERS) {
+        best_of(local, WIDTH / PICKERS, PICKERS);
     }
-    return vec4<u32>(bitcast<u32>(top), top_id, any_flag, 0u);
+    workgroupBarrier();
+    if (local == 0u) {
+        best_of(0u, PICKERS, 1u);
+    }
+    return vec4<u32>(bitcast<u32>(value_of[0]), id_of[0], flag_of[0], 0u);
 }
 
 fn ends(row: u32, token: u32, position: u32) -> bool {

@@ -174,18 +174,19 @@ def test_link_puts_libraries_in_front_and_maps_lines() -> None:
         "weights": "f16_native",
         "fold": "plain",
         "source": "plain",
+        "share": "subgroup",
         "norm": "none",
         "bias": "none",
         "order": "plain",
+        "epilogue": "store",
     }
-    libs = (*choices.items(), ("epilogue", "store"), ("reduce", "subgroup"))
-    linked = link(Program("product_lanes", libs, (("COLS", 2), ("WORKGROUP", 64))))
+    linked = link(Program("product_rows", tuple(choices.items()), (("COLS", 2),)))
     assert linked.code.startswith("enable f16;\nconst COLS: u32 = 2u;")
     assert not any(line.startswith("enable subgroups") for line in linked.code.splitlines())
     assert [b.name for b in linked.bindings if b.group == 1] == ["weights_data"]
     assert dict(linked.params)["k4"] == "u32"
-    line = next(i for i, text in enumerate(linked.code.splitlines(), 1) if "fn reduce_sum" in text)
-    assert linked.locate(f"error: wgsl:{line}:3 bad") == "error: shaders/lib/reduce/subgroup.wgsl:8 bad"
+    line = next(i for i, text in enumerate(linked.code.splitlines(), 1) if "fn share_sum" in text)
+    assert linked.locate(f"error: wgsl:{line}:3 bad") == "error: shaders/lib/share/subgroup.wgsl:15 bad"
 
 
 def test_link_errors_name_what_is_missing() -> None:
@@ -207,7 +208,7 @@ def test_a_compile_error_names_file_and_line(device: gpu.Device, tmp_path, monke
 
 
 def test_only_the_linker_enables_and_few_files_use_subgroups() -> None:
-    may = {"lib/reduce/subgroup.wgsl", "lib/neighbours.wgsl", "subgroup_size.wgsl"}
+    may = {"lib/reduce/subgroup.wgsl", "lib/gather/subgroup.wgsl", "lib/neighbours.wgsl", "subgroup_size.wgsl"}
     for path in gpu.shader_root().rglob("*.wgsl"):
         text = path.read_text()
         code = "\n".join(line.split("//")[0] for line in text.splitlines())

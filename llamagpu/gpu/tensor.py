@@ -87,9 +87,15 @@ class Tensor:
     @property
     def loads(self) -> int:
         """Loads of 16 bytes (of 8, where groups of 16 in 4 bits need it) from a row of weights to the next."""
+        small = self.affine is not None and (self.affine.bits, self.affine.group) == (4, 16)
+        return self.data_bytes // (8 if small else ROW_ALIGN)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of a row, padding included, without scales and biases."""
         if self.affine is None:
-            return self.stride * ITEM_SIZE[self.dtype] // ROW_ALIGN
-        return self.affine.data_bytes(self.columns) // (8 if (self.affine.bits, self.affine.group) == (4, 16) else 16)
+            return self.stride * ITEM_SIZE[self.dtype]
+        return self.affine.data_bytes(self.columns)
 
     @property
     def nbytes(self) -> int:

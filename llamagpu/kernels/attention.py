@@ -11,6 +11,7 @@ from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
 
 RUN = 256  # positions that one workgroup of attention_decode goes through
 _QUERY_BYTES = 8192  # of workgroup memory for a tile of queries
+_WHOLE_QUERIES = 704  # elements of queries that attention_decode_whole has workgroup memory for
 
 
 def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Tensor | None = None) -> Tensor:
@@ -66,12 +67,11 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
     """
     _check(q, cache, heads, None, make=False)
     d, group = cache.head_dim, heads // cache.kv_heads
-    libs = _libs(cache)
-    queries = min(group, _held_queries(d) if libs[0][1] == "neighbours" else min(8, _QUERY_BYTES // (4 * d)))
+    shader, libs, queries = _decode_form(cache, group)
     tiles = -(-group // queries)
     require(partials.shape == partial_shape(q.rows, heads, d, splits), "attention_decode: partials has another shape")
     q.device.dispatch(
-        Program("attention_decode", libs, (*cache.consts, ("QUERIES", queries))),
+        Program(shader, libs, (*cache.consts, ("QUERIES", queries))),
         q.rows * cache.kv_heads * tiles * splits,
         {
             "rows": q.rows,
@@ -105,9 +105,22 @@ def attention_merge(
     return out
 
 
+def _decode_form(cache: Cache, group: int) -> tuple[str, tuple[tuple[str, str], ...], int]:
+    """The shader of ``attention_decode``, how it reads the cache, and the heads of a group that it takes together."""
+    d, libs = cache.head_dim, _libs(cache)
+    if cache.data.device.tuning.attention == "whole" and d % _wide(cache) == 0:
+        return "attention_decode_whole", (("kv_wide", cache.data.dtype),), min(group, 4, _WHOLE_QUERIES // d)
+    most = _held_queries(d) if libs[0][1] == "neighbours" else min(8, _QUERY_BYTES // (4 * d))
+    return "attention_decode", libs, min(group, most)
+
+
+def _wide(cache: Cache) -> int:
+    """Elements in a load of 16 bytes."""
+    return 8 if cache.data.dtype == "f16" else 4
+
+
 def _libs(cache: Cache) -> tuple[tuple[str, str], ...]:
-    wide = 8 if cache.data.dtype == "f16" else 4  # elements in a load of 16 bytes
-    if cache.data.device.tuning.share == "subgroup" and cache.head_dim % wide == 0:
+    if cache.data.device.tuning.share == "subgroup" and cache.head_dim % _wide(cache) == 0:
         return ("flash", "neighbours"), ("kv_wide", cache.data.dtype)
     return ("flash", "workgroup"), ("kv", float_format(cache.data))
 
@@ -237,5 +250,5 @@ DECODE = Kernel(
         _case(8200, 2, 8, 8, 4, "f32"),
     ),
     random=lambda rng: _random(rng, False),
-    depends=("f16", "share"),
+    depends=("f16", "share", "attention"),
 )

@@ -153,7 +153,7 @@ SWIGLU = Kernel(
         _case(64, 512, 128, "plain", "bf16", many=True),
     ),
     random=lambda rng: _random(rng, 2, ("plain", "normed") if rng.integers(2) else ("plain",)),
-    depends=("f16", "matvec", "matmul", "reduce", "share", "order"),
+    depends=("f16", "matvec", "matmul", "reduce", "share", "order", "lanes", "tiles"),
 )
 
 # --- residual --------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ RESIDUAL = Kernel(
         _case(33, 130, 77, "plain", "f16", which="sum", many=True),
     ),
     random=lambda rng: _random(rng, 1, ("plain", "merge"), which=("sum", "out", "stream")[rng.integers(3)]),
-    depends=("f16", "matvec", "matmul", "reduce", "share", "order"),
+    depends=("f16", "matvec", "matmul", "reduce", "share", "order", "lanes", "tiles"),
 )
 
 # --- q, k and v ------------------------------------------------------------------------------
@@ -281,5 +281,5 @@ QKV = Kernel(
         _qkv_case(33, 64, 2, 1, 32, "f32", which="kv", source="plain", many=True),
     ),
     random=_qkv_random,
-    depends=("f16", "matvec", "matmul", "reduce", "share", "order"),
+    depends=("f16", "matvec", "matmul", "reduce", "share", "order", "lanes", "tiles"),
 )

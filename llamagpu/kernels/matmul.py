@@ -44,5 +44,5 @@ KERNEL = Kernel(
         {"m": 262200, "n": 3, "k": 3, "format": "f32", "bias": False},
     ),
     random=lambda rng: product_random(rng, 8, 140),
-    depends=("f16", "matmul", "share", "order"),
+    depends=("f16", "matmul", "share", "order", "tiles"),
 )

@@ -71,5 +71,5 @@ KERNEL = Kernel(
         {"m": 2, "n": 300001, "k": 3, "format": "f16", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, 2 * MAX_COLUMNS + 2),
-    depends=("f16", "matvec", "reduce", "share", "order"),
+    depends=("f16", "matvec", "reduce", "share", "order", "lanes"),
 )

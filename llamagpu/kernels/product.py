@@ -20,9 +20,12 @@ from llamagpu.kernels.kv_write import PAGE, Cache
 
 MAX_COLUMNS = 8  # vectors that an invocation of product_rows or product_lanes takes
 MERGED_RUNS = 4  # attention runs that a product merges; more are merged in a dispatch of their own
-WORKGROUP, LANES, ROWS = 64, 32, 4  # of product_lanes
-# Rows of W, and vectors, that a workgroup takes.
-TILES = {"rows": (64, MAX_COLUMNS), "lanes": (WORKGROUP // LANES * ROWS, MAX_COLUMNS), "tiled": (64, 64)}
+_PIECE_BYTES = {"f32": 16, "f16": 8, "f16_wide": 16, "bf16": 8} | {  # lib/pieces
+    "affine8": 4,
+    "affine8_wide": 8,
+    "affine4": 4,
+    "affine4_wide": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -155,40 +158,81 @@ def product(source: Source, w: Tensor, bias: Tensor | None, into: Into, many: bo
     require(into.m == source.m and into.rows == w.rows, f"product: out must be [{source.m}, {w.rows}]")
     require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")
     require(into.lib == "store" or all(p.first % 4 == 0 for p in w.parts), "product: parts begin at multiples of four")
-    program = _program(source, w, bias, into, kind)
-    tile_n, tile_m = TILES[kind]
-    columns = min(source.m, tile_m)
+    cut = {"rows": _rows, "lanes": _lanes, "tiled": _tiled}[kind](source, w)
+    program = _program(source, w, bias, into, cut)
     extra = source.parts | into.parts | ({} if bias is None else {"bias": bias.part})
     for part, bindings in weight_parts(w):
         w.device.dispatch(
             program,
-            -(-part.rows // tile_n) * -(-source.m // columns),
-            _params(source, w, part, into),
+            -(-part.rows // cut.rows) * -(-source.m // cut.columns),
+            _params(source, w, part, into, cut.stride),
             extra | bindings,
             work=source.m * part.rows * w.columns,
             reads=part.rows * w.row_bytes,
         )
 
 
-def _program(source: Source, w: Tensor, bias: Tensor | None, into: Into, kind: str) -> Program:
+@dataclass(frozen=True)
+class _Cut:
+    """A shader of the family: rows of W and vectors to a workgroup, loads from a row of W to the next, and how it reads
+    them."""
+
+    shader: str
+    rows: int
+    columns: int
+    stride: int
+    libs: Pairs
+    consts: Consts
+
+
+def _rows(source: Source, w: Tensor) -> _Cut:
     libs, consts = weights_libs(w)
+    columns = min(source.m, MAX_COLUMNS)
+    libs = (*libs, ("share", w.device.tuning.share))
+    return _Cut("product_rows", 64, columns, w.loads, libs, (*consts, ("COLS", columns)))
+
+
+def _tiled(source: Source, w: Tensor) -> _Cut:
+    libs, consts = weights_libs(w)
+    for down, across in ((8, 2), (8, 1), (4, 1)):  # the largest tiles that give every core of the GPU one
+        if -(-source.m // (16 * down)) * -(-w.rows // (64 * across)) >= w.device.tuning.tiles:
+            break
+    own = ("DOWN", down), ("ACROSS", across)
+    return _Cut("product_tiled", 64 * across, 16 * down, w.loads, libs, (*consts, *own))
+
+
+def _lanes(source: Source, w: Tensor) -> _Cut:
+    libs, consts = weights_libs(w)
+    chosen = dict(libs)
+    pieces = chosen.pop("weights").removesuffix("_native").removesuffix("_g16")
+    a = w.device.tuning.lanes_for(pieces, w.columns, w.rows)
+    columns = 1 << (min(source.m, MAX_COLUMNS) - 1).bit_length()
+    rows, ahead = (a.rows, a.ahead) if columns == 1 else (4, a.several)
+    teams = a.workgroup // a.lanes
+    if a.wide and f"{pieces}_wide" in _PIECE_BYTES:
+        pieces += "_wide"
+    gathered = teams * (columns + (-(-columns // 4) if dict(source.libs)["norm"] == "rms" else 0))
+    own = {"COLS": columns, "LANES": a.lanes, "ROWS": rows, "AHEAD": ahead, "WORKGROUP": a.workgroup}
+    return _Cut(
+        "product_lanes",
+        teams * rows,
+        columns,
+        w.data_bytes // _PIECE_BYTES[pieces],
+        (("pieces", pieces), ("scaling", chosen.pop("fold")), *chosen.items(), ("gather", w.device.tuning.reduce)),
+        (*consts, *own.items(), ("GATHERED", gathered)),
+    )
+
+
+def _program(source: Source, w: Tensor, bias: Tensor | None, into: Into, cut: _Cut) -> Program:
+    tiled = cut.shader == "product_tiled"
+    require(not tiled or dict(source.libs)["norm"] == "none", "product: many vectors are normed before")
+    sources = tuple(pair for pair in source.libs if not tiled or pair[0] != "norm")
     both = (("bias", "none" if bias is None else "add"), ("epilogue", into.lib), *into.libs)
-    norm = dict(source.libs)["norm"]
-    require(kind != "tiled" or norm == "none", "product: many vectors are normed before")
-    sources = source.libs if kind != "tiled" else tuple(pair for pair in source.libs if pair[0] != "norm")
-    own: tuple[Pairs, Consts]
-    cols = ("COLS", min(source.m, MAX_COLUMNS))
-    if kind == "rows":
-        own = (("share", w.device.tuning.share),), (cols,)
-    elif kind == "lanes":
-        own = (("reduce", w.device.tuning.reduce),), (cols, ("WORKGROUP", WORKGROUP))
-    else:
-        own = (), ()
-    every = dict((*consts, *source.consts, *into.consts, *own[1]))
-    return Program(f"product_{kind}", (*libs, *sources, *both, *own[0]), tuple(every.items()))
+    consts = dict((*cut.consts, *source.consts, *into.consts))
+    return Program(cut.shader, (*cut.libs, *sources, *both), tuple(consts.items()))
 
 
-def _params(source: Source, w: Tensor, part: Part, into: Into) -> dict[str, float]:
+def _params(source: Source, w: Tensor, part: Part, into: Into, stride: int) -> dict[str, float]:
     """The uniforms of every product (``lib/product.wgsl``)."""
     names = ("x_stride4", "out_stride", "sums", "eps", "columns", "heads", "kv_heads", "splits")
     return (
@@ -200,7 +244,7 @@ def _params(source: Source, w: Tensor, part: Part, into: Into) -> dict[str, floa
             "rows": part.rows,
             "first": part.first,
             "k4": -(-w.columns // 4),
-            "stride": w.loads,
+            "stride": stride,
             "groups": 0 if w.affine is None else w.columns // w.affine.group,
         }
     )

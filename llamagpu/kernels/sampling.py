@@ -11,7 +11,7 @@ import numpy.typing as npt
 from llamagpu.gpu import Device, Program, Tensor
 from llamagpu.kernels.base import parts, require
 
-CHUNK = 4096
+CHUNK = 1024
 MOST_LOGPROBS = 20
 PROMPT_BIT = np.uint32(1 << 31)  # of a token's count: it is in the prompt
 NO_CUT = (0, 0xFFFFFFFF, 0, 0)

@@ -170,7 +170,7 @@ class Fused(_Form):
             attention_decode(q, state, cache, heads, splits, partials)
             if splits == 1:
                 source = plain(partials)
-            elif splits <= merged_runs:
+            elif splits <= merged_runs and rows == 1:  # several rows would each be merged many times over
                 source = merged(partials, state, heads, c.head_dim, splits)
             else:
                 source = plain(attention_merge(partials, state, heads, c.head_dim, splits, attended))

@@ -3,10 +3,10 @@
 @group(2) @binding(2) var<storage, read_write> stream: array<f32>;      // [m, 4 · columns4 + columns4 …]
 @group(2) @binding(3) var<storage, read> norm_weight: array<vec4<f32>>; // [columns]
 
-fn stream_store(m: u32, n: u32, v: vec4<f32>) {
+fn stream_store(m: u32, n: u32, v: vec4<f32>, weight: vec4<f32>) {
     let columns4 = (params.columns + 3u) / 4u;
     let base = m * stream_stride(columns4);
-    let scaled = v * norm_weight[n / 4u];
+    let scaled = v * weight;
     for (var i = 0u; i < 4u; i++) {
         stream[base + n + i] = scaled[i];
     }

@@ -1,10 +1,21 @@
-// What becomes of a product: it is added to the residual stream. epilogue(m, n, v, count): columns n to n + count - 1.
+// What becomes of a product: it is added to the residual stream. epilogue(m, n, v, count, early): columns n to
+// n + count - 1 (at most 4) of row m; early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
 @group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
+struct Early {
+    stream: vec4<f32>,
+}
 
-fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32) {
+fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
     let at = m * params.out_stride + n;
-    out[at] += value.x;
-    if (count > 1u) { out[at + 1u] += value.y; }
-    if (count > 2u) { out[at + 2u] += value.z; }
-    if (count > 3u) { out[at + 3u] += value.w; }
+    let last = at + count - 1u;
+    return Early(vec4<f32>(out[at], out[min(at + 1u, last)], out[min(at + 2u, last)], out[min(at + 3u, last)]));
+}
+
+fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
+    let at = m * params.out_stride + n;
+    let v = early.stream + value;
+    out[at] = v.x;
+    if (count > 1u) { out[at + 1u] = v.y; }
+    if (count > 2u) { out[at + 2u] = v.z; }
+    if (count > 3u) { out[at + 3u] = v.w; }
 }

@@ -1,7 +1,15 @@
-// What becomes of a product: it is stored. epilogue(m, n, v, count): columns n to n + count - 1 (at most 4) of row m.
+// What becomes of a product: it is stored. epilogue(m, n, v, count, early): columns n to n + count - 1 (at most 4) of row
+// m; early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
 @group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
+struct Early {
+    nothing: u32,
+}
 
-fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32) {
+fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
+    return Early();
+}
+
+fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let at = m * params.out_stride + n;
     out[at] = value.x;
     if (count > 1u) { out[at + 1u] = value.y; }

@@ -17,7 +17,8 @@ fn source_load(m: u32, k: u32) -> vec4<f32> {
     var acc = vec4<f32>();
     var sum = 0.0;
     for (var s = 0u; s < 4u; s++) {
-        let keep = select(0.0, exp(end[s].x - top), s < runs);
+        let weight = select(exp(end[s].x - top), 1.0, end[s].x == top);     // a single run is kept to the bit
+        let keep = select(0.0, weight, s < runs);
         acc = fma(partials[base + min(s, runs - 1u) * (D4 + 1u) + k % D4], vec4<f32>(keep), acc);
         sum = fma(end[s].y, keep, sum);
     }

@@ -1,0 +1,135 @@
+//! needs run
+//! const QUERIES
+// One new position for each of several sequences, as attention_decode, for GPUs: a workgroup takes a run at once, in five
+// steps: an invocation a position makes the scores of up to four heads, all find their maximum, and SLICES invocations for
+// every load along V and every head add up their share of the positions.
+// Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
+const LOWEST = -1.0e30;
+struct Params {
+    rows: u32,
+    kv_heads: u32,
+    group: u32,       // query heads to a K/V head
+    tiles: u32,       // ceil(group / QUERIES)
+    splits: u32,      // runs in the grid; rows with fewer leave early
+    stride4: u32,     // groups of four from a row of q to the next
+    table: u32,       // entries a sequence has in the page table
+    scale: f32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place
+@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;               // [rows, heads · 4 · D4 …]
+@group(0) @binding(4) var<storage, read_write> partials: array<vec4<f32>>;  // [rows, heads, splits, D4 + 1] of four
+var<workgroup> tops: array<vec4<f32>, 16>;
+var<workgroup> accs: array<vec4<f32>, RUN * KV_WIDE>;       // [slice, query, D4]
+var<workgroup> sums: array<f32, RUN>;                       // [slice, query]
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let index = id.y * grid.x + id.x;
+    let split = index % params.splits;
+    let first = index / params.splits % params.tiles * QUERIES;
+    run_kv_head = index / (params.splits * params.tiles) % params.kv_heads;
+    let row = index / (params.splits * params.tiles * params.kv_heads);
+    if (row >= params.rows) {
+        return;
+    }
+    let state = step_rows[row];
+    let begin = split * RUN;
+    if (begin > state.y) {
+        return;
+    }
+    let count = min(RUN, state.y + 1u - begin);
+    run_table = state.z * params.table;
+    for (var item = local; item < QUERIES * D4; item += RUN) {
+        let head = run_kv_head * params.group + min(first + item / D4, params.group - 1u);
+        run_queries[item] = q[row * params.stride4 + head * D4 + item % D4] * params.scale;
+    }
+    workgroupBarrier();
+    let c = local % D_LOADS;
+    let i = local / D_LOADS % QUERIES;
+    let slice = local / (D_LOADS * QUERIES);
+    var now = run_values(begin, count, slice, c);       // of the last step, fetched here
+    var next = run_values(begin, count, slice + 4u * SLICES, c);
+    var found = vec4<f32>();
+    let position = begin + min(local, count - 1u);
+    let key = run_at(0u, position);
+    for (var d = 0u; d + 3u < D_LOADS; d += 4u) {   // four loads at once
+        let k0 = kv[key + d];
+        let k1 = kv[key + d + 1u];
+        let k2 = kv[key + d + 2u];
+        let k3 = kv[key + d + 3u];
+        found = run_score(found, k0, d);
+        found = run_score(found, k1, d + 1u);
+        found = run_score(found, k2, d + 2u);
+        found = run_score(found, k3, d + 3u);
+    }
+    for (var d = D_LOADS / 4u * 4u; d < D_LOADS; d++) {
+        found = run_score(found, kv[key + d], d);
+    }
+    run_weights[local] = select(vec4<f32>(LOWEST), found, local < count);
+    workgroupBarrier();
+    if (local < 16u) {
+        var top = run_weights[local];
+        for (var i = 16u; i < RUN; i += 16u) {
+            top = max(top, run_weights[local + i]);
+        }
+        tops[local] = top;
+    }
+    workgroupBarrier();
+    var top = tops[0];
+    for (var i = 1u; i < 16u; i++) {
+        top = max(top, tops[i]);
+    }
+    run_weights[local] = select(vec4<f32>(), exp(found - top), local < count);
+    workgroupBarrier();
+
+    if (slice < SLICES) {
+        var acc = array<vec4<f32>, KV_WIDE>();
+        var sum = 0.0;
+        for (var p = slice; p < count; p += 4u * SLICES) {
+            let v = now;
+            now = next;
+            next = run_values(begin, count, p + 8u * SLICES, c);    // fetched two turns ahead
+            let w0 = run_weights[p][i];
+            let w1 = run_weight(p + SLICES, count, i);
+            let w2 = run_weight(p + 2u * SLICES, count, i);
+            let w3 = run_weight(p + 3u * SLICES, count, i);
+            sum += (w0 + w1) + (w2 + w3);
+            for (var u = 0u; u < KV_WIDE; u++) {
+                acc[u] = fma(kv_wide_part(v.a, u), vec4<f32>(w0), acc[u]);
+                acc[u] = fma(kv_wide_part(v.b, u), vec4<f32>(w1), acc[u]);
+                acc[u] = fma(kv_wide_part(v.c, u), vec4<f32>(w2), acc[u]);
+                acc[u] = fma(kv_wide_part(v.d, u), vec4<f32>(w3), acc[u]);
+            }
+        }
+        for (var u = 0u; u < KV_WIDE; u++) {
+            accs[(slice * QUERIES + i) * D4 + c * KV_WIDE + u] = acc[u];
+        }
+        if (c == 0u) {
+            sums[slice * QUERIES + i] = sum;
+        }
+    }
+    workgroupBarrier();
+    for (var item = local; item < QUERIES * D4; item += RUN) {
+        let query = item / D4;
+        var acc = accs[item];
+        var sum = sums[query];
+        for (var s = 1u; s < SLICES; s++) {
+            acc += accs[s * QUERIES * D4 + item];
+            sum += sums[s * QUERIES + query];
+        }
+        if (first + query < params.group) {
+            let head = run_kv_head * params.group + first + query;
+            let base = ((row * params.kv_heads * params.group + head) * params.splits + split);
+            if (params.splits == 1u) {      // nothing to merge
+                partials[base * D4 + item % D4] = acc / sum;    // as merging a single run does it
+            } else {
+                partials[base * (D4 + 1u) + item % D4] = acc;
+                if (item % D4 == 0u) {
+                    partials[base * (D4 + 1u) + D4] = vec4<f32>(top[query], sum, 0.0, 0.0);
+                }
+            }
+        }
+    }
+}

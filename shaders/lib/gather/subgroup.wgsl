@@ -1,0 +1,40 @@
+//! const LANES GATHERED
+//! enable subgroups
+// Sums of vectors over LANES neighbouring invocations (a power of two), left in workgroup memory under an index: by
+// shuffles inside a subgroup of any size from 4 to 128, the rest when the sum is fetched. The size is counted, not taken
+// from the driver, which may report a range. gather_put: by every invocation, in uniform control flow, the index the same
+// for neighbours; gather_get: after a barrier, by any.
+var<workgroup> gather_sums: array<vec4<f32>, GATHERED * LANES / 4u>;
+var<private> gather_size: u32;
+
+fn gather_put(index: u32, value: vec4<f32>, local: u32) {
+    gather_size = min(LANES, subgroupAdd(1u));
+    var sum = value + subgroupShuffleXor(value, 1u);
+    sum += subgroupShuffleXor(sum, 2u);
+    if (gather_size > 4u) {
+        sum += subgroupShuffleXor(sum, 4u);
+    }
+    if (gather_size > 8u) {
+        sum += subgroupShuffleXor(sum, 8u);
+    }
+    if (gather_size > 16u) {
+        sum += subgroupShuffleXor(sum, 16u);
+    }
+    if (gather_size > 32u) {
+        sum += subgroupShuffleXor(sum, 32u);
+    }
+    if (gather_size > 64u) {
+        sum += subgroupShuffleXor(sum, 64u);
+    }
+    if (local % gather_size == 0u) {
+        gather_sums[local % LANES / gather_size * GATHERED + index] = sum;
+    }
+}
+
+fn gather_get(index: u32) -> vec4<f32> {
+    var sum = gather_sums[index];
+    for (var i = 1u; i < LANES / gather_size; i++) {
+        sum += gather_sums[i * GATHERED + index];
+    }
+    return sum;
+}

@@ -1,0 +1,15 @@
+// Weights in 8 bits, four to a u32, lowest first, in pieces of 4 bytes. pieces_part is 1 + q / 256, the bits of q in the
+// fraction of a float: fewer instructions than converting integers; lib/scaling takes the 1 away.
+alias Piece = u32;
+const PIECES4 = 1u;      // groups of four elements in a piece
+const PIECES_UNIT = 256.0;
+@group(1) @binding(0) var<storage, read> weights_data: array<u32>;
+
+fn pieces_load(at: u32) -> Piece {
+    return weights_data[at];
+}
+
+fn pieces_part(piece: Piece, u: u32) -> vec4<f32> {
+    let at = vec4<u32>(piece << 15u, piece << 7u, piece >> 1u, piece >> 9u);
+    return bitcast<vec4<f32>>((at & vec4<u32>(0x007f8000u)) | vec4<u32>(0x3f800000u));
+}

@@ -1,0 +1,14 @@
+// Weights as bfloat16 pairs in u32: the upper half of a float32, read exactly, in pieces of 8 bytes.
+alias Piece = vec2<u32>;
+const PIECES4 = 1u;      // groups of four elements in a piece
+@group(1) @binding(0) var<storage, read> weights_data: array<vec2<u32>>;
+
+fn pieces_load(at: u32) -> Piece {
+    return weights_data[at];
+}
+
+fn pieces_part(piece: Piece, u: u32) -> vec4<f32> {
+    let low = piece << vec2<u32>(16u);
+    let high = piece & vec2<u32>(0xffff0000u);
+    return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
+}

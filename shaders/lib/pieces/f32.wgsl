@@ -1,0 +1,12 @@
+// Weights as float32 in pieces of 16 bytes.
+alias Piece = vec4<f32>;
+const PIECES4 = 1u;
+@group(1) @binding(0) var<storage, read> weights_data: array<vec4<f32>>;
+
+fn pieces_load(at: u32) -> Piece {
+    return weights_data[at];
+}
+
+fn pieces_part(piece: Piece, u: u32) -> vec4<f32> {
+    return piece;
+}
