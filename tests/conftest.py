@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from llamagpu import LLM, gpu
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
+os.environ["LLAMAGPU_TUNING"] = "built-in"  # nor depend on what was measured on this machine, nor change it
+os.environ["LLAMAGPU_CACHE"] = tempfile.mkdtemp(prefix="llamagpu-tests-")
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,12 @@ from llamagpu.bench.parts import (
     weight_macs,
     weight_read_bytes,
 )
-from llamagpu.bench.timing import time_once
 from llamagpu.engine.engine import Engine
 from llamagpu.engine.request import Conversation, Request
 from llamagpu.errors import UsageError
 from llamagpu.gpu.census import Census, census
-from llamagpu.model import Model, check_dtypes, find_model, load_model, prepare, prepare_shape
+from llamagpu.gpu.timing import Stopwatch
+from llamagpu.model import Model, check_dtypes, load_model, prepare_model
 
 COUNTED_TOKENS = 16
 
@@ -92,23 +92,22 @@ def open_subject(
     model: str | None,
     shape: str | None,
     *,
-    device: str = "auto",
+    device: str | gpu.Device = "auto",
     dtype: str = "auto",
     kv_dtype: str = "auto",
     context: int | None = None,
+    at_once: int = 0,
 ) -> Subject:
-    """Load a checkpoint, or a named shape with random weights.
+    """Load a checkpoint, or a named shape with random weights; the cache is to hold ``at_once`` tokens at least.
 
     Raises:
         UsageError: both, or a shape that is not known.
     """
-    if model is not None and shape is not None:
-        raise UsageError("--model and --shape exclude one another.", "A shape has random weights.")
     check_dtypes(dtype, kv_dtype)
-    prepared = prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model), dtype)
+    prepared = prepare_model(model, shape, dtype)
     opened = gpu.open(device)
     try:
-        loaded = load_model(prepared, opened, context, kv_dtype)
+        loaded = load_model(prepared, opened, context, kv_dtype, at_once=at_once)
     except BaseException:
         opened.close()
         raise
@@ -168,6 +167,7 @@ class _Chain:
     def __init__(self, subject: Subject, rows: int, prompt: bool):
         self._device, self._rows = subject.device, rows
         self._seconds: list[float] = []
+        self._watch = Stopwatch(self._device)
         with self._device.ledger.tracking() as self._made:
             self._plan = chain(subject.model, rows, prompt)
         self.take()
@@ -175,11 +175,12 @@ class _Chain:
 
     def take(self) -> None:
         """Time one run."""
-        self._seconds.append(time_once(self._device, lambda: self._device.call(self._plan.run)))
+        self._seconds.append(self._watch.seconds(self._plan))
 
     def end(self) -> float:
         """Rows a second, by the median; frees what it holds."""
         self._plan.free()
+        self._watch.free()
         for buffer in self._made:
             self._device.free(buffer)
         return self._rows / statistics.median(self._seconds)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamagpu.bench.timing import time_plans
 from llamagpu.gpu import Device, Plan, native
+from llamagpu.gpu.timing import time_plans
 from llamagpu.kernels import attention_decode, linear, matvec, partial_shape, splits_for, step_rows
 from llamagpu.model import Config, Model
 from llamagpu.model.weights import Weights

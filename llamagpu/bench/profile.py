@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,10 @@ import numpy as np
 from llamagpu.bench.measure import Subject, check_fits
 from llamagpu.bench.parts import attention_macs, kv_read_bytes
 from llamagpu.bench.yardsticks import Yardsticks
+from llamagpu.gpu import Plan
 from llamagpu.gpu.encode import Dispatch
 from llamagpu.gpu.profile import Timeline, profile
+from llamagpu.gpu.timing import time_plans
 from llamagpu.kernels import step_rows
 from llamagpu.model.forward import BATCHES, bucket
 
@@ -44,21 +48,34 @@ class Profile:
         return sum(line.seconds for line in self.lines)
 
 
-def profile_step(subject: Subject, depth: int, batch: int, runs: int) -> Profile:
-    """Profile decode steps of ``batch`` sequences of ``depth`` positions each."""
+@contextmanager
+def _step(subject: Subject, depth: int, batch: int) -> Iterator[tuple[Plan, Callable[[], object]]]:
+    """The plan of a decode step of ``batch`` sequences of ``depth`` positions each, and what sets their state; their
+    caches hold whatever was there."""
     check_fits(subject, depth + 1, batch)
     model, cache = subject.model, subject.model.cache
     rows = bucket(batch, BATCHES)
     taken = [subject.device.call(lambda: cache.take(depth + 1)) for _ in range(batch)]
     slots = [slot for slot, _ in taken] + [cache.dump] * (rows - batch)
     state = step_rows([1] * rows, [depth] * batch + [0] * (rows - batch), slots)
-    plan = subject.device.call(lambda: model.forward.decode(rows, depth + 1, True))
     place = model.forward.arena.step_rows.head(rows)
     try:
-        line = profile(subject.device, plan, runs, lambda: place.write(state))
+        yield subject.device.call(lambda: model.forward.decode(rows, depth + 1, True)), lambda: place.write(state)
     finally:
         for slot, pages in taken:
             subject.device.call(lambda slot=slot, pages=pages: cache.give(slot, pages))  # type: ignore[misc]
+
+
+def step_seconds(subject: Subject, depth: int, batch: int, repeat: int = 5) -> float:
+    """Seconds of a decode step of ``batch`` sequences of ``depth`` positions each, by the GPU's clock if it has one."""
+    with _step(subject, depth, batch) as (plan, before):
+        return time_plans(subject.device, {"": plan}, repeat, before)[""]
+
+
+def profile_step(subject: Subject, depth: int, batch: int, runs: int) -> Profile:
+    """Profile decode steps of ``batch`` sequences of ``depth`` positions each."""
+    with _step(subject, depth, batch) as (plan, before):
+        line = profile(subject.device, plan, runs, before)
     what = f"decode of {batch} sequence{'s' if batch > 1 else ''} behind {depth} tokens"
     return Profile(what, runs, line, _lines(subject, line, runs, [depth + 1] * batch))
 
@@ -96,9 +113,23 @@ def _lines(subject: Subject, line: Timeline, runs: int, positions: list[int]) ->
             seen = positions if label.startswith("attention_decode") else positions[-1:]
             macs = share * sum(attention_macs(c, p) for p in positions)
             reads = share * sum(kv_read_bytes(c, p, model.sizes.kv_dtype) for p in seen)
-        name = short_name(label) + (f" {work / 1e6:.3g}M" if label.startswith("product") else "")
-        out.append(Line(name, len(calls) // runs, seconds / runs, seconds / total if total else 0.0, reads, macs))
+        out.append(
+            Line(
+                line_name(calls[0][1]),
+                len(calls) // runs,
+                seconds / runs,
+                seconds / total if total else 0.0,
+                reads,
+                macs,
+            )
+        )
     return sorted(out, key=lambda r: -r.seconds)
+
+
+def line_name(dispatch: Dispatch) -> str:
+    """What a dispatch is called in the table: products by their work too."""
+    name = short_name(dispatch.label)
+    return f"{name} {dispatch.work / 1e6:.3g}M" if dispatch.label.startswith("product") else name
 
 
 def short_name(label: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from llamagpu import gpu
-from llamagpu.bench.timing import time_calls
+from llamagpu.gpu.timing import time_calls, time_plans
 from llamagpu.kernels import copy, multiply_add
 from llamagpu.kernels.yardsticks import GROUP
 
@@ -36,12 +35,7 @@ def yardsticks(device: gpu.Device) -> Yardsticks:
         "copy": device.record(lambda: copy(x, y)),
         "multiply_add": device.record(lambda: multiply_add(start, chains, steps)),
     }
-    calls: dict[str, Callable[[], None]] = {
-        "copy": lambda: device.call(plans["copy"].run),
-        "multiply_add": lambda: device.call(plans["multiply_add"].run),
-        "driver": lambda: device.copy(x.part, y.part),
-    }
-    seconds = time_calls(device, calls, 3)
+    seconds = time_plans(device, plans, 5) | time_calls(device, {"driver": lambda: device.copy(x.part, y.part)}, 3)
     work = plans["multiply_add"].work
     for plan in plans.values():
         plan.free()

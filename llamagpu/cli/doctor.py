@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ from llamagpu.errors import KernelError, LlamaGPUError
 
 if TYPE_CHECKING:
     from llamagpu.gpu import Device
+
+_CUT = {"lanes", "tiles"}  # what changes between cuts
 
 
 @click.command()
@@ -40,7 +43,8 @@ def doctor(device: str, variants: bool, as_json: bool) -> None:
                 "buffer_bytes": opened.max_buffer,
                 "free_memory_bytes": opened.ledger.free_bytes(),
             },
-            "tuning": vars(opened.tuning),
+            "tuning": asdict(opened.tuning),
+            "tuning_from": str(gpu.profile_path()) if opened.measured else "built-in",
         }
         if not as_json:
             write(_describe(report))
@@ -66,7 +70,9 @@ def _describe(report: dict[str, Any]) -> str:
         f"features: {', '.join(report['features']) or 'none'}",
         f"limits: binding {limits['binding_bytes'] / 1e6:,.0f} MB, buffer {limits['buffer_bytes'] / 1e6:,.0f} MB, "
         f"free memory {memory}",
-        "tuning: " + ", ".join(f"{k}={v}" for k, v in report["tuning"].items()),
+        f"tuning: {report['tuning_from']}",
+        "  " + ", ".join(f"{k}={v}" for k, v in report["tuning"].items() if k != "lanes"),
+        *(f"  {key}: " + ", ".join(f"{k}={v}" for k, v in cut.items()) for key, cut in report["tuning"]["lanes"]),
         "kernels:",
     ]
     return "\n".join(lines) + "\n"
@@ -75,14 +81,19 @@ def _describe(report: dict[str, Any]) -> str:
 def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dict[str, Any]]:
     from llamagpu import gpu, kernels
 
-    tunings = gpu.variants(device.features, device.subgroup_size) if every_variant else [device.tuning]
+    tunings = [device.tuning]
+    if every_variant:
+        tunings = gpu.variants(device.features, device.subgroup_size)
+    # Cuts were chosen for the matrices of models: here they are checked on the kernels' own cases.
+    cuts = dict.fromkeys(cut for _, cut in device.tuning.lanes)
+    tunings += [replace(device.tuning, lanes=(("*", cut),)) for cut in cuts]
     out = []
     for tuning in tunings:
         device.tuning = tuning
-        if every_variant and not quiet:
+        if len(tunings) > 1 and not quiet:
             write("  " + ", ".join(f"{k}={v}" for k, v in vars(tuning).items()) + "\n")
         for kernel in kernels.REGISTRY.values():
-            if every_variant and tuning is not tunings[0] and not kernel.depends:
+            if tuning is not tunings[0] and not set(kernel.depends) & (_CUT if tuning.lanes else set(kernel.depends)):
                 continue
             start, worst, failure, count = time.perf_counter(), 0.0, "", 0
             for dims in (*kernel.cases, *kernels.random_dims(kernel, 4)):

@@ -21,6 +21,7 @@ from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
 from llamagpu.cli.perplexity import perplexity
 from llamagpu.cli.profile import profile
 from llamagpu.cli.quantize import quantize
+from llamagpu.cli.tune import tune
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 
 USAGE, CLOSED_PIPE = 2, 141
@@ -51,6 +52,7 @@ cli.add_command(inspect)
 cli.add_command(perplexity)
 cli.add_command(bench)
 cli.add_command(profile)
+cli.add_command(tune)
 cli.add_command(doctor)
 
 

@@ -21,6 +21,7 @@ from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, next_event
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, load_generation_config, load_model, prepare
+from llamagpu.model.tuner import tune as tune_device
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplate, Tokenizer, load_chat_template
 
@@ -39,6 +40,8 @@ class LLM:
         kv_dtype: ``auto`` (float16 with float16 and quantised weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or what fits.
         revision: of a hub id.
+        tune: measure the kernel variants for this model's matrices first, some seconds, and keep the fastest on this
+            machine, as ``llamagpu tune`` does; of a shared device before other models are loaded.
         fused: False runs a kernel for every step of the formula: slower, readable, and an oracle.
         progress: called with (bytes loaded, bytes in all).
 
@@ -62,6 +65,7 @@ class LLM:
         kv_dtype: str = "auto",
         context: int | None = None,
         revision: str | None = None,
+        tune: bool = False,
         fused: bool = True,
         progress: Progress | None = None,
     ):
@@ -81,6 +85,8 @@ class LLM:
         self.device = gpu.open(device)
         with self.device.ledger.tracking() as self._buffers:
             try:
+                if tune:
+                    tune_device(self.device, prepared.layout)
                 self._model = load_model(prepared, self.device, context, kv_dtype, progress, fused)
             except BaseException:
                 self._free()

@@ -15,8 +15,9 @@ from llamagpu.gpu.linker import Program, link, shader_root
 from llamagpu.gpu.memory import UPLOAD_ROWS
 from llamagpu.gpu.native import version
 from llamagpu.gpu.plan import Plan
+from llamagpu.gpu.profiles import profile_path, store_tuning
 from llamagpu.gpu.tensor import Part, Tensor, pack_rows, row_items
-from llamagpu.gpu.tuning import Tuning, default_tuning, variants
+from llamagpu.gpu.tuning import Lanes, Tuning, default_tuning, variants
 
 open = open_device
 
@@ -25,6 +26,7 @@ __all__ = [
     "Adapter",
     "Affine",
     "Device",
+    "Lanes",
     "Part",
     "Plan",
     "Program",
@@ -39,8 +41,10 @@ __all__ = [
     "open",
     "open_device",
     "pack_rows",
+    "profile_path",
     "row_items",
     "shader_root",
+    "store_tuning",
     "variants",
     "version",
     "widen_bf16",

@@ -17,6 +17,7 @@ from llamagpu.gpu.linker import Program, link
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
 from llamagpu.gpu.plan import Call, Plan
+from llamagpu.gpu.profiles import stored_tuning
 from llamagpu.gpu.staging import Staging
 from llamagpu.gpu.tensor import Part
 from llamagpu.gpu.thread import DeviceThread
@@ -71,10 +72,12 @@ class Device(Memory):
         self._recorder: list[Call] | None = None
         self._closed = False
         self.fence = self.allocate(16, "fence")
-        self.tuning = Tuning()
+        self.tuning, self.measured = Tuning(), False  # whether the tuning was measured
         _open_devices.add(self)
         self.subgroup_size = self._count_subgroup() if SUBGROUP in self.features else 0
-        self.tuning = default_tuning(adapter.kind, self.features, self.subgroup_size)
+        built_in = default_tuning(adapter.kind, self.features, self.subgroup_size)
+        stored = None if baseline else stored_tuning(adapter, self.features, self.subgroup_size)
+        self.tuning, self.measured = stored or built_in, stored is not None
 
     def __enter__(self) -> Device:
         return self

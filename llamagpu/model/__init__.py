@@ -11,6 +11,7 @@ from llamagpu.model.model import (
     find_model,
     load_model,
     prepare,
+    prepare_model,
     prepare_shape,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "load_model",
     "parse_config",
     "prepare",
+    "prepare_model",
     "prepare_shape",
 ]

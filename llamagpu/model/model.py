@@ -128,8 +128,10 @@ def plan_sizes(
     kv_dtype: str,
     most_context: int = DEFAULT_CONTEXT,
     fused: bool = True,
+    at_once: int = 0,
 ) -> Sizes:
-    """Choose context and cache dtype, and add up what they take.
+    """Choose context and cache dtype, and add up what they take; ``at_once`` is the least tokens that the cache is to
+    hold, of all sequences together.
 
     Raises:
         UsageError: a context that the model does not have.
@@ -156,6 +158,10 @@ def plan_sizes(
         bound = min(device.max_binding, device.max_buffer)
         return layer <= bound and (free is None or sizes(tokens, pool).total <= free)
 
+    if at_once > wanted:
+        if not fits(wanted, at_once):
+            raise _does_not_fit(layout, sizes(wanted, at_once), 0, free, device)
+        return sizes(wanted, at_once)
     if fits(wanted):
         allowed = max(_POOL_BYTES, layout.nbytes // 2)
         pools = (n * wanted for n in _POOLS if kv_bytes(c, n * wanted, kv) <= allowed and fits(wanted, n * wanted))
@@ -221,6 +227,18 @@ def prepare_shape(name: str, dtype: str = "auto") -> Prepared:
     return Prepared(Path(name), config, shape_layout(config, dtype), random=True)
 
 
+def prepare_model(model: str | Path | None, shape: str | None, dtype: str = "auto") -> Prepared:
+    """A checkpoint (see ``find_model``), or a named shape.
+
+    Raises:
+        UsageError: both, a dtype or a shape that is not known.
+    """
+    if model is not None and shape is not None:
+        raise UsageError("--model and --shape exclude one another.", "A shape has random weights.")
+    check_dtypes(dtype, "auto")
+    return prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model), dtype)
+
+
 def load_model(
     prepared: Prepared,
     device: Device,
@@ -228,10 +246,12 @@ def load_model(
     kv_dtype: str,
     progress: Progress | None = None,
     fused: bool = True,
+    at_once: int = 0,
 ) -> Model:
-    """Put a prepared model on a device. ``fused`` chooses the form of the forward pass (``layers``)."""
+    """Put a prepared model on a device. ``fused`` chooses the form of the forward pass (``layers``), ``at_once`` see
+    ``plan_sizes``."""
     config = prepared.config
-    sizes = plan_sizes(prepared.layout, device, context, kv_dtype, fused=fused)
+    sizes = plan_sizes(prepared.layout, device, context, kv_dtype, fused=fused, at_once=at_once)
     if prepared.layout.unquantized:
         log.warning("not quantised, as groups do not divide their rows: %s", ", ".join(prepared.layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)

@@ -1,0 +1,44 @@
+"""``llamagpu tune``: measure the kernel variants on this adapter and keep the fastest."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import click
+
+from llamagpu.cli.output import note, write, write_json
+
+
+@click.command()
+@click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]")
+@click.option("--shape", help="The matrices of smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b instead.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4.")
+@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json: bool) -> None:
+    """Measure the kernel variants on this adapter for a model's matrices, and keep the fastest for all later runs.
+
+    They are kept in the user's cache directory (LLAMAGPU_CACHE), for this adapter, driver and version;
+    LLAMAGPU_TUNING=built-in leaves them alone.
+    """
+    from llamagpu import gpu
+    from llamagpu.model import prepare_model
+    from llamagpu.model.tuner import difference
+    from llamagpu.model.tuner import tune as measure
+
+    prepared = prepare_model(model, shape, dtype)
+    start = time.perf_counter()
+    with gpu.open(device) as opened:
+        built_in = gpu.default_tuning(opened.adapter.kind, opened.features, opened.subgroup_size)
+        chosen = measure(opened, prepared.layout, None if as_json else note)
+        adapter = str(opened.adapter)
+    seconds = time.perf_counter() - start
+    if as_json:
+        write_json(
+            {"gpu_info": adapter, "tuning": asdict(chosen), "took_s": seconds, "kept_in": str(gpu.profile_path())}
+        )
+        return
+    changed = difference(chosen, [built_in]) if chosen != built_in else "nothing: the built-in choices are the fastest"
+    write(f"against the built-in choices: {changed}\n")
+    note(f"{adapter} · {seconds:.1f} s · kept in {gpu.profile_path()}")

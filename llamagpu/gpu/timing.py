@@ -1,0 +1,134 @@
+"""Taking times of recorded plans: by the GPU's clock where there is a GPU with timestamps, otherwise by the host's."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from llamagpu.gpu import native
+from llamagpu.gpu.plan import Plan
+
+if TYPE_CHECKING:
+    from llamagpu.gpu.device import Device
+
+K = TypeVar("K", bound=Hashable)
+TIMESTAMPS = "timestamp-query"
+WARM_SECONDS = 0.5
+_SIZE = 256  # what resolving a query set is aligned to
+
+
+class Stopwatch:
+    """Times plans on a device, each from the beginning of its first dispatch to the end of its last.
+
+    On software adapters it is the host's clock, submission included: their clock is the host's, and what a plan is
+    compared with there is timed from the host.
+    """
+
+    def __init__(self, device: Device):
+        self._device = device
+        self._set = None
+        if TIMESTAMPS in device.features and device.adapter.kind != "software":
+            with native.errors("making a query set"):
+                self._set = device.call(lambda: device.handle.create_query_set(type="timestamp", count=2))
+            self._resolved = device.allocate(_SIZE, "queries")
+            self._tick = native.timestamp_period(device.handle)
+
+    def seconds(self, plan: Plan) -> float:
+        """Run a plan, after everything submitted before; how long it took."""
+        if self._set is None:
+            return time_once(self._device, lambda: self._device.call(plan.run))
+        self._device.finish()
+        return self._device.call(lambda: self._run(plan))
+
+    def _run(self, plan: Plan) -> float:
+        device, encoder = self._device, self._device.encoder()
+        with native.errors("timing a plan"):
+            writes = {"query_set": self._set, "beginning_of_pass_write_index": 0, "end_of_pass_write_index": 1}
+            compute = encoder.begin_compute_pass(timestamp_writes=writes)
+            plan.encode(compute)
+            compute.end()
+            encoder.resolve_query_set(self._set, 0, 2, self._resolved.handle, 0)
+        slot = device.staging.take(_SIZE)
+        encoder.copy_buffer_to_buffer(self._resolved.handle, 0, slot.buffer.handle, 0, _SIZE)
+        device.gate.submit(encoder, (*plan.buffers, self._resolved), slot)
+        begin, end = np.frombuffer(device.gate.read(slot, _SIZE), np.uint64)[:2]
+        device.staging.give(slot)
+        return float(end - begin) * self._tick
+
+    def free(self) -> None:
+        """Give back what it holds."""
+        if self._set is not None:
+            self._device.free(self._resolved)
+            self._device.call(self._set.destroy)
+
+
+def time_plans(
+    device: Device,
+    plans: Mapping[K, Plan],
+    repeat: int = 5,
+    before: Callable[[], object] | None = None,
+    warm: float = WARM_SECONDS,
+) -> dict[K, float]:
+    """Median seconds of each plan by a ``Stopwatch``, see ``time_calls``.
+
+    Args:
+        warm: seconds of running before times count, as a GPU that has idled begins at a lower clock.
+    """
+    watch = Stopwatch(device)
+    try:
+        if device.adapter.kind != "software":
+            _warm_up(device, list(plans.values()), warm, before)
+        return _in_turns({name: partial(watch.seconds, plan) for name, plan in plans.items()}, repeat, before)
+    finally:
+        watch.free()
+
+
+def time_calls(
+    device: Device, calls: Mapping[K, Callable[[], None]], repeat: int, before: Callable[[], object] | None = None
+) -> dict[K, float]:
+    """Median seconds of what each call submits, by the host's clock.
+
+    In turns, so that a drifting machine touches all alike. ``before`` is called in front of each; the first round,
+    which compiles, does not count.
+    """
+    return _in_turns({name: partial(time_once, device, call) for name, call in calls.items()}, repeat, before)
+
+
+def time_once(device: Device, call: Callable[[], None]) -> float:
+    """Seconds from a call until what it submitted is done; what was submitted before does not count."""
+    device.finish()
+    start = time.perf_counter()
+    call()
+    device.finish()
+    return time.perf_counter() - start
+
+
+def _warm_up(device: Device, plans: Sequence[Plan], seconds: float, before: Callable[[], object] | None) -> None:
+    """Keep the device busy for so long, with a few milliseconds of work waiting at all times."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for _ in range(4):
+            for plan in plans:
+                if before is not None:
+                    before()
+                device.call(plan.run)
+        device.finish()
+
+
+def _in_turns(
+    timed: Mapping[K, Callable[[], float]], repeat: int, before: Callable[[], object] | None
+) -> dict[K, float]:
+    taken: dict[K, list[float]] = {name: [] for name in timed}
+    for round_ in range(repeat + 1):
+        for name, measure in timed.items():
+            if before is not None:
+                before()
+            seconds = measure()
+            if round_:
+                taken[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
