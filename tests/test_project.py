@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -100,6 +102,18 @@ def test_command_examples(command: str) -> None:
 def test_there_are_examples() -> None:
     assert len(blocks("python")) >= 3
     assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize(("script", "name"), [("bench_gpu", "gpu-nvidia-h200"), ("bench_peers", "peers")])
+def test_pages_are_what_scripts_make_of_measurements(script: str, name: str) -> None:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    found = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == module.page(found)
 
 
 # --- wheel ---------------------------------------------------------------------------------

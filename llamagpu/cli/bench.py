@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,6 +38,7 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
 @click.option(
     "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of a test."
 )
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the results as well: .svg, .png or .pdf.")
 @click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", show_default=True)
 @click.option("--dtype", default="auto", show_default=True, help="One or more, with commas: float16,int8,int4 …")
 @click.option("--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16.")
@@ -50,6 +52,7 @@ def bench(
     n_depth: list[int],
     batch: list[int],
     repetitions: int,
+    plot: Path | None,
     output: str,
     dtype: str,
     **options: Any,
@@ -59,8 +62,10 @@ def bench(
     Lists are separated by commas; every combination is a test. Beside each figure stands what it is of the adapter's
     own copying and multiplying, and of the model's bare products, measured in the same run.
     """
-    from llamagpu.bench import report
+    from llamagpu.bench import plots, report
+    from llamagpu.kernels import PAGE
 
+    plots.check_plot(plot)
     tests: list[tuple[int, int, int, int]] = [(p, 0, 0, 1) for p in n_prompt if p]
     tests += [(0, n, d, b) for n in n_gen if n for d in n_depth for b in batch]
     if not tests:
@@ -68,10 +73,13 @@ def bench(
     most = max((p + 1 if p else max(d, 1) + n + b + 1) for p, n, d, b in tests)
     if options["context"] is None and most > 4096:
         options["context"] = most
+    options["at_once"] = max(b * (p + 1 if p else max(d, 1) + n + b + PAGE) for p, n, d, b in tests)
     records: list[dict[str, Any]] = []
     for one in dtype.split(","):
         start = None if records else psutil.Process().create_time()
         records += _measure(model, shape, one, tests, repetitions, options, start)
+    if plot is not None:
+        plots.bench_chart(records, plot)
     write(report.as_text(records, output))
     note(report.details(records))
 

@@ -20,6 +20,9 @@ from llamagpu.errors import UsageError
 @click.option("-p", "--n-prompt", type=click.IntRange(1), help="Profile a prompt of so many tokens instead of a step.")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Runs, put together.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write a trace for Chrome's viewer or Perfetto.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw roofline, shares and a timeline: .svg, .png or .pdf."
+)
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4.")
 @click.option("--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16.")
 @click.option("--context", type=int, help="The most tokens of a sequence. [default: what fits]")
@@ -33,14 +36,16 @@ def profile(
     n_prompt: int | None,
     repetitions: int,
     trace: Path | None,
+    plot: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Show the GPU time of every kernel in a decode step (or of a prompt, with -p), from timestamp queries."""
-    from llamagpu.bench import measure
+    from llamagpu.bench import measure, plots
     from llamagpu.bench import profile as profiling
     from llamagpu.bench import yardsticks as bench_yardsticks
 
+    plots.check_plot(plot)
     if trace is not None and not trace.parent.is_dir():
         raise UsageError(f"There is no directory {trace.parent} for the trace.")
     if options["context"] is None and max(n_depth + 1, n_prompt or 0) > 4096:
@@ -54,6 +59,8 @@ def profile(
         adapter = str(subject.device.adapter)
     if trace is not None:
         trace.write_text(json.dumps(profiling.trace(found)), encoding="utf-8")
+    if plot is not None:
+        plots.profile_chart(found, sticks, plot)
     line = found.timeline
     if as_json:
         write_json(
