@@ -1,0 +1,349 @@
+"""All measurements of a GPU in one run: what it could do, what the kernels reach of it, models, and torch.
+
+    scripts/bench_gpu OUT            everything; some minutes on a large GPU
+    scripts/bench_gpu --short OUT    the smallest shape, few repetitions: shows that it works
+
+Writes OUT/gpu.json, after every part, and OUT/gpu.md. A part that fails is named in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from llamagpu import __version__, gpu
+from llamagpu.bench import Subject, measure, profile, yardsticks
+from llamagpu.gpu.timing import time_plans
+from llamagpu.kernels import add, matmul, matvec
+from llamagpu.model import prepare_shape
+from llamagpu.model.tuner import Shape, make_weights, tune, tune_shapes
+
+FORMATS: dict[str, str | gpu.Affine] = {
+    "f32": "f32",
+    "bf16": "bf16",
+    "f16": "f16",
+    "int8": gpu.Affine(8, 64, "f16"),
+    "int4": gpu.Affine(4, 64, "f16"),
+}
+DTYPES = {"f16": "float16", "int8": "int8", "int4": "int4"}
+ROTATE_BYTES = 300_000_000  # of weights that a chain goes through: more than four times the largest L2 there is
+
+
+class Bench:
+    """Results by section; ``short`` is for showing that it works."""
+
+    def __init__(self, folder: Path, short: bool, device: str, shapes: Sequence[str] = ()):
+        self.folder, self.short, self.asked, self.start = folder, short, device, time.perf_counter()
+        self.out: dict[str, Any] = {"failed": {}, "models": []}
+        every = ["smollm2-135m"] if short else ["llama-3.2-1b", "smollm2-135m", "llama-3.2-3b"]
+        self.shapes = list(shapes) or every
+
+    def say(self, line: str) -> None:
+        print(f"[{time.perf_counter() - self.start:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part that may fail without taking the others with it."""
+        self.say(name)
+        try:
+            yield
+        except Exception as e:
+            traceback.print_exc()
+            self.out["failed"][name] = f"{type(e).__name__}: {e}"
+        self.out["seconds"] = time.perf_counter() - self.start
+        (self.folder / "gpu.json").write_text(json.dumps(self.out, indent=1) + "\n", encoding="utf-8")
+
+    def run(self) -> dict[str, Any]:
+        with gpu.open(self.asked) as device:
+            with self.part("machine"):
+                self.out["machine"] = machine(device)
+            with self.part("yardsticks"):
+                found = yardsticks(device)
+                self.out |= {"copy_bytes_per_s": found.bandwidth, "multiply_adds_per_s": found.multiply_adds}
+            with self.part("gap per dispatch"):
+                self.out["gap"] = gaps(device, 200 if self.short else 1000)
+            with self.part("products"):
+                self.products(device)
+        for shape in self.shapes:
+            for dtype in DTYPES:
+                with self.part(f"{shape} {dtype}"):
+                    self.model(shape, dtype)
+        with self.part("torch"):
+            self.out["torch"] = self.torch()
+        return self.out
+
+    def products(self, device: gpu.Device) -> None:
+        """Products of one vector, weights rotated through more than caches hold, and of 512, tuned for each format."""
+        few = [(1536, 576)] if self.short else [(4096, 14336), (128256, 4096)]
+        many = [(576, 1536)] if self.short else [(8192, 2048), (2048, 8192)]
+        vectors = 64 if self.short else 512
+        self.out |= {"matvec": [], "matmul": []}
+        for name, format in FORMATS.items():
+            shapes = {size: Shape(*size, format, 1) for size in (*many, *few)}
+            device.tuning = tune_shapes(device, list(shapes.values()), lambda line: None)
+            for size in few:
+                shape = shapes[size]
+                seconds = self.chain(device, shape, 1, matvec)
+                speed = shape.bytes / seconds
+                row = {
+                    "format": name,
+                    "rows": shape.rows,
+                    "columns": shape.columns,
+                    "seconds": seconds,
+                    "bytes_per_s": speed,
+                }
+                row |= {"of_copy": speed / self.out["copy_bytes_per_s"]}
+                row |= {"cut": vars(device.tuning.lanes_for(shape.name, shape.columns, shape.rows))}
+                self.out["matvec"].append(row)
+                self.say(f"  matvec {name} {size}: {speed / 1e9:.0f} GB/s, {row['of_copy']:.0%} {row['cut']}")
+            for size in many:
+                shape = shapes[size]
+                seconds = self.chain(device, shape, vectors, matmul)
+                rate = vectors * shape.rows * shape.columns / seconds
+                row = {
+                    "format": name,
+                    "rows": shape.rows,
+                    "columns": shape.columns,
+                    "vectors": vectors,
+                    "seconds": seconds,
+                }
+                row |= {"multiply_adds_per_s": rate, "of_peak": rate / self.out["multiply_adds_per_s"]}
+                row |= {"tiles": device.tuning.tiles}
+                self.out["matmul"].append(row)
+                self.say(
+                    f"  matmul {name} {size}: {rate / 1e12:.2f} T/s, {row['of_peak']:.0%}, tiles {device.tuning.tiles}"
+                )
+
+    def chain(self, device: gpu.Device, shape: Shape, rows: int, product: Callable[..., Any]) -> float:
+        """Seconds of one product out of a chain of at least ten."""
+        copies = 1 if self.short else int(max(1, min(32, -(-ROTATE_BYTES // shape.bytes))))
+        with device.ledger.tracking() as made:
+            weights = [make_weights(device, shape, device.tuning.order == "woven") for _ in range(copies)]
+            x = device.tensor(np.random.default_rng(0).standard_normal((rows, shape.columns)).astype(np.float32))
+            y = device.empty((rows, shape.rows))
+        turns = -(-10 // copies)
+        plan = device.record(lambda: [product(x, w, None, y) for _ in range(turns) for w in weights])
+        seconds = time_plans(device, {"": plan}, 5)[""] / (turns * copies)
+        plan.free()
+        for buffer in made:
+            device.free(buffer)
+        return seconds
+
+    def model(self, shape: str, dtype: str) -> None:
+        """A model's decode and prefill, tuned for it."""
+        device = gpu.open(self.asked)
+        start = time.perf_counter()
+        tune(device, prepare_shape(shape, DTYPES[dtype]).layout)
+        row: dict[str, Any] = {"shape": shape, "dtype": dtype, "tune_s": time.perf_counter() - start}
+        context = 1024 if self.short else 4096 + 512
+        sizes = {"context": context, "at_once": 32 * (context - 256)}
+        with measure.open_subject(None, shape, device=device, dtype=DTYPES[dtype], **sizes) as subject:
+            row |= {"tuning": str(device.tuning), "weight_bytes": subject.weight_bytes}
+            self.say(f"  tuned in {row['tune_s']:.1f} s")
+            tokens, repeat = (8, 1) if self.short else (128, 2)
+            depths = (128,) if self.short else (128, 4096)
+            row["decode"] = [self.decode(subject, b, d, tokens, repeat) for d in depths for b in (1, 8, 32)]
+            prompt = measure.run_prompt(subject, 128 if self.short else 512, 1 if self.short else 5)
+            row["prompt"] = {
+                "tokens": prompt.n_prompt,
+                "tokens_per_s": prompt.avg_ts,
+                "first_token_s": prompt.n_prompt / prompt.avg_ts,
+            }
+            found = profile.profile_step(subject, 128, 1, 2 if self.short else 5)
+            row["profile"] = [vars(line) for line in found.lines]
+        self.out["models"].append(row)
+        self.say(f"  {row['decode'][0]['tokens_per_s']:.0f} t/s, prompt {prompt.avg_ts:.0f} t/s")
+
+    def decode(self, subject: Subject, batch: int, depth: int, tokens: int, repeat: int) -> dict[str, Any]:
+        """Tokens a second through the engine; of a deep batch, whose prompts would take long, of the GPU's steps."""
+        step = profile.step_seconds(subject, depth, batch)
+        row = {"batch": batch, "depth": depth, "step_s": step, "gpu_tokens_per_s": batch / step}
+        if batch > 1 and depth > 1024:
+            return row | {"tokens_per_s": batch / step, "engine": False}
+        run = measure.run_generation(subject, tokens, depth, batch, repeat)
+        idle = 1 - step * run.avg_ts / batch
+        row |= {
+            "tokens_per_s": run.avg_ts,
+            "stddev": run.stddev_ts,
+            "engine": True,
+            "idle": idle,
+            "chain_ts": run.chain_ts,
+        }
+        return row
+
+    def torch(self) -> dict[str, Any]:
+        """The same shapes in torch: float16 with CUDA graphs, or on the CPU without them."""
+        import torch
+
+        sys.path.insert(0, str(Path(__file__).resolve().parent))
+        from torch_llama import TorchLlama
+
+        cuda = torch.cuda.is_available()
+        out: dict[str, Any] = {
+            "version": torch.__version__,
+            "device": "cuda" if cuda else "cpu",
+            "graphs": cuda,
+            "runs": [],
+        }
+        for shape in self.shapes:
+            model = TorchLlama(shape, torch.float16 if cuda else torch.float32, out["device"])
+            row: dict[str, Any] = {"shape": shape, "dtype": str(model.dtype)}
+            row["decode"] = [
+                {"batch": b, "depth": d, "tokens_per_s": model.decode(b, d, 100 if cuda else 3)}
+                for d in ((128, 4096) if cuda else (128,))
+                for b in (1, 8, 32)
+            ]
+            row["prompt_tokens_per_s"] = model.prompt(512 if cuda else 128, 20 if cuda else 1)
+            out["runs"].append(row)
+            self.say(f"  torch {shape}: {row['decode'][0]['tokens_per_s']:.0f} t/s")
+            del model
+            if cuda:
+                torch.cuda.empty_cache()
+        return out
+
+
+def machine(device: gpu.Device) -> dict[str, Any]:
+    """What was measured on."""
+    out = {
+        "adapter": str(device.adapter),
+        "driver": device.adapter.driver,
+        "features": sorted(device.features),
+        "subgroup_size": device.subgroup_size,
+        "versions": gpu.version(),
+        "llamagpu": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"]
+    try:
+        out["nvidia_smi"] = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return out
+
+
+def gaps(device: gpu.Device, count: int) -> dict[str, float]:
+    """Seconds that a small dispatch adds: one that waits for the one in front, and one that does not."""
+    x, y, z = (device.tensor(np.ones((1, 256), np.float32)) for _ in range(3))
+    outs = [device.empty((1, 256)) for _ in range(count)]
+    plans = {
+        "waiting": device.record(lambda: [add(x, y, z) if i % 2 else add(z, y, x) for i in range(count)]),
+        "independent": device.record(lambda: [add(x, y, out) for out in outs]),
+    }
+    return {name: seconds / count for name, seconds in time_plans(device, plans).items()}
+
+
+def table(head: str, rows: list[list[str]]) -> list[str]:
+    """A Markdown table with an empty line in front; columns whose heading begins with > are set right."""
+    names = [name.strip() for name in head.split("|")]
+    rule = ["---:" if name.startswith(">") else "---" for name in names]
+    return ["", *("| " + " | ".join(row) + " |" for row in ([n.lstrip(">") for n in names], rule, *rows))]
+
+
+def page(r: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    m, gap = r["machine"], r["gap"]
+    lines = [
+        f"# {m['adapter']}",
+        "",
+        f"Driver {m['driver']}, {m['versions']}, llamagpu {m['llamagpu']}; {r['seconds']:.0f} s in all.",
+        "",
+        f"Copy {r['copy_bytes_per_s'] / 1e9:,.0f} GB/s (bytes read and written); multiply-adds "
+        f"{r['multiply_adds_per_s'] / 1e12:.2f} T/s; a small dispatch takes {gap['waiting'] * 1e6:.2f} µs where it "
+        f"waits for the one in front, {gap['independent'] * 1e6:.2f} µs where it does not.",
+    ]
+    rows = [
+        [
+            f"{v['rows']} × {v['columns']}",
+            v["format"],
+            f"{v['seconds'] * 1e6:.1f}",
+            f"{v['bytes_per_s'] / 1e9:,.0f}",
+            f"{v['of_copy']:.0%}",
+        ]
+        for v in r.get("matvec", [])
+    ]
+    lines += table("matvec | format | >µs | >GB/s | >of copy", rows)
+    rows = [
+        [
+            f"{v['rows']} × {v['columns']}",
+            v["format"],
+            f"{v['seconds'] * 1e6:.0f}",
+            f"{v['multiply_adds_per_s'] / 1e12:.2f}",
+            f"{v['of_peak']:.0%}",
+        ]
+        for v in r.get("matmul", [])
+    ]
+    lines += table("matmul of 512 vectors | format | >µs | >T multiply-adds/s | >of peak", rows)
+    return "\n".join([*lines, *_models(r), *(f"\nFailed: {name}: {why}" for name, why in r["failed"].items())]) + "\n"
+
+
+def _models(r: dict[str, Any]) -> list[str]:
+    beside, lines = r.get("torch", {"runs": []}), []
+    peer = {(t["shape"], d["batch"], d["depth"]): d["tokens_per_s"] for t in beside["runs"] for d in t["decode"]}
+    if peer:
+        how = "with CUDA graphs" if beside["graphs"] else "without graphs"
+        lines += [
+            "",
+            f"torch {beside['version']} on {beside['device']} {how}, {beside['runs'][0]['dtype']}, in this run.",
+        ]
+    rows = []
+    for row in r["models"]:
+        for d in row["decode"]:
+            other = peer.get((row["shape"], d["batch"], d["depth"]))
+            idle = f"{d['idle']:.1%}" if "idle" in d else "GPU's steps alone"
+            speed = [f"{d['tokens_per_s']:,.0f}", idle, f"{other:,.0f}" if other else ""]
+            rows.append([row["shape"], row["dtype"], str(d["batch"]), str(d["depth"]), *speed])
+    lines += table("model | dtype | >sequences | >depth | >tokens/s | >GPU idle | >torch", rows)
+    rows = []
+    for row in r["models"]:
+        p = row["prompt"]
+        first = f"{p['first_token_s'] * 1e3:.1f} ms"
+        speed = [str(p["tokens"]), f"{p['tokens_per_s']:,.0f}", first, f"{row['tune_s']:.1f} s"]
+        rows.append([row["shape"], row["dtype"], *speed])
+    lines += table("model | dtype | >prompt | >tokens/s | >first token | >tuned in", rows)
+    if r["models"]:
+        lines += _profiles([row for row in r["models"] if row["shape"] == r["models"][0]["shape"]])
+    return lines
+
+
+def _profiles(models: list[dict[str, Any]]) -> list[str]:
+    """Where the time of one token goes."""
+    lines = ["", f"One token of {models[0]['shape']} behind 128, by timestamps, which add some µs to every dispatch:"]
+    rows = []
+    for model in models:
+        for line in model["profile"]:
+            each = line["seconds"] / line["calls"]
+            read = f"{line['read_bytes'] / line['seconds'] / 1e9:,.0f}" if line["read_bytes"] else ""
+            share = [f"{each * 1e6:.1f}", f"{line['share']:.1%}", read]
+            rows.append([model["dtype"], line["kernel"], str(line["calls"]), *share])
+    return lines + table("dtype | kernel | >dispatches | >µs each | >share | >GB/s", rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="a directory for gpu.json and gpu.md")
+    parser.add_argument("--short", action="store_true", help="the smallest shape, few repetitions")
+    parser.add_argument("--device", default="auto", help="as llamagpu has it")
+    parser.add_argument("--shapes", default="", help="instead of smollm2-135m,llama-3.2-1b,llama-3.2-3b")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    shapes = options.shapes.split(",") if options.shapes else ()
+    results = Bench(options.out, options.short, options.device, shapes).run()
+    (options.out / "gpu.md").write_text(page(results), encoding="utf-8")
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()
