@@ -179,6 +179,9 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["tuning"].keys() == asdict(Tuning()).keys()
     assert (kept / "tuning.json").is_file()
+    done = run("tune", LLAMAGPU_CACHE="/proc/nowhere")
+    assert done.returncode == 1
+    assert b"cannot be kept" in done.stderr
     done = run("tune", "--shape", "smollm2-135m", "-m", "weights/stories")
     assert done.returncode == 2
     assert b"exclude one another" in done.stderr

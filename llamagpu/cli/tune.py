@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from llamagpu.cli.output import note, write, write_json
+from llamagpu.errors import LlamaGPUError
 
 
 @click.command()
@@ -28,6 +29,13 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
     from llamagpu.model.tuner import tune as measure
 
     prepared = prepare_model(model, shape, dtype)
+    path = gpu.profile_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as e:  # before anything is measured
+        raise LlamaGPUError(f"The tuning cannot be kept in {path}.", str(e), "Set LLAMAGPU_CACHE.") from None
     start = time.perf_counter()
     with gpu.open(device) as opened:
         built_in = gpu.default_tuning(opened.adapter.kind, opened.features, opened.subgroup_size)
@@ -35,10 +43,8 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
         adapter = str(opened.adapter)
     seconds = time.perf_counter() - start
     if as_json:
-        write_json(
-            {"gpu_info": adapter, "tuning": asdict(chosen), "took_s": seconds, "kept_in": str(gpu.profile_path())}
-        )
+        write_json({"gpu_info": adapter, "tuning": asdict(chosen), "took_s": seconds, "kept_in": str(path)})
         return
     changed = difference(chosen, [built_in]) if chosen != built_in else "nothing: the built-in choices are the fastest"
     write(f"against the built-in choices: {changed}\n")
-    note(f"{adapter} · {seconds:.1f} s · kept in {gpu.profile_path()}")
+    note(f"{adapter} · {seconds:.1f} s · kept in {path}")

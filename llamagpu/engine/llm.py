@@ -21,7 +21,7 @@ from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, next_event
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, load_generation_config, load_model, prepare
-from llamagpu.model.tuner import tune as tune_device
+from llamagpu.model.tuner import tune_anyway
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplate, Tokenizer, load_chat_template
 
@@ -86,7 +86,7 @@ class LLM:
         with self.device.ledger.tracking() as self._buffers:
             try:
                 if tune:
-                    tune_device(self.device, prepared.layout)
+                    tune_anyway(self.device, prepared.layout)
                 self._model = load_model(prepared, self.device, context, kv_dtype, progress, fused)
             except BaseException:
                 self._free()

@@ -76,14 +76,20 @@ def tune(device: Device, layout: Layout, progress: Progress | None = None) -> Tu
 
     Raises:
         KernelError: no variant runs.
+        OSError: it cannot be kept; the device has it all the same.
     """
     device.measured = True
     device.tuning = tuned = tune_shapes(device, shapes_of(layout), progress)
-    try:
-        store_tuning(device.adapter, tuned)
-    except OSError as e:
-        log.warning("the tuning could not be kept: %s", e)
+    store_tuning(device.adapter, tuned)
     return tuned
+
+
+def tune_anyway(device: Device, layout: Layout) -> None:
+    """As ``tune``; where the tuning cannot be kept, a warning is logged."""
+    try:
+        tune(device, layout)
+    except OSError as e:
+        log.warning("the tuning is not kept: %s", e)
 
 
 def tune_shapes(device: Device, shapes: Sequence[Shape], progress: Progress | None = None) -> Tuning:
