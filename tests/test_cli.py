@@ -46,6 +46,7 @@ def test_generate_streams_text() -> None:
     assert echoed == b"Once upon a time" + done.stdout
 
 
+@pytest.mark.slow
 def test_prompts_from_files_and_standard_input(tmp_path: Path) -> None:
     expected = run("generate", "Once upon a time", "-n", "8").stdout
     path = tmp_path / "prompt.txt"

@@ -16,6 +16,7 @@ def texts(path: Path) -> str:
     return " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_bench_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.svg"
     assert run(["bench", "-p", "16", "-n", "4", "-r", "1", "--context", "64", "--plot", str(out)]) == 0
@@ -26,6 +27,7 @@ def test_bench_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "tokens a second" in found
 
 
+@pytest.mark.slow
 def test_profile_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "profile.svg"
     assert run(["profile", "-d", "20", "-r", "2", "--context", "64", "--plot", str(out)]) == 0

@@ -83,6 +83,7 @@ def test_the_order_of_additions_depends_on_columns_and_format_alone() -> None:
     assert tuned.lanes_for("f16", 4096, 512).order == Tuning().lanes_for("f16", 4096, 512).order
 
 
+@pytest.mark.slow
 def test_tuning_a_model(kept: Path, tmp_path: Path) -> None:
     """Measured once, kept, and taken by the next device; the greedy text is the built-in tuning's."""
     config = random_models.config(max_position_embeddings=128)
@@ -172,6 +173,7 @@ def bits(llm: LLM, prompts: list[list[int]]) -> list[list[tuple]]:
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     done = run("tune", "--json", LLAMAGPU_CACHE=str(kept))
