@@ -1,23 +1,9 @@
-//! needs flash
+//! needs decode flash
 // One new position for each of several sequences: attention over a run of 256 positions of the cache, unnormalised.
 // partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in the run, then (m, Σⱼ exp(scoreⱼ - m), 0, 0). Where the grid
 // has one run there is nothing to merge: out[r, h, :] is the sum divided by Σⱼ exp(scoreⱼ - m).
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
 const RUN = 256u;
-struct Params {
-    rows: u32,
-    kv_heads: u32,
-    group: u32,       // query heads to a K/V head
-    tiles: u32,       // ceil(group / QUERIES)
-    splits: u32,      // runs in the grid; rows with fewer leave early
-    stride4: u32,     // groups of four from a row of q to the next
-    table: u32,       // entries a sequence has in the page table
-    scale: f32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;               // [rows, heads · 4 · D4 …]
-@group(0) @binding(4) var<storage, read_write> partials: array<vec4<f32>>;  // [rows, heads, splits, D4 + 1] of four
 var<private> row: u32;
 var<private> split: u32;
 var<private> kv_head: u32;

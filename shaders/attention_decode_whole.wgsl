@@ -1,24 +1,10 @@
-//! needs run
+//! needs decode run
 //! const QUERIES
 // One new position for each of several sequences, as attention_decode, for GPUs: a workgroup takes a run at once, in five
 // steps: an invocation a position makes the scores of up to four heads, all find their maximum, and SLICES invocations for
 // every load along V and every head add up their share of the positions.
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
 const LOWEST = -1.0e30;
-struct Params {
-    rows: u32,
-    kv_heads: u32,
-    group: u32,       // query heads to a K/V head
-    tiles: u32,       // ceil(group / QUERIES)
-    splits: u32,      // runs in the grid; rows with fewer leave early
-    stride4: u32,     // groups of four from a row of q to the next
-    table: u32,       // entries a sequence has in the page table
-    scale: f32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;               // [rows, heads · 4 · D4 …]
-@group(0) @binding(4) var<storage, read_write> partials: array<vec4<f32>>;  // [rows, heads, splits, D4 + 1] of four
 var<workgroup> tops: array<vec4<f32>, 16>;
 var<workgroup> accs: array<vec4<f32>, RUN * KV_WIDE>;       // [slice, query, D4]
 var<workgroup> sums: array<f32, RUN>;                       // [slice, query]

@@ -15,11 +15,12 @@ from llamagpu.gpu import native
 from llamagpu.gpu.encode import Dispatch
 from llamagpu.gpu.plan import Plan
 from llamagpu.gpu.tensor import Part
+from llamagpu.gpu.timing import TIMESTAMPS
 
 if TYPE_CHECKING:
     from llamagpu.gpu.device import Device
 
-TIMESTAMPS, INSIDE_PASSES = "timestamp-query", "timestamp-query-inside-passes"
+INSIDE_PASSES = "timestamp-query-inside-passes"
 _MOST_QUERIES = 4096  # WebGPU's limit for a query set
 
 

@@ -23,7 +23,7 @@ fn run_at(which: u32, position: u32) -> u32 {
     return paged_index(page, which, run_kv_head, params.kv_heads, position) / KV_WIDE;
 }
 
-// Four values of a slice, one load each, from its i-th on.
+// Four values of a slice, one load each: of positions p, p + SLICES, … of the run.
 fn run_values(begin: u32, count: u32, p: u32, c: u32) -> RunValues {
     let last = count - 1u;
     var out: RunValues;
