@@ -11,18 +11,19 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from llamagpu.version import __version__
+
 if TYPE_CHECKING:
     from llamagpu.engine import LLM, Result, Stream
     from llamagpu.errors import LlamaGPUError
 
-__version__ = "0.1.0"
 __all__ = ["LLM", "LlamaGPUError", "Result", "Stream", "__version__"]
 
 logging.getLogger("llamagpu").addHandler(logging.NullHandler())
 _HOMES = {"LLM": "engine", "Result": "engine", "Stream": "engine", "LlamaGPUError": "errors"}
 
 
-def __getattr__(name: str) -> Any:  # what needs wgpu is imported when it is first used
+def __getattr__(name: str) -> Any:  # rooms that need wgpu are imported at first use
     if name in _HOMES:
         return getattr(importlib.import_module(f"llamagpu.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'llamagpu' has no attribute {name!r}")

@@ -1,6 +1,8 @@
-"""What can go wrong, in the user's words: what happened, why, and what to do; each with its exit code."""
+"""Errors: each says what happened, why, and what to do, and has an exit code."""
 
 from __future__ import annotations
+
+from typing import Any, NoReturn
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
@@ -8,8 +10,8 @@ INTERRUPTED = 130  # the exit code after Ctrl-C
 class LlamaGPUError(Exception):
     """The base of every error this library raises on purpose.
 
-    ``what`` is one line, ``why`` and ``hint`` (what to do) are optional further lines.
-    ``exit_code`` is what the command line ends with.
+    ``what`` is one line; ``why`` and ``hint`` (what to do) are optional further lines. The command line ends with
+    ``exit_code``.
     """
 
     exit_code = 1
@@ -18,15 +20,18 @@ class LlamaGPUError(Exception):
         super().__init__("\n".join(line for line in (what, why, hint) if line))
         self.what, self.why, self.hint = what, why, hint
 
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception would pickle the joined text as ``what``
+        return type(self), (self.what, self.why, self.hint)
+
 
 class UsageError(LlamaGPUError, ValueError):
-    """An argument is out of its range, or a combination makes no sense."""
+    """An argument is out of its range, or arguments exclude one another."""
 
     exit_code = 2
 
 
 class ModelNotFoundError(LlamaGPUError, FileNotFoundError):
-    """The model, or a file that it needs, is not there, or the hub cannot be reached."""
+    """The model or one of its files is missing, or the hub cannot be reached."""
 
     exit_code = 3
 
@@ -35,7 +40,7 @@ class ModelNotFoundError(LlamaGPUError, FileNotFoundError):
 
 
 class UnsupportedModelError(LlamaGPUError):
-    """The model asks for arithmetic that is not implemented, or its files contradict one another."""
+    """The model needs arithmetic that is not implemented, or its files contradict one another."""
 
     exit_code = 4
 
@@ -53,10 +58,21 @@ class OutOfMemoryError(LlamaGPUError):
 
 
 class DeviceLostError(LlamaGPUError):
-    """The device was lost, destroyed, closed, or does not answer."""
+    """The device was lost, destroyed or closed, or does not answer."""
 
     exit_code = 6
 
 
 class KernelError(LlamaGPUError):
-    """A shader did not compile or a dispatch was refused: a bug in a kernel, or in its caller."""
+    """A kernel was called with tensors that it cannot take, or a shader did not compile."""
+
+
+class Unique:
+    """Base of objects that own a GPU device or threads: copying and pickling them is an error."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError(
+            f"A {type(self).__name__} cannot be copied or pickled.",
+            "It owns memory of a GPU and a running thread.",
+            "Pass the object itself, or open another one where it is needed (threads may share one).",
+        )

@@ -1,9 +1,9 @@
 //! needs decode flash
+//! const RUN
 // One new position for each of several sequences: attention over a run of 256 positions of the cache, unnormalised.
 // partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in the run, then (m, Σⱼ exp(scoreⱼ - m), 0, 0). Where the grid
 // has one run there is nothing to merge: out[r, h, :] is the sum divided by Σⱼ exp(scoreⱼ - m).
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
-const RUN = 256u;
 var<private> row: u32;
 var<private> split: u32;
 var<private> kv_head: u32;

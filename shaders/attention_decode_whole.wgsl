@@ -1,5 +1,5 @@
 //! needs decode run
-//! const QUERIES
+//! const QUERIES RUN
 // One new position for each of several sequences, as attention_decode, for GPUs: a workgroup takes a run at once, in five
 // steps: an invocation a position makes the scores of up to four heads, all find their maximum, and SLICES invocations for
 // every load along V and every head add up their share of the positions.
@@ -9,7 +9,7 @@ var<workgroup> tops: array<vec4<f32>, 16>;
 var<workgroup> accs: array<vec4<f32>, RUN * KV_WIDE>;       // [slice, query, D4]
 var<workgroup> sums: array<f32, RUN>;                       // [slice, query]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(RUN)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let index = id.y * grid.x + id.x;

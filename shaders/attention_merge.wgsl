@@ -1,7 +1,6 @@
-//! const D4
+//! const D4 RUN
 // The runs of attention_decode become attention: out[r, h, :] = Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ, runs in order.
 // Grid: ceil(rows · heads · D4 / 64) workgroups; an invocation makes four elements.
-const RUN = 256u;
 struct Params {
     rows: u32,
     heads: u32,

@@ -1,7 +1,7 @@
-//! needs weights order stream
+//! needs weights order prenorm
 //! const PAGE
 // The beginning of a step: for every row the residual stream becomes W[token(r), :], which is handed to the first norm
-// (lib/stream.wgsl), and the row's state gets its place in the cache: page(position) · PAGE + position % PAGE.
+// (lib/prenorm.wgsl), and the row's state gets its place in the cache: page(position) · PAGE + position % PAGE.
 // Grid: rows · ceil(columns4 / 64) workgroups; an invocation makes four elements.
 // A table cut by rows takes one dispatch a part; each writes the rows whose token it holds.
 struct Params {
@@ -37,6 +37,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (token >= params.first && token - params.first < params.count) {
         let v = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
         out[row * columns4 + c] = v;
-        stream_store(row, 4u * c, v, norm_weight[c]);
+        prenorm_store(row, 4u * c, v, norm_weight[c]);
     }
 }

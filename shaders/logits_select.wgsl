@@ -1,10 +1,10 @@
 //! needs settings select
+//! const LIKELY
 // Which tokens may be drawn: top-k, then top-p (Holtzman et al. 2019, arXiv:1904.09751) of what is left, then min-p
 // (arXiv:2407.01082), as one cut in the order of falling score and, among equals, rising id. Counts and masses are
 // integers, so no order of additions matters. Also log Σ e^logit, for log-probabilities of the raw logits, and the likeliest
 // tokens by raw logit.
 // Grid: a workgroup a row.
-const MOST = 20u;           // likeliest tokens a row has room for
 const ONE = 1073741824.0;   // the mass of probability 1
 struct Params {
     rows: u32,
@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [rows, vocab] raw
 @group(0) @binding(3) var<storage, read> settings: array<Settings>;     // [rows]
 @group(0) @binding(4) var<storage, read_write> cuts: array<vec4<u32>>;  // [rows] key, id, bits of log Σ e^logit, 0
-@group(0) @binding(5) var<storage, read_write> likely: array<vec2<u32>>;    // [rows, MOST] id, bits of log-probability
+@group(0) @binding(5) var<storage, read_write> likely: array<vec2<u32>>;    // [rows, LIKELY] id, bits of log-probability
 
 // The cut behind the tokens whose weights reach `goal` within `cut`.
 fn cut_at(local: u32, base: u32, cut: vec2<u32>, top: f32, scale: f32, goal: u32) -> vec2<u32> {
@@ -101,7 +101,7 @@ fn likeliest(local: u32, row: u32, base: u32, count: u32, log_sum: f32) {
         last = best;
         last_id = best_id;
         if (local == 0u) {
-            likely[row * MOST + n] = vec2<u32>(best_id, bitcast<u32>(best - log_sum));
+            likely[row * LIKELY + n] = vec2<u32>(best_id, bitcast<u32>(best - log_sum));
         }
     }
 }

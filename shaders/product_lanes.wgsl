@@ -1,10 +1,10 @@
 //! needs product slice order norm gather bias epilogue
-//! const COLS LANES ROWS AHEAD WORKGROUP
+//! const VECTORS LANES ROWS AHEAD WORKGROUP
 // out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, for few rows m: LANES neighbours go along k
 // together and take ROWS rows n, for GPUs, where neighbours read neighbouring memory. Lane l takes pieces l, l + LANES, …
 // in order, AHEAD (1, 2 or 4) of them at once; then the lanes are added up. The order of additions depends on LANES and
 // the pieces (of norms, on WORKGROUP), on nothing of m.
-// Grid: ceil(rows / TILE) · ceil(m / COLS) workgroups; those that read the same weights follow one another.
+// Grid: ceil(rows / TILE) · ceil(m / VECTORS) workgroups; those that read the same weights follow one another.
 const TEAMS = WORKGROUP / LANES;    // of LANES invocations each
 const TILE = TEAMS * ROWS;          // rows of a workgroup, a multiple of four
 
@@ -12,7 +12,7 @@ const TILE = TEAMS * ROWS;          // rows of a workgroup, a multiple of four
 fn norm_total(c: u32) -> f32 {
     var total = 0.0;
     for (var t = 0u; t < TEAMS * NORM_SUMS; t++) {
-        total += gather_get(TEAMS * COLS + c / 4u * TEAMS + t)[c % 4u];
+        total += gather_get(TEAMS * VECTORS + c / 4u * TEAMS + t)[c % 4u];
     }
     return total;
 }
@@ -21,9 +21,9 @@ fn norm_total(c: u32) -> f32 {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let group = id.y * grid.x + id.x;
-    let deep = (params.m + COLS - 1u) / COLS;
+    let deep = (params.m + VECTORS - 1u) / VECTORS;
     let base = group / deep * TILE;
-    slice_first = group % deep * COLS;
+    slice_first = group % deep * VECTORS;
     slice_last = (params.k4 + PIECES4 - 1u) / PIECES4 - 1u;
     let team = local / LANES;
     let lane = local % LANES;
@@ -34,15 +34,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     var early: Early;                       // loaded in front, as the norms are, so that it is not waited for
     let own = base + local * 4u;            // what a single column's epilogue will take here
-    if (COLS == 1u && local < TILE / 4u && own < params.rows) {
+    if (VECTORS == 1u && local < TILE / 4u && own < params.rows) {
         early = epilogue_early(slice_first, params.first + own, min(4u, params.rows - own));
     }
     var norm_low: vec4<f32>;
     var norm_high: vec4<f32>;
-    for (var c = 0u; c < min(4u, COLS) * NORM_SUMS; c++) {
+    for (var c = 0u; c < min(4u, VECTORS) * NORM_SUMS; c++) {
         norm_low[c] = norm_partial(min(slice_first + c, params.m - 1u), local, WORKGROUP);
     }
-    for (var c = 4u; c < COLS * NORM_SUMS; c++) {
+    for (var c = 4u; c < VECTORS * NORM_SUMS; c++) {
         norm_high[c - 4u] = norm_partial(min(slice_first + c, params.m - 1u), local, WORKGROUP);
     }
     var sums = array<vec4<f32>, 8>();
@@ -65,29 +65,29 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             }
         }
     }
-    for (var c = 0u; c < COLS; c++) {
-        gather_put(team * COLS + c, sums[c], local);
+    for (var c = 0u; c < VECTORS; c++) {
+        gather_put(team * VECTORS + c, sums[c], local);
     }
     if (NORM_SUMS > 0u) {
-        gather_put(TEAMS * COLS + team, norm_low, local);
-        if (COLS > 4u) {
-            gather_put(TEAMS * COLS + TEAMS + team, norm_high, local);
+        gather_put(TEAMS * VECTORS + team, norm_low, local);
+        if (VECTORS > 4u) {
+            gather_put(TEAMS * VECTORS + TEAMS + team, norm_high, local);
         }
     }
     workgroupBarrier();
-    for (var item = local; item < TILE / 4u * COLS; item += WORKGROUP) {
-        let n = base + item / COLS * 4u;
-        let c = item % COLS;
+    for (var item = local; item < TILE / 4u * VECTORS; item += WORKGROUP) {
+        let n = base + item / VECTORS * 4u;
+        let c = item % VECTORS;
         if (n < params.rows && slice_first + c < params.m) {
             let count = min(4u, params.rows - n);
             let scale = norm_scale(norm_total(c));
             var value: vec4<f32>;
             for (var j = 0u; j < 4u; j++) {
-                let member = item / COLS * 4u + j;
-                let total = gather_get(member / ROWS * COLS + c)[member % ROWS];
+                let member = item / VECTORS * 4u + j;
+                let total = gather_get(member / ROWS * VECTORS + c)[member % ROWS];
                 value[j] = fma(total, scale, bias_load(params.first + n + min(j, count - 1u)));
             }
-            if (COLS > 1u) {
+            if (VECTORS > 1u) {
                 early = epilogue_early(slice_first + c, params.first + n, count);
             }
             epilogue(slice_first + c, params.first + n, value, count, early);

@@ -1,21 +1,21 @@
 //! needs product weights order source norm share bias epilogue
-//! const COLS
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue: four rows n of W and up to COLS rows m of x to
+//! const VECTORS
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue: four rows n of W and up to VECTORS rows m of x to
 // an invocation, in registers, without workgroup memory: for software adapters, where an invocation is a SIMD lane of a
 // core. The order of additions is that of k, in stretches, and does not depend on m.
-// Grid: ceil(rows / 64) · ceil(m / COLS) workgroups; those that read the same weights follow one another.
+// Grid: ceil(rows / 64) · ceil(m / VECTORS) workgroups; those that read the same weights follow one another.
 const ROWS = 4u;
 const WORKGROUP_ROWS = 16u * ROWS;
 const CHUNK4 = min(8u, FOLD4);   // groups of four of x that neighbours take at once
-alias Sums = array<f32, ROWS * COLS>;
+alias Sums = array<f32, ROWS * VECTORS>;
 
 struct Chunk {
     first: u32,                          // row of x
     k: u32,                              // group of four along k that it begins with
     at: array<u32, ROWS>,                // where the rows of W begin
     raw: array<WeightsRaw, ROWS>,        // the loads that are in use
-    taken: array<vec4<f32>, COLS>,       // what share_take gave
-    x_sum: array<f32, COLS>,
+    taken: array<vec4<f32>, VECTORS>,       // what share_take gave
+    x_sum: array<f32, VECTORS>,
     part: Sums,
 }
 
@@ -35,11 +35,11 @@ fn multiply(chunk: ptr<function, Chunk>, i: u32) {
     for (var r = 0u; r < ROWS; r++) {
         w[r] = weights_part(chunk.raw[r], i % WEIGHTS_WIDE);
     }
-    for (var c = 0u; c < COLS; c++) {
+    for (var c = 0u; c < VECTORS; c++) {
         let v = share_get(chunk.taken[c], min(chunk.first + c, params.m - 1u), chunk.k, i);
         chunk.x_sum[c] += (v.x + v.y) + (v.z + v.w);
         for (var r = 0u; r < ROWS; r++) {
-            chunk.part[r * COLS + c] += dot(w[r], v);
+            chunk.part[r * VECTORS + c] += dot(w[r], v);
         }
     }
 }
@@ -48,11 +48,11 @@ fn multiply(chunk: ptr<function, Chunk>, i: u32) {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let group = id.y * grid.x + id.x;
-    let deep = (params.m + COLS - 1u) / COLS;
+    let deep = (params.m + VECTORS - 1u) / VECTORS;
     let row = (group / deep) * WORKGROUP_ROWS + local * ROWS;
     let lane = local % 8u;
     var chunk: Chunk;
-    chunk.first = group % deep * COLS;
+    chunk.first = group % deep * VECTORS;
     var scales: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         let held = order_row(min(row + r, params.rows - 1u), params.rows);
@@ -63,10 +63,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let stretches = (params.k4 + FOLD4 - 1u) / FOLD4;
     for (var s = 0u; s < stretches; s++) {
         chunk.part = Sums();
-        chunk.x_sum = array<f32, COLS>();
+        chunk.x_sum = array<f32, VECTORS>();
         for (var begin = 0u; begin < FOLD4; begin += CHUNK4) {
             chunk.k = s * FOLD4 + begin;
-            for (var c = 0u; c < COLS; c++) {
+            for (var c = 0u; c < VECTORS; c++) {
                 chunk.taken[c] = share_take(min(chunk.first + c, params.m - 1u), chunk.k, lane);
             }
             multiply(&chunk, 0u);
@@ -79,25 +79,25 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             multiply(&chunk, 7u);
         }
         for (var r = 0u; r < ROWS; r++) {
-            for (var c = 0u; c < COLS; c++) {
-                let i = r * COLS + c;
+            for (var c = 0u; c < VECTORS; c++) {
+                let i = r * VECTORS + c;
                 sum[i] = fold_join(sum[i], chunk.part[i], chunk.x_sum[c], scales[r] + s);
             }
         }
     }
-    var scale: array<f32, COLS>;
-    for (var c = 0u; c < COLS; c++) {   // apart, as loops with loops inside are not unrolled
+    var scale: array<f32, VECTORS>;
+    for (var c = 0u; c < VECTORS; c++) {   // apart, as loops with loops inside are not unrolled
         let m = min(chunk.first + c, params.m - 1u);
         scale[c] = norm_scale(share_sum(norm_partial(m, lane % SHARE_LANES, SHARE_LANES)));
     }
     let count = min(ROWS, params.rows - min(row, params.rows));
     let n = params.first + row;
-    for (var c = 0u; c < COLS; c++) {
+    for (var c = 0u; c < VECTORS; c++) {
         let m = min(chunk.first + c, params.m - 1u);
         if (count > 0u && chunk.first + c < params.m) {
             var value: vec4<f32>;
             for (var r = 0u; r < ROWS; r++) {
-                value[r] = fma(sum[r * COLS + c], scale[c], bias_load(n + min(r, count - 1u)));
+                value[r] = fma(sum[r * VECTORS + c], scale[c], bias_load(n + min(r, count - 1u)));
             }
             epilogue(m, n, value, count, epilogue_early(m, n, count));
         }

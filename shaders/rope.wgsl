@@ -11,7 +11,7 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, 0
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;       // [positions, half] cos, sin
+@group(0) @binding(2) var<storage, read> cos_sin: array<vec2<f32>>;       // [positions, half] cos, sin
 @group(0) @binding(3) var<storage, read_write> x: array<f32>;           // [rows, at least heads · 2 · half]
 
 @compute @workgroup_size(64)
@@ -28,9 +28,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let base = row * params.stride + head * 2u * params.half;
     let a = base + select(pair, 2u * pair, INTERLEAVED);
     let b = a + select(params.half, 1u, INTERLEAVED);
-    let turn = turns[step_rows[row].y * params.half + pair];
+    let rotation = cos_sin[step_rows[row].y * params.half + pair];
     let xa = x[a];
     let xb = x[b];
-    x[a] = xa * turn.x - xb * turn.y;
-    x[b] = xb * turn.x + xa * turn.y;
+    x[a] = xa * rotation.x - xb * rotation.y;
+    x[b] = xb * rotation.x + xa * rotation.y;
 }

@@ -1,13 +1,13 @@
 //! needs gumbel select
+//! const CHUNK STOPS
 // The next token of every row, of those inside the row's cut: arg max of the score, or of score · factor + Gumbel noise,
 // which draws from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
-// `partial` (grid: rows · chunks workgroups) reduces chunks of 1,024 scores; `final_` (grid: rows) the chunks. The token
+// `partial` (grid: rows · chunks workgroups) reduces chunks of CHUNK scores; `final_` (grid: rows) the chunks. The token
 // goes to the row of the next step, whose position advances, and into the counts of what was made. A row that ends here
 // (a stop id, its last position, no finite scores) becomes a padding row: later steps write nothing of its sequence.
-const CHUNK = 1024u;
 const WIDTH = 256u;
 const PICKERS = 16u;         // invocations that go through the candidates of the others
-const DRAW = 4u;            // vectors that a row of draws takes
+const DRAW = 1u + STOPS / 4u;   // vectors in a row of draws
 struct Params {
     rows: u32,
     vocab: u32,
@@ -68,7 +68,7 @@ fn pick(local: u32, value: f32, id: u32, flag: u32) -> vec4<u32> {
 
 fn ends(row: u32, token: u32, position: u32) -> bool {
     let draw = draws[row * DRAW];
-    for (var i = 0u; i < min(draw.w, 4u * (DRAW - 1u)); i++) {
+    for (var i = 0u; i < min(draw.w, STOPS); i++) {
         if (draws[row * DRAW + 1u + i / 4u][i % 4u] == token) {
             return true;
         }

@@ -9,19 +9,20 @@ with gpu.open() as device:
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.device import Device, open_device
-from llamagpu.gpu.dtypes import narrow_bf16, widen_bf16
+from llamagpu.gpu.dtypes import LONG_NAMES, dtype_name, narrow_bf16, widen_bf16
 from llamagpu.gpu.gate import Slot
+from llamagpu.gpu.ledger import Part
 from llamagpu.gpu.linker import Program, link, shader_root
-from llamagpu.gpu.memory import UPLOAD_ROWS
 from llamagpu.gpu.native import version
 from llamagpu.gpu.plan import Plan
-from llamagpu.gpu.profiles import profile_path, store_tuning
-from llamagpu.gpu.tensor import Part, Tensor, pack_rows, row_items
-from llamagpu.gpu.tuning import Lanes, Tuning, default_tuning, variants
+from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, pack_rows, row_items
+from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
+from llamagpu.gpu.tuning_store import cache_folder, store_tuning, tuning_path
 
 open = open_device
 
 __all__ = [
+    "LONG_NAMES",
     "UPLOAD_ROWS",
     "Adapter",
     "Affine",
@@ -30,21 +31,25 @@ __all__ = [
     "Part",
     "Plan",
     "Program",
+    "ReadTuning",
     "Slot",
     "Tensor",
+    "TunedLanes",
     "Tuning",
+    "cache_folder",
     "choose_adapter",
     "default_tuning",
+    "dtype_name",
     "link",
     "list_adapters",
     "narrow_bf16",
     "open",
     "open_device",
     "pack_rows",
-    "profile_path",
     "row_items",
     "shader_root",
     "store_tuning",
+    "tuning_path",
     "variants",
     "version",
     "widen_bf16",

@@ -1,4 +1,4 @@
-"""Which GPU: listing the adapters, choosing one by rule, and saying why."""
+"""GPU adapters: listed, chosen by rule with the reason in words, and asked for a device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from typing import Any
 
 from llamagpu.errors import NoAdapterError
 from llamagpu.gpu import native
+from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP
 
 log = logging.getLogger("llamagpu")
 
 _KIND_ORDER = {"discrete": 0, "integrated": 1, "other": 2, "software": 3}
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
 _BACKEND_ORDER = {"Metal": 0, "Vulkan": 0, "D3D12": 1}  # OpenGL is never chosen unasked
+WANTED_FEATURES = (SHADER_F16, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
+# WebGPU's defaults. Every kernel keeps within them, so only the buffer sizes are raised.
+_BASELINE = {
+    "max-bind-groups": 4,
+    "max-storage-buffers-per-shader-stage": 8,
+    "max-uniform-buffers-per-shader-stage": 12,
+    "max-uniform-buffer-binding-size": 65536,
+    "max-storage-buffer-binding-size": 134217728,
+    "max-buffer-size": 268435456,
+    "min-uniform-buffer-offset-alignment": 256,
+    "min-storage-buffer-offset-alignment": 256,
+    "max-compute-workgroup-storage-size": 16384,
+    "max-compute-invocations-per-workgroup": 256,
+    "max-compute-workgroup-size-x": 256,
+    "max-compute-workgroup-size-y": 256,
+    "max-compute-workgroup-size-z": 64,
+    "max-compute-workgroups-per-dimension": 65535,
+}
 _INSTALL = (
     "Install a Vulkan driver for the GPU; on Debian or Ubuntu the software one is: apt-get install mesa-vulkan-drivers"
 )
@@ -32,8 +51,19 @@ class Adapter:
 
     @property
     def usable(self) -> bool:
-        """Whether the rule may choose it without being asked."""
+        """Whether the rule may choose it unasked."""
         return self.backend in _BACKEND_ORDER
+
+    def request_device(self, baseline: bool) -> tuple[Any, frozenset[str]]:
+        """A native device, and the features that it has. ``baseline`` takes no features and WebGPU's default limits."""
+        features = [] if baseline else [f for f in WANTED_FEATURES if f in self.handle.features]
+        limits = dict(_BASELINE)
+        if not baseline:
+            for key in ("max-storage-buffer-binding-size", "max-buffer-size"):
+                limits[key] = self.handle.limits[key]
+        with native.errors("opening the device"):
+            handle = self.handle.request_device_sync(required_features=features, required_limits=limits)
+        return handle, frozenset(features)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {self.backend})"

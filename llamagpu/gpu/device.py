@@ -1,83 +1,72 @@
-"""A device: its limits, its buffers, its pipelines. Everything that touches wgpu runs on its own thread."""
+"""A device: opened and closed, its tensors, its kernels and recorded plans."""
 
 from __future__ import annotations
 
 import atexit
+import math
 import struct
+import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any, TypeVar, cast
 
-from llamagpu.errors import DeviceLostError, KernelError
-from llamagpu.gpu import native
+import numpy as np
+
+from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, Unique
 from llamagpu.gpu.adapter import Adapter, choose_adapter
-from llamagpu.gpu.gate import Gate
-from llamagpu.gpu.ledger import Ledger, memory_limit
+from llamagpu.gpu.affine import Affine
+from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
+from llamagpu.gpu.ledger import Buffer, Ledger, Part, memory_limit
 from llamagpu.gpu.linker import Program, link
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
 from llamagpu.gpu.plan import Call, Plan
-from llamagpu.gpu.profiles import stored_tuning
-from llamagpu.gpu.staging import Staging
-from llamagpu.gpu.tensor import Part
+from llamagpu.gpu.tensor import WOVEN_ROWS, Tensor, allocated_rows, pack_rows, row_items
 from llamagpu.gpu.thread import DeviceThread
-from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP, Tuning, default_tuning
+from llamagpu.gpu.tuning import SUBGROUP, ReadTuning, Tuning, default_tuning
+from llamagpu.gpu.tuning_store import stored_tuning
 
-_WANTED_FEATURES = (SHADER_F16, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
-# WebGPU's defaults: every kernel keeps within them, so they are all that is asked for but for buffer sizes.
-_BASELINE = {
-    "max-bind-groups": 4,
-    "max-storage-buffers-per-shader-stage": 8,
-    "max-uniform-buffers-per-shader-stage": 12,
-    "max-uniform-buffer-binding-size": 65536,
-    "max-storage-buffer-binding-size": 134217728,
-    "max-buffer-size": 268435456,
-    "min-uniform-buffer-offset-alignment": 256,
-    "min-storage-buffer-offset-alignment": 256,
-    "max-compute-workgroup-storage-size": 16384,
-    "max-compute-invocations-per-workgroup": 256,
-    "max-compute-workgroup-size-x": 256,
-    "max-compute-workgroup-size-y": 256,
-    "max-compute-workgroup-size-z": 64,
-    "max-compute-workgroups-per-dimension": 65535,
-}
+T = TypeVar("T")
+_PARAM_CODES = {"u32": "I", "i32": "i", "f32": "f"}
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
-class Device(Memory):
+class _Kernels(threading.local):
+    """What the kernel calls of one thread do: the tuning they take, and the plan they are recorded in."""
+
+    tuning: Tuning | None = None
+    recorded: list[Call] | None = None
+
+
+class Device(Unique):
     """An open GPU device. Use it from any thread; close it, or use it as a context manager.
 
-    ``ledger`` knows the memory held, ``tuning`` the kernel variants in use, ``features`` what was requested and got.
+    Attributes:
+        memory: its buffers; ``ledger`` counts them.
+        features: the optional features that were requested and granted.
+        measured: whether the default tuning was measured on this adapter.
+        subgroup_size: counted on the device; 0 where lanes are not contiguous or subgroups are missing.
+
     Make one with ``llamagpu.gpu.open``.
     """
 
     def __init__(self, adapter: Adapter, reason: str, *, baseline: bool = False, limit: int | None = None):
         self.adapter, self.reason = adapter, reason
-        features = [] if baseline else [f for f in _WANTED_FEATURES if f in adapter.handle.features]
-        limits = dict(_BASELINE)
-        if not baseline:
-            for key in ("max-storage-buffer-binding-size", "max-buffer-size"):
-                limits[key] = adapter.handle.limits[key]
-        with native.errors("opening the device"):
-            self.handle = adapter.handle.request_device_sync(required_features=features, required_limits=limits)
-        self.features = frozenset(features)
-        self.max_binding: int = min(self.handle.limits["max-storage-buffer-binding-size"], 2**32 - 4)
-        self.max_buffer: int = self.handle.limits["max-buffer-size"]
-        self.max_workgroups: int = self.handle.limits["max-compute-workgroups-per-dimension"]
+        handle, self.features = adapter.request_device(baseline)
         self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
-        self.gate = Gate(self.handle, spin=adapter.kind != "software")
         self.thread = DeviceThread()
-        self.pipelines = Pipelines(self.handle)
-        self.staging = Staging(self)
-        self._recorder: list[Call] | None = None
+        self.memory = Memory(handle, adapter, self.ledger, self.thread)
+        self.pipelines = Pipelines(handle)
+        self._kernels = _Kernels()
         self._closed = False
-        self.fence = self.allocate(16, "fence")
-        self.tuning, self.measured = Tuning(), False  # whether the tuning was measured
         _open_devices.add(self)
+        self._default, self.measured = Tuning(), False
         self.subgroup_size = self._count_subgroup() if SUBGROUP in self.features else 0
-        built_in = default_tuning(adapter.kind, self.features, self.subgroup_size)
         stored = None if baseline else stored_tuning(adapter, self.features, self.subgroup_size)
-        self.tuning, self.measured = stored or built_in, stored is not None
+        self._default = stored or default_tuning(adapter.kind, self.features, self.subgroup_size)
+        self.measured = stored is not None
 
     def __enter__(self) -> Device:
         return self
@@ -91,7 +80,7 @@ class Device(Memory):
     # --- lifetime ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free everything. What is queued is finished first; later use raises DeviceLostError."""
+        """Finish what is queued and free everything. Later use raises DeviceLostError."""
         if self._closed:
             return
         self._closed = True
@@ -102,29 +91,125 @@ class Device(Memory):
         self.thread.close()
 
     def _destroy(self) -> None:
-        self.gate.fail(DeviceLostError("The device is closed.", "", "Open it again to use it."))
-        for buffer in self.ledger.live():
-            self.free(buffer)
+        self.memory.gate.fail(DeviceLostError("The device is closed.", "", "Open it again to use it."))
         self.pipelines.clear()
-        self.handle.destroy()
+        self.memory.destroy()
+
+    def call(self, fn: Callable[[], T]) -> T:
+        """Run ``fn`` on the device thread and return its result."""
+        return self.thread.call(fn)
+
+    def finish(self) -> None:
+        """Wait until all queued work is done."""
+        self.memory.finish()
 
     def _count_subgroup(self) -> int:
-        """Invocations of a subgroup, counted as drivers report a range; 0 where they are no neighbours."""
+        """Size of a subgroup, counted because drivers report a range; 0 if its lanes are not contiguous."""
         out = self.empty((64,), "u32")
         self.dispatch(Program("subgroup_size"), 1, {}, {"out": out.part})
         sizes = out.numpy()
         out.free()
         return int(sizes[0]) if (sizes == sizes[0]).all() else 0
 
+    # --- tensors ----------------------------------------------------------------------------
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: Any = "f32", *, purpose: str = "data", tail: int = 0, woven: bool = False
+    ) -> Tensor:
+        """A zeroed tensor, cut by rows into as many parts as the binding limit requires.
+
+        Args:
+            shape: at least one axis; the last one is the columns.
+            dtype: ``f32``, ``f16``, ``bf16`` or ``u32``, or their long names.
+            tail: guard bytes behind the rows, inside the binding (for tests).
+            woven: whether the rows are woven (see ``tensor.woven_order``).
+        """
+        if not shape or min(shape) < 1:
+            raise KernelError(f"A tensor cannot have the shape {shape}.", "Every axis is at least 1.")
+        dtype = dtype_name(dtype)
+        rows, row_bytes = math.prod(shape[:-1]), row_items(shape[-1], dtype) * ITEM_SIZE[dtype]
+        self.ledger.check(rows * row_bytes, purpose)
+        counts = self._rows_of_parts(rows, row_bytes, tail, woven)
+        parts = tuple(self._part(first, n, row_bytes, purpose, tail, woven) for first, n in counts)
+        return Tensor(self, shape, dtype, parts, woven=woven)
+
+    def empty_affine(
+        self, rows: int, columns: int, affine: Affine, *, purpose: str = "weights", tail: int = 0, woven: bool = False
+    ) -> Tensor:
+        """A zeroed quantised tensor [rows, columns]; the group size must divide the columns."""
+        if columns % affine.group:
+            raise KernelError(f"Groups of {affine.group} do not divide {columns} columns.")
+        data, meta = affine.data_bytes(columns), affine.meta_bytes(columns)
+        self.ledger.check(rows * (data + meta), purpose)
+        counts = self._rows_of_parts(rows, data, tail, woven)
+        parts, metas = (
+            tuple(self._part(first, n, size, purpose, tail, woven) for first, n in counts) for size in (data, meta)
+        )
+        return Tensor(self, (rows, columns), "affine", parts, affine, metas, woven)
+
+    def _rows_of_parts(self, rows: int, row_bytes: int, tail: int, woven: bool) -> list[tuple[int, int]]:
+        """First row and number of rows of each part."""
+        most = (self.memory.largest_binding - tail) // row_bytes
+        unit = 2 * WOVEN_ROWS if woven else 4  # products take four rows together
+        most = most // unit * unit or most
+        if most == 0:
+            raise OutOfMemoryError(
+                f"One row of {row_bytes / 1e6:,.1f} MB exceeds the adapter's binding limit.",
+                f"{self.adapter} allows {self.memory.max_binding / 1e6:,.1f} MB in one binding.",
+                "Use a smaller dtype.",
+            )
+        return [(first, min(most, rows - first)) for first in range(0, rows, most)]
+
+    def _part(self, first: int, rows: int, row_bytes: int, purpose: str, tail: int, woven: bool) -> Part:
+        size = max(16, -(-allocated_rows(rows, woven) * row_bytes // 16) * 16) + tail
+        part = Part(self.memory.allocate(size, purpose), 0, size, first, rows, tail)
+        if tail:
+            self.memory.write(part.buffer, size - tail, b"\xff" * tail)
+        return part
+
+    def tensor(
+        self, values: Any, dtype: Any = None, *, purpose: str = "data", tail: int = 0, woven: bool = False
+    ) -> Tensor:
+        """A tensor with the values of an array or list. ``dtype`` defaults to the array's: float64 becomes f32."""
+        name = None if dtype is None else dtype_name(dtype)
+        array = host_array(values, name)
+        if name is None:
+            name = {"float16": "f16", "uint32": "u32", "int64": "u32", "int32": "u32"}.get(array.dtype.name, "f32")
+        out = self.empty(array.shape or (1,), name, purpose=purpose, tail=tail, woven=woven)
+        out.write(array)
+        return out
+
+    def windows(self, arrays: list[Array], *, purpose: str = "data") -> list[Tensor]:
+        """Small float32 vectors side by side in one buffer, each at an offset where a binding may start."""
+        sizes = [row_items(a.shape[-1], "f32") * 4 for a in arrays]
+        offsets = np.cumsum([0] + [-(-s // 256) * 256 for s in sizes]).tolist()
+        buffer = self.memory.allocate(max(256, offsets[-1]), purpose)
+        out = []
+        for array, size, offset in zip(arrays, sizes, offsets, strict=False):
+            self.memory.write(buffer, offset, pack_rows(array.reshape(1, -1), "f32").tobytes())
+            out.append(Tensor(self, (array.shape[-1],), "f32", (Part(buffer, offset, size, 0, 1),)))
+        return out
+
+    def free(self, buffer: Buffer) -> None:
+        """Destroy a buffer at once. Freeing twice is harmless."""
+        self.memory.free(buffer)
+
     # --- kernels ----------------------------------------------------------------------------
 
-    def fold(self, groups: int) -> tuple[int, int]:
-        """Workgroups as (x, y) within the limit for one dimension; kernels read ``y · X + x`` and leave the rest."""
-        y = -(-groups // self.max_workgroups)
-        x = -(-groups // y)
-        if y > self.max_workgroups or groups < 1:
-            raise KernelError(f"{groups} workgroups cannot be dispatched.")
-        return x, y
+    @property
+    def tuning(self) -> Tuning:
+        """The tuning of kernels called now by this thread: of the recording in progress, of ``using``, or the
+        default."""
+        return self._kernels.tuning or self._default
+
+    @contextmanager
+    def using(self, tuning: Tuning | ReadTuning) -> Iterator[None]:
+        """Kernels called by this thread inside the block take this tuning. Other threads are not affected."""
+        before, self._kernels.tuning = self._kernels.tuning, cast(Tuning, tuning)
+        try:
+            yield
+        finally:
+            self._kernels.tuning = before
 
     def dispatch(
         self,
@@ -135,10 +220,10 @@ class Device(Memory):
         work: int = 0,
         reads: int = 0,
     ) -> None:
-        """Run a kernel now, or add it to the plan being recorded.
+        """Queue a kernel, or add it to the plan being recorded.
 
         Args:
-            groups: workgroups, counted linearly; folded where a dimension's limit is passed.
+            groups: workgroups, counted linearly; folded where they exceed the limit of one dimension.
             params: values for every field of the shader's ``struct Params``.
             bindings: a window for every storage variable, by its name in the shader.
             work: multiply-adds, for pacing long plans and for profiles.
@@ -150,36 +235,36 @@ class Device(Memory):
         names = {b.name for b in linked.bindings if b.kind != "uniform"}
         if names != set(bindings):
             raise KernelError(f"{program.label}: bindings {sorted(names ^ set(bindings))} are missing or not known.")
-        codes = {"u32": "I", "i32": "i", "f32": "f"}
-        packed = b"".join(struct.pack("<" + codes[kind], params[name]) for name, kind in linked.params)
-        padded = packed.ljust(-(-len(packed) // 16) * 16, b"\0")
-        call = Call(program, groups, padded, dict(bindings), work, reads)
+        packed = b"".join(struct.pack("<" + _PARAM_CODES[kind], params[name]) for name, kind in linked.params)
+        call = Call(program, groups, packed.ljust(-(-len(packed) // 16) * 16, b"\0"), dict(bindings), work, reads)
+        if self._kernels.recorded is not None:
+            self._kernels.recorded.append(call)
+            return
+        trusted = self.tuning.trusted
 
         def run() -> None:
-            if self._recorder is not None:
-                self._recorder.append(call)
-                return
-            plan = Plan(self, [call])
+            plan = Plan(self.memory, self.pipelines, [call], trusted)
             plan.run()
             plan.free()
 
         self.call(run)
 
-    def record(self, forward: Callable[[], object]) -> Plan:
-        """Call ``forward``; the kernels that it calls become a plan instead of running."""
+    def record(self, forward: Callable[[], object], tuning: Tuning | None = None) -> Plan:
+        """Call ``forward`` here; the kernels that it calls become a plan instead of running.
 
-        def make() -> Plan:
-            if self._recorder is not None:
-                raise KernelError("A plan is being recorded already.")
-            calls: list[Call] = []
-            self._recorder = calls
+        The plan keeps the tuning it was recorded with: ``tuning``, or the one of the calling thread.
+        """
+        kernels = self._kernels
+        if kernels.recorded is not None:
+            raise KernelError("A plan is being recorded already.")
+        with self.using(tuning or self.tuning):
+            calls = kernels.recorded = []
             try:
                 forward()
             finally:
-                self._recorder = None
-            return Plan(self, calls)
-
-        return self.call(make)
+                kernels.recorded = None
+            trusted = self.tuning.trusted
+        return self.call(lambda: Plan(self.memory, self.pipelines, calls, trusted))
 
 
 def open_device(device: str | Device = "auto", *, baseline: bool = False, memory_limit: int | None = None) -> Device:
@@ -187,7 +272,7 @@ def open_device(device: str | Device = "auto", *, baseline: bool = False, memory
 
     Args:
         baseline: request WebGPU's default limits and no features, as a test of portability.
-        memory_limit: bytes that buffers may take together; the default is what the machine has free.
+        memory_limit: bytes that buffers may take together; the default is the free memory of the machine.
 
     Raises:
         NoAdapterError: no adapter matches.

@@ -11,7 +11,27 @@ from llamagpu.errors import KernelError
 
 ITEM_SIZE = {"f32": 4, "u32": 4, "f16": 2, "bf16": 2}
 NUMPY = {"f32": np.float32, "u32": np.uint32, "f16": np.float16, "bf16": np.uint16}
+LONG_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "u32": "uint32"}
+_SHORT_NAMES = {long: short for short, long in LONG_NAMES.items()} | {"half": "f16", "float": "f32"}
 Array = npt.NDArray[np.generic]
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a tensor's dtype: ``f16`` for ``"f16"``, ``"float16"``, ``np.float16`` and ``np.dtype("f2")``.
+
+    Raises:
+        KernelError: there is no such dtype.
+    """
+    name = dtype if isinstance(dtype, str) else None
+    if name is None:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = getattr(dtype, "__name__", repr(dtype))
+    name = _SHORT_NAMES.get(name, name)
+    if name not in ITEM_SIZE:
+        raise KernelError(f"There is no dtype {dtype!r}.", f"Known: {', '.join(ITEM_SIZE)}, and their long names.")
+    return name
 
 
 def widen_bf16(bits: Array) -> npt.NDArray[np.float32]:
@@ -20,19 +40,17 @@ def widen_bf16(bits: Array) -> npt.NDArray[np.float32]:
 
 
 def narrow_bf16(values: Array) -> npt.NDArray[np.uint16]:
-    """float32 values as bfloat16 bits (uint16), to nearest, ties to even. NaN is not expected."""
+    """float32 values as bfloat16 bits (uint16), rounded to nearest, ties to even. NaN is not expected."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def host_array(values: Any, dtype: str | None) -> Array:
-    """What becomes a tensor, as an array.
+    """The values of a new tensor as an array. ``dtype`` is a short name, or None.
 
     Raises:
-        KernelError: it holds no numbers, or integers that u32 does not, or the dtype is not known.
+        KernelError: the values are not numbers, or integers outside u32.
     """
-    if dtype is not None and dtype not in ITEM_SIZE:
-        raise KernelError(f"There is no dtype {dtype!r}.", f"Known: {', '.join(ITEM_SIZE)}.")
     try:
         array = np.asarray(values)
     except ValueError as e:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamagpu.gpu import native
+from llamagpu.gpu.linker import Program
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One call made ready: handles and workgroup counts, and what it does (see ``Call``)."""
+    """One call with its handles and workgroup counts; see ``Call`` for the rest."""
 
-    label: str
+    program: Program
     pipeline: Any
     bind_groups: tuple[tuple[int, Any], ...]
     x: int
@@ -23,7 +24,7 @@ class Dispatch:
 
 
 class Encoder:
-    """Encodes slices of a list of dispatches. Setting again what is set is left out, in both ways alike."""
+    """Encodes slices of a list of dispatches. Both ways skip a pipeline or bind group that is set already."""
 
     def __init__(self, dispatches: Sequence[Dispatch]):
         self._dispatches = dispatches

@@ -16,12 +16,12 @@ from llamagpu.errors import DeviceLostError, KernelError, LlamaGPUError
 from llamagpu.gpu import native
 from llamagpu.gpu.ledger import Buffer
 
-SPIN_SECONDS = 0.002  # of polling before sleeping; none on a software adapter, which needs the cores itself
+SPIN_SECONDS = 0.002  # of polling before sleeping; 0 on a software adapter, which computes on the same cores
 DEADLINE_SECONDS = 300.0
 
 
 class Slot:
-    """A staging buffer that results are copied to and read from. Free, in flight, or (while being read) mapped."""
+    """A staging buffer for results: free, in flight, or mapped while it is read."""
 
     def __init__(self, buffer: Buffer):
         self.buffer = buffer
@@ -44,7 +44,7 @@ class Gate:
         self.submissions = 0
 
     def check(self) -> None:
-        """Raises if the device is lost or an error was logged for it: nothing may be submitted after that."""
+        """Raises if the device is lost or an error was logged for it; submitting after that would abort."""
         if self._failure is not None:
             raise self._failure
         if native.error_log.count == self._heard:
@@ -56,7 +56,7 @@ class Gate:
         except (DeviceLostError, KernelError) as e:
             self._failure = e if isinstance(e, DeviceLostError) else native.lost(str(e))
             raise self._failure from e
-        if "lost" not in message.lower():  # the loss of another device is not ours to report
+        if "lost" not in message.lower():  # another device was lost
             self._failure = KernelError("The driver reported an error outside of any call.", message)
             raise self._failure
 
@@ -75,12 +75,12 @@ class Gate:
             self._written.add(buffer)
 
     def destroy(self, buffer: Buffer) -> None:
-        """Destroy a buffer. A write that still waits for it goes out first: submitting it afterwards would abort."""
+        """Destroy a buffer. Submits a queued write to it first: submitting that afterwards would abort."""
         if buffer in self._written and self._failure is None:
             try:
                 self.submit(self._handle.create_command_encoder(), ())
             except (LlamaGPUError, native.wgpu.GPUError):
-                pass  # nothing will be submitted any more
+                pass  # nothing more will be submitted
         buffer.handle.destroy()
 
     def submit(self, encoder: Any, buffers: Iterable[Buffer], slot: Slot | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Every GPU buffer, by purpose: what memory figures, leak tests and budgets read."""
+"""Every GPU buffer, by purpose. Memory figures, leak tests and budgets read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llamagpu.errors import OutOfMemoryError, UsageError
 
 @dataclass(eq=False)
 class Buffer:
-    """One GPU buffer under the ledger's eye. ``freed`` buffers must not be submitted (the driver aborts)."""
+    """One GPU buffer. Submitting commands that use a ``freed`` one would abort the process."""
 
     handle: Any
     size: int
@@ -25,12 +25,25 @@ class Buffer:
     freed: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """A window of one buffer that holds rows ``first`` to ``first + rows`` of a tensor. ``tail`` bytes of guard follow
+    the rows inside the window (tests only)."""
+
+    buffer: Buffer
+    offset: int
+    size: int
+    first: int
+    rows: int
+    tail: int = 0
+
+
 @dataclass
 class Ledger:
-    """Bytes held, by purpose. ``limit`` bytes, where known, are refused beforehand rather than lost later."""
+    """Bytes held, by purpose. Allocations beyond ``limit`` bytes, where it is known, are refused."""
 
     limit: int | None = None
-    buffers: weakref.WeakSet[Buffer] = field(default_factory=weakref.WeakSet)  # what nobody holds is gone
+    buffers: weakref.WeakSet[Buffer] = field(default_factory=weakref.WeakSet)  # dropped buffers leave it
     peak: int = 0
     _local: threading.local = field(default_factory=threading.local)
     _lock: threading.RLock = field(default_factory=threading.RLock)  # buffers come and go on several threads
@@ -45,12 +58,12 @@ class Ledger:
             self._local.made = outer
 
     def live(self) -> list[Buffer]:
-        """The buffers that are held."""
+        """The live buffers."""
         with self._lock:
             return list(self.buffers)
 
     def held(self, purpose: str | None = None) -> int:
-        """Bytes in live buffers, of one purpose or of all."""
+        """Bytes in live buffers of one purpose, or of all."""
         return sum(b.size for b in self.live() if purpose in (None, b.purpose))
 
     def by_purpose(self) -> dict[str, int]:
@@ -61,11 +74,11 @@ class Ledger:
         return out
 
     def free_bytes(self) -> int | None:
-        """What may still be allocated, where the machine can say."""
+        """Bytes that may still be allocated; None where the limit is unknown."""
         return None if self.limit is None else max(0, self.limit - self.held())
 
     def check(self, size: int, purpose: str) -> None:
-        """Raises OutOfMemoryError if ``size`` more bytes pass the limit."""
+        """Raises OutOfMemoryError if ``size`` more bytes exceed the limit."""
         free = self.free_bytes()
         if free is not None and size > free:
             raise OutOfMemoryError(
@@ -75,6 +88,7 @@ class Ledger:
             )
 
     def add(self, buffer: Buffer) -> Buffer:
+        """Enter a buffer."""
         with self._lock:
             self.buffers.add(buffer)
         made = getattr(self._local, "made", None)
@@ -84,6 +98,7 @@ class Ledger:
         return buffer
 
     def remove(self, buffer: Buffer) -> None:
+        """Take a buffer out and mark it as freed."""
         buffer.freed = True
         with self._lock:
             self.buffers.discard(buffer)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llamagpu.errors import KernelError
 from llamagpu.gpu import native
 from llamagpu.gpu.encode import Dispatch, Encoder
 from llamagpu.gpu.gate import Slot
-from llamagpu.gpu.ledger import Buffer
+from llamagpu.gpu.ledger import Buffer, Part
 from llamagpu.gpu.linker import Program
-from llamagpu.gpu.tensor import Part
-
-if TYPE_CHECKING:
-    from llamagpu.gpu.device import Device
+from llamagpu.gpu.memory import Memory
+from llamagpu.gpu.pipelines import Pipelines
 
 PARAMS_ALIGN = 256  # WebGPU's default offset alignment of a uniform binding
 
@@ -31,28 +30,41 @@ class Call:
     reads: int
 
 
-class Plan:
-    """A flat list of dispatches over fixed buffers, and the uniform buffer that their sizes are in."""
+def fold(groups: int, limit: int) -> tuple[int, int]:
+    """Workgroups as (x, y), each at most ``limit``. Kernels read ``y · X + x`` and leave surplus workgroups idle."""
+    y = -(-groups // limit)
+    x = -(-groups // y) if y else 0
+    if y > limit or groups < 1:
+        raise KernelError(f"{groups} workgroups cannot be dispatched.")
+    return x, y
 
-    def __init__(self, device: Device, calls: list[Call]):
-        self._device = device
+
+class Plan:
+    """A flat list of dispatches over fixed buffers, and the uniform buffer that holds their sizes.
+
+    ``trusted`` drops the shaders' bounds checks. ``work`` counts the multiply-adds of all dispatches.
+    """
+
+    def __init__(self, memory: Memory, pipelines: Pipelines, calls: Sequence[Call], trusted: bool):
+        self._memory = memory
         offsets: dict[bytes, int] = {}
         for call in calls:
             if call.params:
                 offsets.setdefault(call.params, len(offsets) * PARAMS_ALIGN)
-        self._uniform = device.allocate(max(PARAMS_ALIGN, len(offsets) * PARAMS_ALIGN), "params") if offsets else None
+        self._uniform = memory.allocate(max(PARAMS_ALIGN, len(offsets) * PARAMS_ALIGN), "params") if offsets else None
         if self._uniform is not None:
             packed = b"".join(params.ljust(PARAMS_ALIGN, b"\0") for params in offsets)
-            device.write_bytes(self._uniform, 0, packed)
+            memory.write(self._uniform, 0, packed)
         self.buffers: set[Buffer] = {p.buffer for c in calls for p in c.bindings.values()}
         groups: dict[Any, Any] = {}
-        self.dispatches = [self._ready(call, offsets.get(call.params, 0), groups) for call in calls]
+        self.dispatches = [self._ready(c, pipelines, trusted, offsets.get(c.params, 0), groups) for c in calls]
         self.work = sum(d.work for d in self.dispatches)
         self._encoder = Encoder(self.dispatches)
 
-    def _ready(self, call: Call, params_offset: int, made: dict[Any, Any]) -> Dispatch:
-        device = self._device
-        pipeline = device.pipelines.get(call.program, device.tuning.trusted)
+    def _ready(
+        self, call: Call, pipelines: Pipelines, trusted: bool, params_offset: int, made: dict[Any, Any]
+    ) -> Dispatch:
+        pipeline = pipelines.get(call.program, trusted)
         layouts = pipeline.layouts
         bound: dict[int, list[tuple[int, Any, int, int]]] = {}
         for b in pipeline.linked.bindings:
@@ -67,16 +79,12 @@ class Plan:
         for group, items in bound.items():
             key = (id(layouts[group]), tuple((i, id(h), o, s) for i, h, o, s in items))
             if key not in made:
+                entries = [{"binding": i, "resource": {"buffer": h, "offset": o, "size": s}} for i, h, o, s in items]
                 with native.errors(f"binding the buffers of {call.program.label}"):
-                    made[key] = device.handle.create_bind_group(
-                        layout=layouts[group],
-                        entries=[
-                            {"binding": i, "resource": {"buffer": h, "offset": o, "size": s}} for i, h, o, s in items
-                        ],
-                    )
+                    made[key] = self._memory.handle.create_bind_group(layout=layouts[group], entries=entries)
             out.append((group, made[key]))
-        x, y = device.fold(call.groups)
-        return Dispatch(call.program.label, pipeline.handle, tuple(out), x, y, call.work, call.reads)
+        x, y = fold(call.groups, self._memory.max_workgroups)
+        return Dispatch(call.program, pipeline.handle, tuple(out), x, y, call.work, call.reads)
 
     def encode(self, compute: Any, begin: int = 0, end: int | None = None) -> None:
         """Put dispatches ``begin`` to ``end`` into an open compute pass."""
@@ -90,51 +98,59 @@ class Plan:
     ) -> None:
         """Encode and submit, on the device thread.
 
-        Without ``segment_work`` it is one pass in one submission. With it, submissions end after about that many
-        multiply-adds, at most two of them wait on the device, and ``cancelled`` is asked between them. ``read`` copies
-        windows, one behind another, into a staging slot after the last dispatch.
+        Args:
+            read: a staging slot, and the windows to copy into it one behind another after the last dispatch.
+            segment_work: multiply-adds of one submission, about; at most two submissions wait on the device. None
+                submits everything at once.
+            cancelled: asked between submissions; True stops.
         """
-        device, gate = self._device, self._device.gate
-        cuts = self._cuts(segment_work)
+        segments = self._segments(segment_work)
         fence: Slot | None = None
-        for number, (begin, end) in enumerate(cuts):
-            last = number == len(cuts) - 1
-            encoder = device.encoder()
-            compute = encoder.begin_compute_pass()
-            self._encoder.encode(compute, begin, end)
-            compute.end()
-            slot = None
-            if last and read is not None:
-                slot, at = read[0], 0
-                for part in read[1]:
-                    encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, at, part.size)
-                    at += part.size
-            elif not last:
-                slot = device.staging.take(16)
-                encoder.copy_buffer_to_buffer(device.fence.handle, 0, slot.buffer.handle, 0, 16)
-            gate.submit(encoder, self.buffers, slot)
-            if fence is not None:
-                gate.read(fence, 16)
-                device.staging.give(fence)
-            fence = slot if not last else None
-            if cancelled is not None and not last and cancelled():
-                if fence is not None:
-                    gate.read(fence, 16)
-                    device.staging.give(fence)
+        for begin, end in segments[:-1]:
+            previous, fence = fence, self._submit_segment(begin, end)
+            if previous is not None:
+                self._memory.wait_fence(previous)
+            if cancelled is not None and cancelled():
+                self._memory.wait_fence(fence)
                 return
+        self._submit_last(*segments[-1], read)
+        if fence is not None:
+            self._memory.wait_fence(fence)
 
-    def _cuts(self, segment_work: float | None) -> list[tuple[int, int]]:
-        if segment_work is None:
+    def _submit_segment(self, begin: int, end: int) -> Slot:
+        encoder = self._encoded(begin, end)
+        slot = self._memory.copy_fence(encoder)
+        self._memory.gate.submit(encoder, self.buffers, slot)
+        return slot
+
+    def _submit_last(self, begin: int, end: int, read: tuple[Slot, Sequence[Part]] | None) -> None:
+        encoder, slot = self._encoded(begin, end), None
+        if read is not None:
+            slot, at = read[0], 0
+            for part in read[1]:
+                encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, at, part.size)
+                at += part.size
+        self._memory.gate.submit(encoder, self.buffers, slot)
+
+    def _encoded(self, begin: int, end: int) -> Any:
+        encoder = self._memory.encoder()
+        compute = encoder.begin_compute_pass()
+        self._encoder.encode(compute, begin, end)
+        compute.end()
+        return encoder
+
+    def _segments(self, work: float | None) -> list[tuple[int, int]]:
+        if work is None:
             return [(0, len(self.dispatches))]
-        cuts, begin, total = [], 0, 0.0
+        segments, begin, total = [], 0, 0.0
         for i, d in enumerate(self.dispatches):
-            if total and total + d.work > segment_work:
-                cuts.append((begin, i))
+            if total and total + d.work > work:
+                segments.append((begin, i))
                 begin, total = i, 0.0
             total += d.work
-        return [*cuts, (begin, len(self.dispatches))]
+        return [*segments, (begin, len(self.dispatches))]
 
     def free(self) -> None:
-        """Give the uniform buffer back; the tensors belong to whoever made them."""
+        """Free the uniform buffer; the tensors belong to their makers."""
         if self._uniform is not None:
-            self._device.free(self._uniform)
+            self._memory.free(self._uniform)

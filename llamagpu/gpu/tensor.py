@@ -1,65 +1,85 @@
-"""Tensors on the GPU: rows of one dtype, each row padded with zeros to 16 bytes, cut by rows where a binding ends."""
+"""Tensors on the GPU: rows of one dtype, each padded with zeros to 16 bytes, cut by rows where a binding ends."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.errors import KernelError
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, NUMPY, Array, narrow_bf16, widen_bf16
-from llamagpu.gpu.ledger import Buffer
-
-if TYPE_CHECKING:
-    from llamagpu.gpu.device import Device
+from llamagpu.gpu.ledger import Part
+from llamagpu.gpu.linker import Program
+from llamagpu.gpu.memory import UPLOAD_BYTES, Memory
+from llamagpu.gpu.tuning import Tuning
 
 ROW_ALIGN = 16
-STREAMS = 32  # of a woven tensor
+WOVEN_ROWS = 32  # rows of a woven tensor that are read side by side (lib/order/woven.wgsl)
+UPLOAD_ROWS = 64  # slices of an upload begin at multiples
 
 
 def row_items(columns: int, dtype: str) -> int:
-    """Items a row takes with its padding: a multiple of 16 bytes."""
+    """Items of a row with its padding: a multiple of 16 bytes."""
     per = ROW_ALIGN // ITEM_SIZE[dtype]
     return -(-columns // per) * per
 
 
-def held_rows(rows: int, woven: bool) -> int:
-    """Rows that a part takes room for: of a woven one an even number in every stream."""
-    return -(-rows // (2 * STREAMS)) * 2 * STREAMS if woven else rows
+def allocated_rows(rows: int, woven: bool) -> int:
+    """Rows allocated: woven parts are padded to a multiple of 64."""
+    return -(-rows // (2 * WOVEN_ROWS)) * 2 * WOVEN_ROWS if woven else rows
 
 
 def woven_order(rows: int) -> npt.NDArray[np.int64]:
-    """Where the rows of a woven part lie (``lib/order/woven.wgsl``)."""
+    """Index in memory of each row of a woven part (``lib/order/woven.wgsl``)."""
     n = np.arange(rows)
-    return n % STREAMS * (held_rows(rows, True) // STREAMS) + n // STREAMS
+    return n % WOVEN_ROWS * (allocated_rows(rows, True) // WOVEN_ROWS) + n // WOVEN_ROWS
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows ``first`` to ``first + rows`` of a tensor: a window of one buffer. ``tail`` bytes of guard follow the rows
-    inside the window (tests only)."""
+class Owner(Protocol):
+    """The device of a tensor, as far as tensors and kernels use it."""
 
-    buffer: Buffer
-    offset: int
-    size: int
-    first: int
-    rows: int
-    tail: int = 0
+    memory: Memory
+
+    @property
+    def tuning(self) -> Tuning:
+        """The tuning of the recording in progress, or of the calling thread."""
+
+    def dispatch(
+        self,
+        program: Program,
+        groups: int,
+        params: Mapping[str, float],
+        bindings: Mapping[str, Part],
+        work: int = 0,
+        reads: int = 0,
+    ) -> None:
+        """See ``Device.dispatch``."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str = "f32", *, purpose: str = "data") -> Tensor:
+        """See ``Device.empty``."""
+
+    def empty_affine(self, rows: int, columns: int, affine: Affine) -> Tensor:
+        """See ``Device.empty_affine``."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tensor:
-    """A tensor of shape [..., columns]; all axes but the last are rows.
+    """A tensor of shape [..., columns]; all axes but the last are rows. ``Device.tensor`` and ``Device.empty`` make
+    them.
 
-    ``stride`` is the items from a row to the next. Most tensors have one part; weights above the device's binding
-    limit have more. A quantised tensor has the dtype ``affine``; ``meta`` has the scales and biases of each part. The
-    rows of a ``woven`` one (weights) lie in another order, see ``woven_order``.
+    Kernel calls and writes are queued; ``numpy`` waits for them.
+
+    Most tensors have one part. Weights larger than a binding of the device have more. A quantised tensor has the dtype
+    ``affine``, and ``meta`` holds the scales and biases of each part. Woven weights store their rows in another order,
+    see ``woven_order``.
     """
 
-    device: Device
+    device: Owner
     shape: tuple[int, ...]
     dtype: str
     parts: tuple[Part, ...]
@@ -67,32 +87,56 @@ class Tensor:
     meta: tuple[Part, ...] = ()
     woven: bool = False
 
+    def __repr__(self) -> str:
+        return f"<Tensor {list(self.shape)} {self.affine or self.dtype} on {self.device.memory.adapter.name}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Consecutive rows as a tensor [rows, columns] over the same memory: ``x[2:5]``, ``x[:4]``."""
+        if not isinstance(rows, slice):
+            raise KernelError(f"A tensor cannot be indexed by {rows!r}.", "Use a slice of rows, such as x[2:5].")
+        begin, end, step = rows.indices(self.rows)
+        if step != 1 or end <= begin:
+            raise KernelError(
+                f"A slice {begin}:{end}:{step} is not possible.", "It must be consecutive rows, not empty."
+            )
+        return self.rows_between(begin, end)
+
     @property
     def rows(self) -> int:
+        """Rows: the product of all axes but the last."""
         return math.prod(self.shape[:-1])
 
     @property
     def columns(self) -> int:
+        """Elements of a row."""
         return self.shape[-1]
 
     @property
     def stride(self) -> int:
+        """Items from one row to the next."""
         return row_items(self.columns, self.dtype) if self.affine is None else self.columns
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row, padding, scales and biases included."""
+        """Bytes of a row, with padding, scales and biases."""
         return self.stride * ITEM_SIZE[self.dtype] if self.affine is None else self.affine.row_bytes(self.columns)
 
     @property
     def loads(self) -> int:
-        """Loads of 16 bytes (of 8, where groups of 16 in 4 bits need it) from a row of weights to the next."""
+        """Loads of 16 bytes (8 bytes for groups of 16 in 4 bits) from one row of weights to the next."""
         small = self.affine is not None and (self.affine.bits, self.affine.group) == (4, 16)
         return self.data_bytes // (8 if small else ROW_ALIGN)
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of a row, padding included, without scales and biases."""
+        """Bytes of a row with padding, without scales and biases."""
         if self.affine is None:
             return self.stride * ITEM_SIZE[self.dtype]
         return self.affine.data_bytes(self.columns)
@@ -104,28 +148,98 @@ class Tensor:
 
     @property
     def part(self) -> Part:
-        """The only part. Kernels that take whole tensors ask for it."""
-        (part,) = self.parts
-        return part
+        """The only part.
+
+        Raises:
+            KernelError: the tensor has several; only weights of products and look-ups may.
+        """
+        if len(self.parts) != 1 or self.affine is not None:
+            raise KernelError(f"{self!r} cannot be used here.", "The kernel takes a tensor in one unquantised part.")
+        return self.parts[0]
 
     def numpy(self) -> Array:
-        """The values on the host, without padding; bf16 comes as float32."""
-        return self.device.download(self)
+        """The values on the host, after all queued work; bf16 becomes float32.
 
-    def write(self, values: Array) -> None:
-        """Overwrite all values, from an array of the same shape."""
-        self.device.upload(self, values)
+        Raises:
+            KernelError: the tensor is quantised; ``kernels.dequantize`` widens it.
+        """
+        if self.affine is not None:
+            raise KernelError(f"{self!r} is quantised.", "", "Use kernels.dequantize(tensor).numpy().")
+        memory = self.device.memory
+        whole = [memory.read(p)[: p.size - p.tail] for p in self.parts]
+        if not self.woven:
+            return unpack_rows(b"".join(whole), self.shape, self.dtype)
+        shape = (-1, self.stride * ITEM_SIZE[self.dtype])
+        rows = [
+            np.frombuffer(b, np.uint8).reshape(shape)[woven_order(p.rows)]
+            for b, p in zip(whole, self.parts, strict=True)
+        ]
+        return unpack_rows(np.concatenate(rows).tobytes(), self.shape, self.dtype)
+
+    def write(self, values: Any) -> None:
+        """Overwrite all values, from an array of the same shape. bf16 takes uint16 bits, or floats that it rounds."""
+        array = np.asarray(values)
+        if array.shape != self.shape and array.size != math.prod(self.shape):
+            raise KernelError(f"Values of shape {array.shape} do not fit a tensor of shape {self.shape}.")
+        flat = array.reshape(-1, self.columns)
+        row_bytes = self.stride * ITEM_SIZE[self.dtype]
+        step = max(1, UPLOAD_BYTES // 4 // row_bytes // UPLOAD_ROWS) * UPLOAD_ROWS
+        for first in range(0, self.rows, step):
+            self.write_rows(first, pack_rows(flat[first : first + step], self.dtype))
+
+    def write_rows(self, first: int, packed: Array) -> None:
+        """Write row bytes (uint8 [n, bytes of a row], see ``pack_rows``) from row ``first`` on.
+
+        Slices come in ascending order and begin at multiples of ``UPLOAD_ROWS``.
+        """
+        self._write(self.parts, first, packed)
+
+    def write_meta(self, first: int, packed: Array) -> None:
+        """The same for scales and biases (``Affine.pack_meta``)."""
+        self._write(self.meta, first, packed)
+
+    def _write(self, parts: tuple[Part, ...], first: int, packed: Array) -> None:
+        row_bytes, weave = packed.shape[1], WOVEN_ROWS if self.woven else 1
+        for part in parts:
+            begin, end = max(first, part.first), min(first + len(packed), part.first + part.rows)
+            apart = allocated_rows(part.rows, self.woven) // weave
+            for lane in range(min(weave, max(0, end - begin))):
+                data = np.ascontiguousarray(packed[begin - first + lane : end - first : weave]).reshape(-1)
+                if data.size % 4:  # 16-bit scales; the next rows overwrite the padding
+                    data = np.pad(data, (0, -data.size % 4))
+                row = lane * apart + (begin - part.first) // weave
+                self.device.memory.write(part.buffer, part.offset + row * row_bytes, data)
 
     def head(self, rows: int) -> Tensor:
         """The first ``rows`` rows as a tensor [rows, columns] over the same memory."""
-        part = self.part
-        size = rows * self.stride * ITEM_SIZE[self.dtype]
-        return Tensor(self.device, (rows, self.columns), self.dtype, (Part(part.buffer, part.offset, size, 0, rows),))
+        return self.rows_between(0, rows)
+
+    def rows_between(self, begin: int, end: int) -> Tensor:
+        """Rows ``begin`` to ``end`` as a tensor over the same memory; they begin where a binding may start."""
+        part, row_bytes = self.part, self.stride * ITEM_SIZE[self.dtype]
+        offset = part.offset + begin * row_bytes
+        if offset % 256:
+            raise KernelError(
+                f"Row {begin} of {self!r} cannot begin a slice.",
+                f"It lies at byte {offset}; bindings begin at multiples of 256.",
+                "Slice at another row, or copy the rows.",
+            )
+        window = Part(part.buffer, offset, (end - begin) * row_bytes, 0, end - begin)
+        return Tensor(self.device, (end - begin, self.columns), self.dtype, (window,))
+
+    def overlaps(self, other: Tensor) -> bool:
+        """Whether both tensors share memory."""
+        mine, theirs = (*self.parts, *self.meta), (*other.parts, *other.meta)
+        return any(
+            a.buffer is b.buffer and a.offset < b.offset + b.size and b.offset < a.offset + a.size
+            for a in mine
+            for b in theirs
+        )
 
     def free(self) -> None:
         """Give the memory back. Using the tensor afterwards raises."""
         for part in (*self.parts, *self.meta):
-            self.device.free(part.buffer)
+            self.device.memory.free(part.buffer)
 
 
 def pack_rows(values: Array, dtype: str) -> npt.NDArray[np.uint8]:
@@ -144,7 +258,7 @@ def pack_rows(values: Array, dtype: str) -> npt.NDArray[np.uint8]:
 
 
 def unpack_rows(raw: bytes, shape: tuple[int, ...], dtype: str) -> Array:
-    """The inverse of ``pack_rows``; bf16 comes as float32."""
+    """The inverse of ``pack_rows``; bf16 becomes float32."""
     data = np.frombuffer(raw, NUMPY[dtype]).reshape(-1, row_items(shape[-1], dtype))[:, : shape[-1]]
     out: Array = widen_bf16(data) if dtype == "bf16" else data.copy()
     return out.reshape(shape)

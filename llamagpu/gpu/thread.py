@@ -1,7 +1,8 @@
-"""One thread owns the device: calls queue on it, and background steps run while it has nothing else to do."""
+"""One thread owns the device. Calls queue on it; background steps run while no call waits."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class DeviceThread:
 
     def __init__(self, name: str = "llamagpu-device"):
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         self._steps: list[Callable[[], bool]] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -46,7 +47,17 @@ class DeviceThread:
         return wait(self.post(fn))
 
     def post(self, fn: Callable[[], T]) -> Future[T]:
-        """Queue ``fn``; raises DeviceLostError once the thread is closed."""
+        """Queue ``fn``.
+
+        Raises:
+            DeviceLostError: the thread is closed, or stayed behind in the parent process of a fork.
+        """
+        if os.getpid() != self._process:
+            raise DeviceLostError(
+                "A GPU device cannot be used after fork.",
+                f"Process {self._process} opened it; its threads and driver did not come along.",
+                'Open it in the child, or start the child with multiprocessing\'s "spawn" method.',
+            )
         if self._closed:
             raise DeviceLostError("The device is closed.", "", "Open it again, or keep it open while results are read.")
         future: Future[T] = Future()
@@ -54,16 +65,16 @@ class DeviceThread:
         return future
 
     def add(self, step: Callable[[], bool]) -> None:
-        """Call ``step`` from now on after calls were run, and again while it returns True."""
+        """Call ``step`` from now on whenever calls were run, and again while it returns True."""
         self._steps.append(step)
 
     def remove(self, step: Callable[[], bool]) -> None:
-        """The opposite of ``add``; on the thread itself."""
+        """Stop calling ``step``; on the thread itself."""
         self._steps.remove(step)
 
     def close(self) -> None:
         """Finish what is queued, then end. Safe to call twice."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         self._calls.put(None)

@@ -1,4 +1,4 @@
-"""Taking times of recorded plans: by the GPU's clock where there is a GPU with timestamps, otherwise by the host's."""
+"""Timing of recorded plans: by the clock of a GPU that has timestamps, otherwise by the host's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from llamagpu.gpu import native
+from llamagpu.gpu.device import Device
 from llamagpu.gpu.plan import Plan
-
-if TYPE_CHECKING:
-    from llamagpu.gpu.device import Device
 
 K = TypeVar("K", bound=Hashable)
 TIMESTAMPS = "timestamp-query"
@@ -30,40 +28,39 @@ class Stopwatch:
     """
 
     def __init__(self, device: Device):
-        self._device = device
+        self._device, self._memory = device, device.memory
         self._set = None
         if TIMESTAMPS in device.features and device.adapter.kind != "software":
             with native.errors("making a query set"):
-                self._set = device.call(lambda: device.handle.create_query_set(type="timestamp", count=2))
-            self._resolved = device.allocate(_SIZE, "queries")
-            self._tick = native.timestamp_period(device.handle)
+                self._set = device.call(lambda: self._memory.handle.create_query_set(type="timestamp", count=2))
+            self._resolved = self._memory.allocate(_SIZE, "queries")
+            self._tick = native.timestamp_period(self._memory.handle)
 
     def seconds(self, plan: Plan) -> float:
-        """Run a plan, after everything submitted before; how long it took."""
+        """Run a plan after everything submitted before; returns its seconds."""
         if self._set is None:
             return time_once(self._device, lambda: self._device.call(plan.run))
         self._device.finish()
         return self._device.call(lambda: self._run(plan))
 
     def _run(self, plan: Plan) -> float:
-        device, encoder = self._device, self._device.encoder()
+        memory, encoder = self._memory, self._memory.encoder()
         with native.errors("timing a plan"):
             writes = {"query_set": self._set, "beginning_of_pass_write_index": 0, "end_of_pass_write_index": 1}
             compute = encoder.begin_compute_pass(timestamp_writes=writes)
             plan.encode(compute)
             compute.end()
             encoder.resolve_query_set(self._set, 0, 2, self._resolved.handle, 0)
-        slot = device.staging.take(_SIZE)
+        slot = memory.take_slot(_SIZE)
         encoder.copy_buffer_to_buffer(self._resolved.handle, 0, slot.buffer.handle, 0, _SIZE)
-        device.gate.submit(encoder, (*plan.buffers, self._resolved), slot)
-        begin, end = np.frombuffer(device.gate.read(slot, _SIZE), np.uint64)[:2]
-        device.staging.give(slot)
+        memory.gate.submit(encoder, (*plan.buffers, self._resolved), slot)
+        begin, end = np.frombuffer(memory.read_slot(slot, _SIZE), np.uint64)[:2]
         return float(end - begin) * self._tick
 
     def free(self) -> None:
-        """Give back what it holds."""
+        """Free the query set and its buffer."""
         if self._set is not None:
-            self._device.free(self._resolved)
+            self._memory.free(self._resolved)
             self._device.call(self._set.destroy)
 
 
@@ -91,7 +88,7 @@ def time_plans(
 def time_calls(
     device: Device, calls: Mapping[K, Callable[[], None]], repeat: int, before: Callable[[], object] | None = None
 ) -> dict[K, float]:
-    """Median seconds of what each call submits, by the host's clock.
+    """Median seconds of the work that each call submits, by the host's clock.
 
     In turns, so that a drifting machine touches all alike. ``before`` is called in front of each; the first round,
     which compiles, does not count.
@@ -100,7 +97,7 @@ def time_calls(
 
 
 def time_once(device: Device, call: Callable[[], None]) -> float:
-    """Seconds from a call until what it submitted is done; what was submitted before does not count."""
+    """Seconds from a call until the work that it submitted is done; earlier work does not count."""
     device.finish()
     start = time.perf_counter()
     call()
@@ -109,7 +106,7 @@ def time_once(device: Device, call: Callable[[], None]) -> float:
 
 
 def _warm_up(device: Device, plans: Sequence[Plan], seconds: float, before: Callable[[], object] | None) -> None:
-    """Keep the device busy for so long, with a few milliseconds of work waiting at all times."""
+    """Keep the device busy for some seconds, with a few milliseconds of work queued at all times."""
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(4):

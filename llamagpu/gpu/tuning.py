@@ -1,18 +1,21 @@
-"""Which variant of a kernel runs: data with a good default for each kind of adapter."""
+"""Tunings: which variant of each kernel runs, with a good default for each kind of adapter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 SHADER_F16, SUBGROUP = "shader-f16", "subgroup"
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """How ``product_lanes`` is cut: ``lanes`` neighbours go along a row of the weights, ``ahead`` pieces at once, for
-    ``rows`` rows of a single vector, and ``several`` pieces for four rows of several vectors; ``wide`` pieces are twice
-    as long. ``lanes`` and ``wide`` change the order of additions, so they are chosen once for a format and a number of
-    columns."""
+    """How ``product_lanes`` divides its work.
+
+    ``lanes`` neighbours share a row of the weights. Each loads ``ahead`` pieces at once for ``rows`` rows and a single
+    vector, or ``several`` pieces for four rows and several vectors; ``wide`` pieces are twice as long. ``lanes`` and
+    ``wide`` change the order of additions, so they are chosen once for a format and a number of columns.
+    """
 
     lanes: int = 32
     wide: bool = False
@@ -23,49 +26,84 @@ class Lanes:
 
     @property
     def order(self) -> tuple[int, bool]:
-        """What the order of additions depends on."""
+        """The fields that the order of additions depends on."""
         return self.lanes, self.wide
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """The choices that are not forced by shapes or dtypes.
+class TunedLanes:
+    """The measured ``Lanes`` of weights [rows, columns] in a format (``f16``, ``affine4``, …)."""
 
-    Every combination gives right results within the kernels' tolerances; ``baseline`` needs nothing beyond
-    WebGPU's default limits.
+    format: str
+    columns: int
+    rows: int
+    cut: Lanes
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The choices that shapes and dtypes leave open.
+
+    Every combination gives right results within the kernels' tolerances. The defaults need nothing beyond WebGPU's
+    default limits.
+
+    Attributes:
+        reduce: ``workgroup`` or ``subgroup``: how the invocations of a workgroup add up.
+        f16: ``unpack`` or ``native``: how f16 weights and caches are read; native needs shader-f16.
+        matvec: ``rows`` or ``lanes``: whole rows of weights to an invocation, or many lanes along each row.
+        matmul: ``rows`` or ``tiled``: registers alone, or tiles in workgroup memory.
+        tiles: workgroups that ``product_tiled`` must have before it takes larger tiles.
+        attention: ``blocks`` or ``whole``: a run of decode attention in blocks of positions, or at once.
+        share: ``none`` or ``subgroup``: whether eight neighbours share their loads of x (needs subgroups of eight).
+        order: ``plain`` or ``woven``: the order of weight rows in memory, chosen when weights are loaded.
+        merged_runs: attention runs that the output projection merges; 1 merges in a dispatch of its own.
+        trusted: shaders without bounds checks and loop bounds.
+        lanes: measured divisions of ``product_lanes``.
+        all_lanes: one division for all products, instead of ``lanes`` and the rule.
     """
 
-    reduce: str = "workgroup"  # or "subgroup": how the invocations of a workgroup add up
-    f16: str = "unpack"  # or "native": how f16 weights and caches are read (native needs shader-f16)
-    matvec: str = "rows"  # or "lanes": whole rows an invocation, or many lanes along each row
-    matmul: str = "rows"  # or "tiled": registers alone, or tiles in workgroup memory
-    tiles: int = 512  # workgroups that product_tiled must have before it takes larger tiles
-    attention: str = (
-        "blocks"  # or "whole": a run of decode's attention in blocks of positions, or at once by a workgroup
-    )
-    share: str = "none"  # or "subgroup": neighbours hand x round (needs subgroups of eight)
-    order: str = "plain"  # or "woven": how the rows of weights lie, chosen when they are loaded
-    merged_runs: int = 4  # runs of attention that the output projection merges; 1: always in a dispatch of their own
-    trusted: bool = False  # shaders without bounds checks and loop bounds
-    lanes: tuple[tuple[str, Lanes], ...] = ()  # of products that were measured: "format columns rows"; or of all: "*"
+    reduce: str = "workgroup"
+    f16: str = "unpack"
+    matvec: str = "rows"
+    matmul: str = "rows"
+    tiles: int = 512
+    attention: str = "blocks"
+    share: str = "none"
+    order: str = "plain"
+    merged_runs: int = 4
+    trusted: bool = False
+    lanes: tuple[TunedLanes, ...] = ()
+    all_lanes: Lanes | None = None
 
     def lanes_for(self, format: str, columns: int, rows: int) -> Lanes:
-        """How ``product_lanes`` is cut for weights [rows, columns] of a format (``f16``, ``affine4``, …): as measured,
-        or by a rule that keeps the order of what was measured for these columns."""
-        found = dict(self.lanes)
-        key = f"{format} {columns} {rows}"
-        if key in found or "*" in found:
-            return found.get(key) or found["*"]
+        """How ``product_lanes`` divides weights [rows, columns] of a format: as measured, or by a rule that keeps the
+        order of additions measured for these columns."""
+        if self.all_lanes is not None:
+            return self.all_lanes
+        measured = {t.rows: t.cut for t in self.lanes if (t.format, t.columns) == (format, columns)}
+        if rows in measured:
+            return measured[rows]
         cut = default_lanes(format, columns, rows)
-        for other, measured in self.lanes:
-            if other.rsplit(" ", 1)[0] == f"{format} {columns}":
-                team = measured.lanes
-                return replace(cut, lanes=team, wide=measured.wide, workgroup=max(cut.workgroup, 4 * team // cut.rows))
+        for other in measured.values():
+            team = other.lanes
+            return replace(cut, lanes=team, wide=other.wide, workgroup=max(cut.workgroup, 4 * team // cut.rows))
         return cut
 
 
+class ReadTuning:
+    """A tuning that notes which of its fields were read. Use it in place of a ``Tuning``."""
+
+    def __init__(self, tuning: Tuning):
+        self._tuning = tuning
+        self.fields: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.fields |= {"lanes", "all_lanes"} if name == "lanes_for" else {name}
+        return getattr(self._tuning, name)
+
+
 def default_lanes(format: str, columns: int, rows: int) -> Lanes:
-    """A rule for GPUs: long rows are shared by more lanes; many rows are taken several at a time, which saves loads."""
+    """A rule for GPUs: more lanes share long rows; one team takes several of many rows, which saves loads."""
     many = rows >= 8192
     return Lanes(
         lanes=32 if columns < 6144 else 128,
@@ -77,14 +115,14 @@ def default_lanes(format: str, columns: int, rows: int) -> Lanes:
 
 
 def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> Tuning:
-    """The built-in choice: software adapters have no lanes to share work, GPUs have.
+    """The built-in choice: the invocations of a GPU share work, those of a software adapter do not.
 
     Args:
         subgroup_size: as counted on the device; 0 where it was not.
     """
     if kind == "software":
-        # Trusted: measured 1.1 to 3 times as fast here. Indices read from data are the host's, checked or clamped, and
-        # these drivers mask accesses outside a binding by themselves.
+        # Trusted shaders measured 1.1 to 3 times as fast here. The host checks or clamps every index read from data,
+        # and these drivers mask accesses outside a binding.
         return Tuning(share="subgroup" if subgroup_size == 8 else "none", order="woven", merged_runs=1, trusted=True)
     return Tuning(
         reduce="subgroup" if SUBGROUP in features else "workgroup",
@@ -95,12 +133,12 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
     )
 
 
-# Cuts of product_lanes that together take every way through it.
+# Divisions of product_lanes that together take every path through it.
 _CUTS = (Lanes(32, False, 4, 2, 128, 2), Lanes(64, True, 2, 1, 256, 1), Lanes(128, True, 4, 4, 256, 1))
 
 
 def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
-    """Tunings that between them cover every linked combination the device can run, the default first."""
+    """Tunings that together cover every linked combination the device can run, the default first."""
     out = [Tuning(), Tuning(matvec="lanes", matmul="tiled", attention="whole")]
     if SUBGROUP in features:
         out.append(replace(out[1], reduce="subgroup"))
@@ -109,4 +147,4 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
     if SHADER_F16 in features:
         out += [replace(t, f16="native") for t in out if t.reduce == "workgroup"]
     out.append(replace(out[0], order="woven"))
-    return [*out, *(replace(out[1], lanes=(("*", cut),), tiles=1) for cut in _CUTS)]
+    return [*out, *(replace(out[1], all_lanes=cut, tiles=1) for cut in _CUTS)]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Dims, Expected, Kernel
 
 
 def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """``out = a + b``, all f32 of one shape; out is not the memory of a or b."""
-    out = out or a.device.empty(a.shape)
-    require_floats(a, b, out)
+    device = require_floats("add", a=a, b=b, out=out)
+    out = out or device.empty(a.shape)
     require(a.shape == b.shape == out.shape, "add: a, b and out must have one shape")
     count4 = a.rows * a.stride // 4
-    a.device.dispatch(Program("add"), -(-count4 // 64), {"count4": count4}, parts(a=a, b=b, out=out))
+    device.dispatch(Program("add"), -(-count4 // 64), {"count4": count4}, parts(a=a, b=b, out=out))
     return out
 
 

@@ -1,21 +1,22 @@
-"""Attention over the paged cache: whole prompts (causal), and single new positions (split into runs and merged)."""
+"""Attention over the paged cache: of whole prompts (causal), and of single new positions in runs that are merged."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, as_stored, float_format, parts, require
-from llamagpu.kernels.base import step_rows as make_rows
+from llamagpu.kernels.arguments import float_format, parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel, as_stored
 from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
+from llamagpu.kernels.step import step_rows as make_rows
 
-RUN = 256  # positions that one workgroup of attention_decode goes through
-_QUERY_BYTES = 8192  # of workgroup memory for a tile of queries
-_WHOLE_QUERIES = 704  # elements of queries that attention_decode_whole has workgroup memory for
+RUN = 256  # positions of one run, which one workgroup of attention_decode takes
+_QUERY_BYTES = 8192  # workgroup memory of a tile of queries
+_WHOLE_QUERIES = 704  # elements of queries that fit the workgroup memory of attention_decode_whole
 
 
 def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Tensor | None = None) -> Tensor:
-    """Causal attention of consecutive positions of one sequence; their keys and values are in the cache already.
+    """Causal attention of consecutive positions of one sequence, whose keys and values are in the cache.
 
     Flash attention (arXiv:2205.14135), scores scaled by head_dim^-½, sums in float32.
 
@@ -46,18 +47,18 @@ def attention_prefill(q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Te
 
 
 def splits_for(positions: int) -> int:
-    """Runs that a sequence of so many positions has."""
+    """Runs of a sequence with this many positions."""
     return -(-positions // RUN)
 
 
 def partial_shape(rows: int, heads: int, head_dim: int, splits: int) -> tuple[int, int]:
-    """The shape of attention_decode's results: of one run the attention itself, of more what is to be merged."""
+    """The shape of attention_decode's results: the attention itself if there is one run, otherwise partial results."""
     return rows, heads * (head_dim if splits == 1 else splits * (head_dim + 4))
 
 
 def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: int, partials: Tensor) -> Tensor:
-    """Attention of one new position a row by runs of 256 positions, the heads of a group together; of more than one
-    run it is not normalised.
+    """Attention of one new position for each row, in runs of ``RUN`` positions, all heads of a group together. With
+    more than one run the results are not normalized yet.
 
     Args:
         q: f32 [rows, at least heads · head_dim].
@@ -71,7 +72,7 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
     tiles = -(-group // queries)
     require(partials.shape == partial_shape(q.rows, heads, d, splits), "attention_decode: partials has another shape")
     q.device.dispatch(
-        Program(shader, libs, (*cache.consts, ("QUERIES", queries))),
+        Program(shader, libs, (*cache.consts, ("QUERIES", queries), ("RUN", RUN))),
         q.rows * cache.kv_heads * tiles * splits,
         {
             "rows": q.rows,
@@ -92,12 +93,13 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
 def attention_merge(
     partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: int, out: Tensor | None = None
 ) -> Tensor:
-    """The runs of attention_decode (two at least), merged in their order and normalised: [rows, heads · head_dim]."""
+    """Merge the runs of attention_decode (two or more) in their order and normalize them: [rows, heads · head_dim]."""
+    device = require_floats("attention_merge", partials=partials, out=out)
     require(splits > 1, "attention_merge: a single run is normalised already")
     count = rows.rows
-    out = out or partials.device.empty((count, heads * head_dim))
-    partials.device.dispatch(
-        Program("attention_merge", (), (("D4", head_dim // 4),)),
+    out = out or device.empty((count, heads * head_dim))
+    device.dispatch(
+        Program("attention_merge", (), (("D4", head_dim // 4), ("RUN", RUN))),
         -(-count * heads * head_dim // 256),
         {"rows": count, "heads": heads, "splits": splits},
         parts(step_rows=rows, partials=partials, out=out),
@@ -106,7 +108,7 @@ def attention_merge(
 
 
 def _decode_form(cache: Cache, group: int) -> tuple[str, tuple[tuple[str, str], ...], int]:
-    """The shader of ``attention_decode``, how it reads the cache, and the heads of a group that it takes together."""
+    """The shader of ``attention_decode``, the libraries that read the cache, and the heads that share one read."""
     d, libs = cache.head_dim, _libs(cache)
     if cache.data.device.tuning.attention == "whole" and d % _wide(cache) == 0:
         return "attention_decode_whole", (("kv_wide", cache.data.dtype),), min(group, 4, _WHOLE_QUERIES // d)
@@ -126,11 +128,12 @@ def _libs(cache: Cache) -> tuple[tuple[str, str], ...]:
 
 
 def _held_queries(head_dim: int) -> int:
-    """Queries that eight neighbours hold in registers: more would take drivers seconds to compile."""
+    """Queries that eight neighbours keep in registers; drivers would compile more for seconds."""
     return max(1, min(4, 256 // head_dim))
 
 
 def _check(q: Tensor, cache: Cache, heads: int, out: Tensor | None, make: bool = True) -> Tensor:
+    require_floats("attention", q=q, out=out)
     width = heads * cache.head_dim
     require(cache.head_dim % 4 == 0, "attention: head_dim must be a multiple of 4")
     require(heads % cache.kv_heads == 0, "attention: heads must be a multiple of kv_heads")
@@ -230,7 +233,6 @@ PREFILL = Kernel(
         )
     ),
     random=lambda rng: _random(rng, True),
-    depends=("f16", "share"),
 )
 
 DECODE = Kernel(
@@ -250,5 +252,4 @@ DECODE = Kernel(
         _case(8200, 2, 8, 8, 4, "f32"),
     ),
     random=lambda rng: _random(rng, False),
-    depends=("f16", "share", "attention"),
 )

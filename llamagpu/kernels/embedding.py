@@ -5,21 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.affine import FORMATS, columns_for, put_weights, weight_inputs
-from llamagpu.kernels.affine import reference as weight_reference
-from llamagpu.kernels.base import (
-    Arrays,
-    Bench,
-    Dims,
-    Expected,
-    Kernel,
-    require,
-    require_floats,
-    require_rows,
-    weight_parts,
-    weights_libs,
-)
-from llamagpu.kernels.base import step_rows as make_rows
+from llamagpu.kernels.arguments import owner, require, require_floats, require_rows, weight_parts, weights_libs
+from llamagpu.kernels.dequantize import FORMATS, columns_for, put_weights, weight_inputs
+from llamagpu.kernels.dequantize import reference as weight_reference
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.step import step_rows as make_rows
 
 
 def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -30,10 +20,11 @@ def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
         rows: u32 [rows, 4], the step's state; the token is the first.
         out: f32 [rows, columns].
     """
-    device, count = table.device, rows.rows
+    device = owner("embedding", table=table, rows=rows, out=out)
+    require_rows("embedding", rows)
+    count = rows.rows
     out = out or device.empty((count, table.columns))
-    require_rows(rows)
-    require_floats(out)
+    require_floats("embedding", out=out)
     require(out.shape == (count, table.columns), "embedding: out must be [rows, columns]")
     libs, consts = weights_libs(table)
     program = Program("embedding", libs, consts)
@@ -95,5 +86,4 @@ KERNEL = Kernel(
     ),
     random=_random,
     tolerance=1e-6,
-    depends=("f16", "order"),
 )

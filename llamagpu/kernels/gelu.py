@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Dims, Expected, Kernel
 
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -18,12 +19,12 @@ def gelu(x: Tensor, out: Tensor | None = None, *, tanh: bool = False) -> Tensor:
     erf is a polynomial off by at most 1.5e-7 (Abramowitz and Stegun 7.1.26), so beyond rounding the result is off by at
     most 7.5e-8 · |x|.
     """
-    out = out or x.device.empty(x.shape)
-    require_floats(x, out)
+    device = require_floats("gelu", x=x, out=out)
+    out = out or device.empty(x.shape)
     require(out.shape == x.shape, "gelu: out must have the shape of x")
     count = x.rows * x.stride
     program = Program("gelu", overrides=(("TANH", int(tanh)),))
-    x.device.dispatch(program, -(-count // 64), {"count": count}, parts(x=x, out=out))
+    device.dispatch(program, -(-count // 64), {"count": count}, parts(x=x, out=out))
     return out
 
 

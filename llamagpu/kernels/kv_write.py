@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats, require_rows
-from llamagpu.kernels.base import step_rows as make_rows
+from llamagpu.kernels.arguments import parts, require, require_floats, require_rows
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.step import step_rows as make_rows
 
 PAGE = 16
 
@@ -42,11 +43,11 @@ def kv_write(x: Tensor, rows: Tensor, cache: Cache, first: int) -> Tensor:
         rows: u32 [rows, 4], the step's state: (token, position, slot, 0).
         cache: where they go; f16 rounds to nearest and holds ±65,504.
     """
-    require_rows(rows)
-    require_floats(x)
+    device = require_floats("kv_write", x=x)
+    require_rows("kv_write", rows)
     require(cache.head_dim % 4 == 0 and first % 4 == 0, "kv_write: head_dim must be a multiple of 4")
     require(first + 2 * cache.kv_heads * cache.head_dim <= x.columns, "kv_write: x has too few columns")
-    x.device.dispatch(
+    device.dispatch(
         Program("kv_write", (("kv_store", cache.data.dtype),), cache.consts),
         -(-x.rows * cache.kv_heads * cache.head_dim // 128),
         {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 from llamagpu.kernels.rms_norm import WORKGROUP
 
 
@@ -18,9 +19,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor 
         bias: f32 [columns].
         out: f32 [rows, columns], not the memory of x.
     """
-    device = x.device
+    device = require_floats("layer_norm", x=x, weight=weight, bias=bias, out=out)
     out = out or device.empty(x.shape)
-    require_floats(x, weight, bias, out)
     require(weight.columns == bias.columns == x.columns, "layer_norm: weight and bias must have the columns of x")
     require(out.shape == x.shape, "layer_norm: out must have the shape of x")
     device.dispatch(
@@ -67,5 +67,4 @@ KERNEL = Kernel(
         {"rows": 65539, "columns": 5, "mean": 0.0},
     ),
     random=lambda rng: {"rows": int(rng.integers(1, 70)), "columns": int(rng.integers(1, 3000)), "mean": rng.normal()},
-    depends=("reduce",),
 )

@@ -1,15 +1,17 @@
-"""Products of a weight matrix with many vectors: prefill's work."""
+"""Products of a weight matrix with many vectors, as in a prefill."""
 
 from __future__ import annotations
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.base import Kernel
+from llamagpu.kernels.arguments import owner
+from llamagpu.kernels.entry import Kernel
 from llamagpu.kernels.matvec import matvec, product_inputs, product_put, product_random, product_reference
-from llamagpu.kernels.product import MAX_COLUMNS, plain, product, store
+from llamagpu.kernels.product import MAX_VECTORS, plain, product, store
 
 
-def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``out = x Wᵀ + bias``; a row of the result does not depend on how many rows there are.
+def matmul_nt(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``out = x Wᵀ + bias`` (BLAS: no transpose, transpose); a row of the result does not depend on how many rows
+    there are.
 
     Args:
         x: f32 [m, k].
@@ -17,20 +19,21 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
         bias: f32 [n].
         out: f32 [m, n].
     """
-    out = out or x.device.empty((x.rows, w.rows))
+    out = out or owner("matmul_nt", x=x, w=w).empty((x.rows, w.rows))
     product(plain(x), w, bias, store(out), many=True)
     return out
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``matvec`` for up to 8 rows of x, ``matmul`` for more."""
-    return (matvec if x.rows <= MAX_COLUMNS else matmul)(x, w, bias, out)
+    """``x Wᵀ + bias``, as torch's linear: ``matvec`` for up to 8 rows of x, ``matmul_nt`` for more."""
+    owner("linear", x=x, w=w)
+    return (matvec if x.rows <= MAX_VECTORS else matmul_nt)(x, w, bias, out)
 
 
 KERNEL = Kernel(
     "matmul",
     product_inputs,
-    lambda bench, a, d: matmul(*product_put(bench, a, d)),
+    lambda bench, a, d: matmul_nt(*product_put(bench, a, d)),
     product_reference,
     cases=(
         {"m": 1, "n": 1, "k": 1, "format": "f32", "bias": False},
@@ -44,5 +47,4 @@ KERNEL = Kernel(
         {"m": 262200, "n": 3, "k": 3, "format": "f32", "bias": False},
     ),
     random=lambda rng: product_random(rng, 8, 140),
-    depends=("f16", "matmul", "share", "order", "tiles"),
 )

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Part, Program, Tensor, widen_bf16
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.arguments import owner
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 
 _KINDS = {"u32": 0, "affine": 0, "f32": 1, "f16": 2, "bf16": 3}
 
@@ -16,6 +17,7 @@ def noise(tensor: Tensor, seed: int = 0, amplitude: float = 0.03) -> Tensor:
 
     Of a quantised tensor the scales and biases are left as they are.
     """
+    owner("noise", tensor=tensor)
     for number, part in enumerate(tensor.parts):
         _fill(tensor, part, seed + number, amplitude)
     return tensor

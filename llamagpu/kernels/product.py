@@ -1,14 +1,18 @@
-"""Products of vectors with a weight matrix: one kernel family, put together from where the vectors come from, how the
-weights are read, and what becomes of the result."""
+"""Products of vectors with a weight matrix: one kernel family.
+
+A product is linked from a source (where the vectors come from), a weight format, a bias and an epilogue (what to do
+with each product). Sources are here; epilogues other than ``store`` are in ``residual``, ``swiglu`` and ``qkv``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from llamagpu.gpu import Part, Program, Tensor
-from llamagpu.kernels.base import (
+from llamagpu.kernels.arguments import (
     Consts,
     Pairs,
+    owner,
     parts,
     require,
     require_floats,
@@ -16,24 +20,27 @@ from llamagpu.kernels.base import (
     weight_parts,
     weights_libs,
 )
-from llamagpu.kernels.kv_write import PAGE, Cache
+from llamagpu.kernels.attention import RUN
+from llamagpu.kernels.prenorm import prenorm_columns
 
-MAX_COLUMNS = 8  # vectors that an invocation of product_rows or product_lanes takes
-MERGED_RUNS = 4  # attention runs that a product merges; more are merged in a dispatch of their own
+MAX_VECTORS = 8  # vectors that an invocation of product_rows or product_lanes takes
+MERGED_RUNS = 4  # attention runs that a product can merge; more take a dispatch of their own
 _PIECE_BYTES = {"f32": 16, "f16": 8, "f16_wide": 16, "bf16": 8} | {  # lib/pieces
     "affine8": 4,
     "affine8_wide": 8,
     "affine4": 4,
     "affine4_wide": 8,
 }
+_PIECES = {"f16_native": "f16", "affine4_g16": "affine4"}  # formats that share the pieces of another
 
 
 @dataclass(frozen=True)
 class Source:
-    """The vectors of a product: m rows of k elements, and what the shader must know of them."""
+    """The vectors of a product: m rows of k elements, and how the shader reads them."""
 
     m: int
     k: int
+    norm: str  # the factor owed to each row: lib/norm
     libs: Pairs
     parts: dict[str, Part]
     params: dict[str, float]
@@ -41,8 +48,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Into:
-    """What becomes of a product of m vectors: the epilogue. ``rows`` is how many rows W must have."""
+class Epilogue:
+    """What to do with each product of m vectors. ``rows`` is the number of rows W must have."""
 
     m: int
     rows: int
@@ -55,117 +62,66 @@ class Into:
 
 def plain(x: Tensor) -> Source:
     """The rows of an f32 tensor [m, k]."""
+    require_floats("product", x=x)
     require(len(x.shape) <= 2, "product: x and the weights must be matrices")
-    require_floats(x)
-    libs = ("source", "plain"), ("norm", "none")
-    return Source(x.rows, x.columns, libs, {"x": x.part}, {"x_stride4": x.stride // 4})
+    return Source(x.rows, x.columns, "none", (("source", "plain"),), {"x": x.part}, {"x_stride4": x.stride // 4})
 
 
-def stream_columns(columns: int) -> int:
-    """Columns of a stream: the normed elements, padded to groups of four, and a sum of squares for each group."""
-    groups = -(-columns // 4)
-    return 4 * groups + -(-groups // 4) * 4
-
-
-def normed(stream: Tensor, columns: int, eps: float) -> Source:
-    """RMSNorm of the residual stream, as ``begin_step`` and ``add_norm`` leave it (arXiv:1910.07467).
+def normed(prenorm: Tensor, columns: int, eps: float) -> Source:
+    """RMSNorm of the residual stream from its prenorm buffer (arXiv:1910.07467).
 
     Args:
-        stream: f32 [m, stream_columns(columns)].
+        prenorm: f32 [m, prenorm_columns(columns)], as ``begin_step`` and ``add_norm`` write it.
     """
-    require_floats(stream)
-    require(stream.columns == stream_columns(columns), "product: this is no stream of so many columns")
-    params = {"x_stride4": stream.stride // 4, "sums": -(-columns // 4), "eps": eps, "columns": columns}
-    return Source(stream.rows, columns, (("source", "plain"), ("norm", "rms")), {"x": stream.part}, params)
+    require_floats("product", prenorm=prenorm)
+    require(prenorm.columns == prenorm_columns(columns), f"product: this is not a prenorm buffer of {columns} columns")
+    params = {"x_stride4": prenorm.stride // 4, "sums": -(-columns // 4), "eps": eps, "columns": columns}
+    return Source(prenorm.rows, columns, "rms", (("source", "plain"),), {"x": prenorm.part}, params)
 
 
 def merged(partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: int) -> Source:
-    """The attention whose runs (2 to ``MERGED_RUNS``) ``attention_decode`` left in ``partials``, merged in loading."""
+    """Attention, merged while loading from the runs (2 to ``MERGED_RUNS``) that ``attention_decode`` left in
+    ``partials``."""
     require(splits <= MERGED_RUNS, f"product: more than {MERGED_RUNS} runs are merged by attention_merge")
-    require_rows(rows)
-    require_floats(partials)
-    libs = ("source", "merge"), ("norm", "none")
+    require_rows("product", rows)
+    require_floats("product", partials=partials)
     windows = parts(partials=partials, step_rows=rows)
     params: dict[str, float] = {"heads": heads, "splits": splits}
-    return Source(rows.rows, heads * head_dim, libs, windows, params, (("D4", head_dim // 4),))
+    consts = ("D4", head_dim // 4), ("RUN", RUN), ("MERGED", MERGED_RUNS)
+    return Source(rows.rows, heads * head_dim, "none", (("source", "merge"),), windows, params, consts)
 
 
-def store(out: Tensor) -> Into:
+def store(out: Tensor) -> Epilogue:
     """``out[m, n] = product``, f32 [m, n]."""
-    require_floats(out)
-    return Into(out.rows, out.columns, "store", {"out": out.part}, {"out_stride": out.stride})
+    require_floats("product", out=out)
+    return Epilogue(out.rows, out.columns, "store", {"out": out.part}, {"out_stride": out.stride})
 
 
-def add_to(out: Tensor) -> Into:
-    """``out[m, n] += product``, f32 [m, n]."""
-    require_floats(out)
-    return Into(out.rows, out.columns, "add", {"out": out.part}, {"out_stride": out.stride})
-
-
-def add_norm(out: Tensor, stream: Tensor, weight: Tensor) -> Into:
-    """``out += product``, and the stream that ``normed`` reads for the norm that follows.
-
-    Args:
-        out: f32 [m, columns], the residual stream.
-        stream: f32 [m, stream_columns(columns)].
-        weight: f32 [columns], of the norm.
-    """
-    require_floats(out, stream, weight)
-    require(stream.shape == (out.rows, stream_columns(out.columns)), "add_norm: the stream has another shape")
-    require(weight.columns == out.columns, "add_norm: one weight for every column")
-    windows = parts(out=out, stream=stream, norm_weight=weight)
-    return Into(out.rows, out.columns, "add_norm", windows, {"out_stride": out.stride, "columns": out.columns})
-
-
-def swiglu(out: Tensor) -> Into:
-    """``out[m, n] = silu(product[m, 2n]) · product[m, 2n + 1]``, f32 [m, n] (arXiv:2002.05202)."""
-    require_floats(out)
-    return Into(out.rows, 2 * out.columns, "swiglu", {"out": out.part}, {"out_stride": out.stride})
-
-
-def qkv(q: Tensor, rows: Tensor, turns: Tensor, cache: Cache, heads: int) -> Into:
-    """Rotary pairs (neighbours) of q and k are turned; q is stored, k and v go to the cache.
-
-    Args:
-        q: f32 [m, heads · head_dim].
-        rows: u32 [m, 4], the step's state, the place in the cache (``begin_step``) in its last column.
-        turns: f32 [positions, head_dim], cosine and sine of each pair side by side.
-    """
-    d = cache.head_dim
-    require_rows(rows)
-    require_floats(q, turns)
-    require(d % 4 == 0 and q.columns == heads * d, "qkv: q must be [m, heads · head_dim], head_dim a multiple of 4")
-    require(turns.columns == d, "qkv: turns must be [positions, head_dim]")
-    windows = parts(out=q, turns=turns, step_rows=rows, kv=cache.data)
-    params: dict[str, float] = {"out_stride": q.stride, "heads": heads, "kv_heads": cache.kv_heads}
-    libs, consts = (("kv_store", cache.data.dtype),), (("D4", d // 4), ("PAGE", PAGE))
-    return Into(q.rows, (heads + 2 * cache.kv_heads) * d, "qkv", windows, params, libs, consts)
-
-
-def product(source: Source, w: Tensor, bias: Tensor | None, into: Into, many: bool = False) -> None:
-    """``into(source Wᵀ + bias)``. In one variant a row's order of additions depends on nothing but k and the format.
+def product(source: Source, w: Tensor, bias: Tensor | None, epilogue: Epilogue, many: bool = False) -> None:
+    """``epilogue(source Wᵀ + bias)``. In one tuning, a row's order of additions depends only on k and the format.
 
     Args:
         w: [n, k], f32, f16, bf16 or affine; may have several parts.
         bias: f32 [n].
-        many: whether it is a matmul (the tuning's choice for many vectors) or a matvec (that for few).
+        many: whether this is a matmul (the tuning's choice for many vectors) or a matvec (for few).
     """
-    tuning = w.device.tuning
-    kind = tuning.matmul if many else tuning.matvec
+    device = owner("product", w=w, bias=bias)
     require(len(w.shape) == 2, "product: x and the weights must be matrices")
     require(w.dtype != "u32", "product: weights are f32, f16, bf16 or affine")
     require(source.k == w.columns, f"product: x has {source.k} columns, the weights {w.columns}")
-    require(into.m == source.m and into.rows == w.rows, f"product: out must be [{source.m}, {w.rows}]")
+    require(epilogue.m == source.m and epilogue.rows == w.rows, f"product: out must be [{source.m}, {w.rows}]")
     require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")
-    require(into.lib == "store" or all(p.first % 4 == 0 for p in w.parts), "product: parts begin at multiples of four")
-    cut = {"rows": _rows, "lanes": _lanes, "tiled": _tiled}[kind](source, w)
-    program = _program(source, w, bias, into, cut)
-    extra = source.parts | into.parts | ({} if bias is None else {"bias": bias.part})
+    aligned = epilogue.lib == "store" or all(p.first % 4 == 0 for p in w.parts)
+    require(aligned, "product: parts begin at multiples of four")
+    kind = device.tuning.matmul if many else device.tuning.matvec
+    division = {"rows": _rows, "lanes": _lanes, "tiled": _tiled}[kind](source, w)
+    program = _program(source, bias, epilogue, division)
+    extra = source.parts | epilogue.parts | ({} if bias is None else {"bias": bias.part})
     for part, bindings in weight_parts(w):
-        w.device.dispatch(
+        device.dispatch(
             program,
-            -(-part.rows // cut.rows) * -(-source.m // cut.columns),
-            _params(source, w, part, into, cut.stride),
+            -(-part.rows // division.rows) * -(-source.m // division.vectors),
+            _params(source, w, part, epilogue, division.stride),
             extra | bindings,
             work=source.m * part.rows * w.columns,
             reads=part.rows * w.row_bytes,
@@ -173,71 +129,75 @@ def product(source: Source, w: Tensor, bias: Tensor | None, into: Into, many: bo
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """A shader of the family: rows of W and vectors to a workgroup, loads from a row of W to the next, and how it reads
-    them."""
+class _Division:
+    """A shader of the family, and how it divides the work.
+
+    ``rows`` of W and ``vectors`` go to a workgroup; ``stride`` counts loads from one row of W to the next; ``libs``
+    read them.
+    """
 
     shader: str
     rows: int
-    columns: int
+    vectors: int
     stride: int
     libs: Pairs
     consts: Consts
+    norms: bool = True  # whether it can scale by a norm
 
 
-def _rows(source: Source, w: Tensor) -> _Cut:
+def _rows(source: Source, w: Tensor) -> _Division:
     libs, consts = weights_libs(w)
-    columns = min(source.m, MAX_COLUMNS)
+    vectors = min(source.m, MAX_VECTORS)
     libs = (*libs, ("share", w.device.tuning.share))
-    return _Cut("product_rows", 64, columns, w.loads, libs, (*consts, ("COLS", columns)))
+    return _Division("product_rows", 64, vectors, w.loads, libs, (*consts, ("VECTORS", vectors)))
 
 
-def _tiled(source: Source, w: Tensor) -> _Cut:
+def _tiled(source: Source, w: Tensor) -> _Division:
     libs, consts = weights_libs(w)
     for down, across in ((8, 2), (8, 1), (4, 1)):  # the largest tiles that give every core of the GPU one
         if -(-source.m // (16 * down)) * -(-w.rows // (64 * across)) >= w.device.tuning.tiles:
             break
     own = ("DOWN", down), ("ACROSS", across)
-    return _Cut("product_tiled", 64 * across, 16 * down, w.loads, libs, (*consts, *own))
+    return _Division("product_tiled", 64 * across, 16 * down, w.loads, libs, (*consts, *own), norms=False)
 
 
-def _lanes(source: Source, w: Tensor) -> _Cut:
+def _lanes(source: Source, w: Tensor) -> _Division:
     libs, consts = weights_libs(w)
     chosen = dict(libs)
-    pieces = chosen.pop("weights").removesuffix("_native").removesuffix("_g16")
+    format = chosen.pop("weights")
+    pieces = _PIECES.get(format, format)
     a = w.device.tuning.lanes_for(pieces, w.columns, w.rows)
-    columns = 1 << (min(source.m, MAX_COLUMNS) - 1).bit_length()
-    rows, ahead = (a.rows, a.ahead) if columns == 1 else (4, a.several)
+    vectors = 1 << (min(source.m, MAX_VECTORS) - 1).bit_length()
+    rows, ahead = (a.rows, a.ahead) if vectors == 1 else (4, a.several)
     teams = a.workgroup // a.lanes
     if a.wide and f"{pieces}_wide" in _PIECE_BYTES:
         pieces += "_wide"
-    gathered = teams * (columns + (-(-columns // 4) if dict(source.libs)["norm"] == "rms" else 0))
-    own = {"COLS": columns, "LANES": a.lanes, "ROWS": rows, "AHEAD": ahead, "WORKGROUP": a.workgroup}
-    return _Cut(
+    gathered = teams * (vectors + (-(-vectors // 4) if source.norm == "rms" else 0))
+    own = {"VECTORS": vectors, "LANES": a.lanes, "ROWS": rows, "AHEAD": ahead, "WORKGROUP": a.workgroup}
+    return _Division(
         "product_lanes",
         teams * rows,
-        columns,
+        vectors,
         w.data_bytes // _PIECE_BYTES[pieces],
         (("pieces", pieces), ("scaling", chosen.pop("fold")), *chosen.items(), ("gather", w.device.tuning.reduce)),
         (*consts, *own.items(), ("GATHERED", gathered)),
     )
 
 
-def _program(source: Source, w: Tensor, bias: Tensor | None, into: Into, cut: _Cut) -> Program:
-    tiled = cut.shader == "product_tiled"
-    require(not tiled or dict(source.libs)["norm"] == "none", "product: many vectors are normed before")
-    sources = tuple(pair for pair in source.libs if not tiled or pair[0] != "norm")
-    both = (("bias", "none" if bias is None else "add"), ("epilogue", into.lib), *into.libs)
-    consts = dict((*cut.consts, *source.consts, *into.consts))
-    return Program(cut.shader, (*cut.libs, *sources, *both), tuple(consts.items()))
+def _program(source: Source, bias: Tensor | None, epilogue: Epilogue, division: _Division) -> Program:
+    require(division.norms or source.norm == "none", "product: normalize many vectors before the product")
+    norm = (("norm", source.norm),) if division.norms else ()
+    ends = (("bias", "none" if bias is None else "add"), ("epilogue", epilogue.lib), *epilogue.libs)
+    consts = dict((*division.consts, *source.consts, *epilogue.consts))
+    return Program(division.shader, (*division.libs, *source.libs, *norm, *ends), tuple(consts.items()))
 
 
-def _params(source: Source, w: Tensor, part: Part, into: Into, stride: int) -> dict[str, float]:
+def _params(source: Source, w: Tensor, part: Part, epilogue: Epilogue, stride: int) -> dict[str, float]:
     """The uniforms of every product (``lib/product.wgsl``)."""
     names = ("x_stride4", "out_stride", "sums", "eps", "columns", "heads", "kv_heads", "splits")
     return (
         dict.fromkeys(names, 0)
-        | into.params
+        | epilogue.params
         | source.params
         | {
             "m": source.m,

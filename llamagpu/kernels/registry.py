@@ -1,22 +1,24 @@
 """The registry: every kernel, in the order of a forward pass. The tests and ``llamagpu doctor`` walk it."""
 
 from llamagpu.kernels.add import KERNEL as ADD
-from llamagpu.kernels.affine import KERNEL as DEQUANTIZE
 from llamagpu.kernels.attention import DECODE, PREFILL
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
+from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
-from llamagpu.kernels.fused import QKV, RESIDUAL, SWIGLU
 from llamagpu.kernels.gelu import KERNEL as GELU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.noise import KERNEL as NOISE
+from llamagpu.kernels.qkv import KERNEL as QKV
+from llamagpu.kernels.residual import KERNEL as RESIDUAL
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
-from llamagpu.kernels.sampling_twin import KERNEL as SAMPLE
+from llamagpu.kernels.sampling_reference import KERNEL as SAMPLE
 from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
+from llamagpu.kernels.swiglu import KERNEL as SWIGLU
 from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
 REGISTRY = {

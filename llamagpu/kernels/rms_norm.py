@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 
 WORKGROUP = 64
 
@@ -18,9 +19,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
         weight: f32 [columns].
         out: f32 [rows, columns], not the memory of x.
     """
-    device = x.device
+    device = require_floats("rms_norm", x=x, weight=weight, out=out)
     out = out or device.empty(x.shape)
-    require_floats(x, weight, out)
     require(weight.columns == x.columns and out.shape == x.shape, "rms_norm: x, weight and out must agree in columns")
     device.dispatch(
         Program("rms_norm", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),
@@ -67,5 +67,4 @@ KERNEL = Kernel(
         {"rows": 65539, "columns": 5, "eps": 1e-5},
     ),
     random=_random,
-    depends=("reduce",),
 )

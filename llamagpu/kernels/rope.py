@@ -5,29 +5,30 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats, require_rows
-from llamagpu.kernels.base import step_rows as make_rows
+from llamagpu.kernels.arguments import parts, require, require_floats, require_rows
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.step import step_rows as make_rows
 
 
-def rope(x: Tensor, rows: Tensor, turns: Tensor, heads: int, *, interleaved: bool = True) -> Tensor:
-    """Turn the first ``heads`` heads of every row by the angles of the row's position (arXiv:2104.09864).
+def rope(x: Tensor, rows: Tensor, cos_sin: Tensor, heads: int, *, interleaved: bool = True) -> Tensor:
+    """Rotate the first ``heads`` heads of every row by the angles of the row's position (arXiv:2104.09864).
 
     Args:
         x: f32 [rows, at least heads · head_dim], changed in place.
         rows: u32 [rows, 4], the step's state; the position is the second.
-        turns: f32 [positions, head_dim], cosine and sine of each pair side by side.
+        cos_sin: f32 [positions, head_dim], cosine and sine of each pair side by side.
         interleaved: pairs are neighbours (2i, 2i + 1), as Meta's checkpoints have them; otherwise (i, i + head_dim/2).
     """
-    half = turns.columns // 2
-    require_rows(rows)
-    require_floats(x, turns)
-    require(turns.columns % 2 == 0 and turns.stride == turns.columns, "rope: head_dim must be a multiple of 4")
+    device = require_floats("rope", x=x, cos_sin=cos_sin)
+    require_rows("rope", rows)
+    half = cos_sin.columns // 2
+    require(cos_sin.columns % 4 == 0, "rope: head_dim must be a multiple of 4")
     require(heads * 2 * half <= x.columns, "rope: x has fewer columns than heads · head_dim")
-    x.device.dispatch(
+    device.dispatch(
         Program("rope", overrides=(("INTERLEAVED", int(interleaved)),)),
         -(-x.rows * heads * half // 64),
         {"rows": x.rows, "heads": heads, "half": half, "stride": x.stride},
-        parts(step_rows=rows, turns=turns, x=x),
+        parts(step_rows=rows, cos_sin=cos_sin, x=x),
     )
     return x
 
@@ -35,27 +36,34 @@ def rope(x: Tensor, rows: Tensor, turns: Tensor, heads: int, *, interleaved: boo
 def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     positions = rng.integers(0, d["positions"], d["rows"])
     angle = np.arange(d["positions"])[:, None] * 10000.0 ** (-np.arange(d["head"] // 2) / (d["head"] // 2))
-    turns = np.stack([np.cos(angle), np.sin(angle)], axis=-1).reshape(d["positions"], d["head"])
+    cos_sin = np.stack([np.cos(angle), np.sin(angle)], axis=-1).reshape(d["positions"], d["head"])
     x = rng.standard_normal((d["rows"], d["heads"] * d["head"] + d["rest"]))
-    return {"x": x.astype(np.float32), "turns": turns.astype(np.float32), "rows": make_rows([0] * d["rows"], positions)}
+    return {
+        "x": x.astype(np.float32),
+        "cos_sin": cos_sin.astype(np.float32),
+        "rows": make_rows([0] * d["rows"], positions),
+    }
 
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
     rows = bench.put(a["rows"], "u32")
-    return rope(bench.put(a["x"]), rows, bench.put(a["turns"]), d["heads"], interleaved=d["interleaved"])
+    return rope(bench.put(a["x"]), rows, bench.put(a["cos_sin"]), d["heads"], interleaved=d["interleaved"])
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """The turned heads in float64, on the scale |a · cos| + |b · sin|; other columns unchanged."""
+    """The rotated heads in float64, on the scale |a · cos| + |b · sin|; other columns unchanged."""
     x, half = a["x"].astype(np.float64), d["head"] // 2
     value, scale = x.copy(), np.abs(x)
     heads = x[:, : d["heads"] * d["head"]].reshape(d["rows"], d["heads"], d["head"])
-    turn = a["turns"].astype(np.float64)[a["rows"][:, 1]].reshape(d["rows"], 1, half, 2)
+    rotation = a["cos_sin"].astype(np.float64)[a["rows"][:, 1]].reshape(d["rows"], 1, half, 2)
     first, second = (slice(0, None, 2), slice(1, None, 2)) if d["interleaved"] else (slice(0, half), slice(half, None))
     p, q = heads[..., first], heads[..., second]
     out, size = np.empty_like(heads), np.empty_like(heads)
-    out[..., first], out[..., second] = p * turn[..., 0] - q * turn[..., 1], q * turn[..., 0] + p * turn[..., 1]
-    cos, sin = np.abs(turn[..., 0]), np.abs(turn[..., 1])
+    out[..., first], out[..., second] = (
+        p * rotation[..., 0] - q * rotation[..., 1],
+        q * rotation[..., 0] + p * rotation[..., 1],
+    )
+    cos, sin = np.abs(rotation[..., 0]), np.abs(rotation[..., 1])
     size[..., first], size[..., second] = abs(p) * cos + abs(q) * sin, abs(q) * cos + abs(p) * sin
     value[:, : d["heads"] * d["head"]] = out.reshape(d["rows"], -1)
     scale[:, : d["heads"] * d["head"]] = size.reshape(d["rows"], -1)

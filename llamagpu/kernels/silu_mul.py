@@ -1,11 +1,12 @@
-"""SwiGLU's element-wise half: silu(gate) · up, over interleaved columns."""
+"""The elementwise half of SwiGLU: silu(gate) · up, over interleaved columns."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Dims, Expected, Kernel
 
 
 def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -15,11 +16,11 @@ def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
         x: f32 [rows, 2 · columns], gate and up side by side.
         out: f32 [rows, columns].
     """
+    device = require_floats("silu_mul", x=x, out=out)
     columns = x.columns // 2
-    out = out or x.device.empty((x.rows, columns))
-    require_floats(x, out)
+    out = out or device.empty((x.rows, columns))
     require(x.columns == 2 * columns and out.shape == (x.rows, columns), "silu_mul: x must be [rows, 2 · columns]")
-    x.device.dispatch(
+    device.dispatch(
         Program("silu_mul"),
         -(-x.rows * columns // 64),
         {"rows": x.rows, "columns": columns, "in_stride2": x.stride // 2, "out_stride": out.stride},

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Dims, Expected, Kernel
 from llamagpu.kernels.rms_norm import WORKGROUP
 
 
 def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:
     """``out[r] = e^(x[r] - max) / Σ e^(x[r] - max)``; x and out are f32 [rows, columns]."""
-    device = x.device
+    device = require_floats("softmax", x=x, out=out)
     out = out or device.empty(x.shape)
-    require_floats(x, out)
     require(out.shape == x.shape, "softmax: out must have the shape of x")
     device.dispatch(
         Program("softmax", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),
@@ -51,5 +51,4 @@ KERNEL = Kernel(
         {"rows": 65540, "columns": 3, "spread": 1.0},
     ),
     random=lambda rng: {"rows": int(rng.integers(1, 50)), "columns": int(rng.integers(1, 3000)), "spread": 4.0},
-    depends=("reduce",),
 )

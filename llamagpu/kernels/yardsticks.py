@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel, parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 
 GROUP = 64  # invocations of a workgroup of multiply_add
 
 
 def copy(x: Tensor, out: Tensor) -> Tensor:
     """``out = x``, f32 of one shape: bytes are read once and written once."""
-    require_floats(x, out)
+    device = require_floats("copy", x=x, out=out)
     require(x.shape == out.shape, "copy: x and out must have one shape")
     count4 = x.rows * x.stride // 4
-    x.device.dispatch(Program("copy"), -(-count4 // 256), {"count4": count4}, parts(x=x, out=out), reads=2 * x.nbytes)
+    device.dispatch(Program("copy"), -(-count4 // 256), {"count4": count4}, parts(x=x, out=out), reads=2 * x.nbytes)
     return out
 
 
@@ -26,11 +27,11 @@ def multiply_add(x: Tensor, out: Tensor, steps: int) -> Tensor:
         x: f32 [1, 4]: a, b, 0, 0.
         out: f32 [groups · 64, 4]; all are equal.
     """
-    require_floats(x, out)
+    device = require_floats("multiply_add", x=x, out=out)
     groups = out.rows // GROUP
     require(out.shape == (groups * GROUP, 4) and groups > 0, "multiply_add: out must be [groups · 64, 4]")
     params = {"groups": groups, "steps": steps}
-    x.device.dispatch(Program("multiply_add"), groups, params, parts(x=x, out=out), work=groups * GROUP * 32 * steps)
+    device.dispatch(Program("multiply_add"), groups, params, parts(x=x, out=out), work=groups * GROUP * 32 * steps)
     return out
 
 

@@ -1,8 +1,7 @@
 //! needs kv_wide paged
-//! const QUERIES
+//! const QUERIES RUN
 // What a workgroup of attention_decode_whole loads of its run: keys for one position an invocation, values for a load along
 // the head, a query and a slice of the positions; and the scores that they make.
-const RUN = 256u;
 const D_LOADS = D4 / KV_WIDE;
 const SLICES = RUN / (D_LOADS * QUERIES);
 @group(0) @binding(1) var<storage, read> pages: array<u32>;

@@ -1,6 +1,6 @@
 //! needs product pieces scaling source chain
-//! const COLS ROWS
-// A slice of product_lanes: a piece of each of ROWS (1, 2 or 4) rows of W, and what it adds to the sums of COLS (1, 2,
+//! const VECTORS ROWS
+// A slice of product_lanes: a piece of each of ROWS (1, 2 or 4) rows of W, and what it adds to the sums of VECTORS (1, 2,
 // 4 or 8) columns of x. What is indexed is indexed by constants, so that it stays in registers in checked shaders too.
 struct Slice {                      // the pieces, and how they are scaled
     p: Piece,
@@ -101,14 +101,14 @@ fn slice_add(sums: ptr<function, array<vec4<f32>, 8>>, s: Slice, at: u32) {
         w.d = slice_groups(s, 3u);
     }
     sums[0] = slice_column(sums[0], w, s.scales, 0u, at);
-    if (COLS > 1u) {
+    if (VECTORS > 1u) {
         sums[1] = slice_column(sums[1], w, s.scales, 1u, at);
     }
-    if (COLS > 2u) {
+    if (VECTORS > 2u) {
         sums[2] = slice_column(sums[2], w, s.scales, 2u, at);
         sums[3] = slice_column(sums[3], w, s.scales, 3u, at);
     }
-    if (COLS > 4u) {
+    if (VECTORS > 4u) {
         sums[4] = slice_column(sums[4], w, s.scales, 4u, at);
         sums[5] = slice_column(sums[5], w, s.scales, 5u, at);
         sums[6] = slice_column(sums[6], w, s.scales, 6u, at);

@@ -2,7 +2,7 @@
 // n + count - 1 (at most 4) of row m; early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
 @group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
 struct Early {
-    stream: vec4<f32>,
+    residual: vec4<f32>,
 }
 
 fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
@@ -13,7 +13,7 @@ fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
 
 fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let at = m * params.out_stride + n;
-    let v = early.stream + value;
+    let v = early.residual + value;
     out[at] = v.x;
     if (count > 1u) { out[at + 1u] = v.y; }
     if (count > 2u) { out[at + 2u] = v.z; }

@@ -4,22 +4,22 @@
 // epilogue(m, n, v, count, early): columns n to n + 3 of row m; heads are multiples of four, so the four belong to one.
 // early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
 @group(2) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [m, heads · 4 · D4]
-@group(2) @binding(2) var<storage, read> turns: array<vec4<f32>>;       // [positions, D4] cos, sin, cos, sin
+@group(2) @binding(2) var<storage, read> cos_sin: array<vec4<f32>>;       // [positions, D4] cos, sin, cos, sin
 @group(2) @binding(3) var<storage, read> step_rows: array<vec4<u32>>;   // [m] token, position, slot, place
 struct Early {
-    turn: vec4<f32>,
+    rotation: vec4<f32>,
     place: u32,
 }
 
 fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
     let state = step_rows[m];
-    return Early(turns[state.y * D4 + n / 4u % D4], state.w);
+    return Early(cos_sin[state.y * D4 + n / 4u % D4], state.w);
 }
 
 fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let n4 = n / 4u;
     let head = n4 / D4;
-    let t = early.turn;
+    let t = early.rotation;
     var v = value;
     if (head < params.heads + params.kv_heads) {
         v = vec4<f32>(v.x * t.x - v.y * t.y, v.y * t.x + v.x * t.y, v.z * t.z - v.w * t.w, v.w * t.z + v.z * t.w);

@@ -1,4 +1,4 @@
-"""The numpy twin of sampling, token for token, and its entry in the registry."""
+"""The numpy reference of sampling, which agrees token for token, and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.base import Arrays, Bench, Dims, Expected, Kernel
-from llamagpu.kernels.base import step_rows as make_rows
-from llamagpu.kernels.sampling import NO_CUT, PROMPT_BIT, Sampler, Settings, choose, sampler_columns
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.sampling import Sampler, choose, sampler_columns
+from llamagpu.kernels.step import PROMPT_BIT, Settings, no_cuts, step_rows
 
 
 def gumbel(seed: int, position: npt.ArrayLike, token: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -44,7 +44,7 @@ def process_row(
 
 
 def allowed_tokens(scores: npt.NDArray[np.float64], s: Settings, slack: float = 0.0) -> npt.NDArray[np.int64]:
-    """Ids that top-k, top-p and min-p leave, best first; ``slack`` moves the thresholds of the last two."""
+    """Ids that pass top-k, top-p and min-p, best first; ``slack`` moves the thresholds of the last two."""
     order = np.lexsort((np.arange(len(scores)), -scores))
     if not s.temperature:
         return order
@@ -104,7 +104,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     bias = np.where(rng.random((rows, vocab)) < 0.3, rng.standard_normal((rows, vocab)) * 2, 0).astype(np.float32)
     if not SETTINGS[d["settings"]].biased:
         bias[:] = 0
-    state = make_rows([0] * rows, rng.integers(0, 500, rows), np.arange(rows))
+    state = step_rows([0] * rows, rng.integers(0, 500, rows), np.arange(rows))
     return {"logits": logits, "rows": state, "counts": counts, "bias": bias}
 
 
@@ -122,7 +122,7 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
         scores=bench.out((rows, columns["scores"])),
         settings=bench.put(np.stack([s.pack() for s in settings]), "u32"),
         draws=bench.put(np.stack([s.draw(plain) for s in settings]), "u32"),
-        cuts=bench.put(np.tile(np.array(NO_CUT, np.uint32), (rows, 1)), "u32"),
+        cuts=bench.put(no_cuts(rows), "u32"),
         best=bench.out((rows, columns["best"]), "u32"),
         result=bench.out((rows, columns["result"]), "u32"),
         likely=bench.out((rows, columns["likely"]), "u32"),
@@ -136,8 +136,8 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """The token that is chosen in float64, and whether a logit is not finite. A row whose choice hangs on 1e-5 (of a
-    margin, or of a threshold) is left out: its scale is unbounded."""
+    """The token chosen in float64, and whether a logit is not finite. A row whose choice depends on 1e-5 (of a margin
+    or a threshold) is left out: its scale is unbounded."""
     value, scale = np.zeros((d["rows"], 2)), np.zeros((d["rows"], 2))
     for r in range(d["rows"]):
         s, position = _row_settings(d, r), int(a["rows"][r, 1]) + 1

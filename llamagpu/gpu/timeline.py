@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from llamagpu.errors import KernelError
 from llamagpu.gpu import native
+from llamagpu.gpu.device import Device
 from llamagpu.gpu.encode import Dispatch
 from llamagpu.gpu.plan import Plan
-from llamagpu.gpu.tensor import Part
 from llamagpu.gpu.timing import TIMESTAMPS
-
-if TYPE_CHECKING:
-    from llamagpu.gpu.device import Device
 
 INSIDE_PASSES = "timestamp-query-inside-passes"
 _MOST_QUERIES = 4096  # WebGPU's limit for a query set
@@ -26,7 +23,7 @@ _MOST_QUERIES = 4096  # WebGPU's limit for a query set
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took from ``begin`` to ``end``, in seconds of the host's clock."""
+    """An activity from ``begin`` to ``end``, in seconds of the host's clock."""
 
     name: str
     begin: float
@@ -35,7 +32,7 @@ class Span:
 
 @dataclass
 class Timeline:
-    """What one or more runs of a plan did.
+    """The dispatches and host activities of one or more runs of a plan.
 
     Attributes:
         inside: whether timestamps were taken inside one pass; otherwise every dispatch had a pass of its own.
@@ -70,12 +67,13 @@ class _Profiler:
     """The query set and the buffers of one profile; on the device thread."""
 
     def __init__(self, device: Device, plan: Plan, count: int, inside: bool):
-        self._device, self._plan, self._count, self._inside = device, plan, count, inside
+        self._device, self._memory, self._plan = device, device.memory, plan
+        self._count, self._inside = count, inside
         self._size = -(-count * 8 // 256) * 256
         with native.errors("making a query set"):
-            self._set = device.handle.create_query_set(type="timestamp", count=count)
-        self._resolved = device.allocate(self._size, "queries")
-        self._tick = native.timestamp_period(device.handle)
+            self._set = self._memory.handle.create_query_set(type="timestamp", count=count)
+        self._resolved = self._memory.allocate(self._size, "queries")
+        self._tick = native.timestamp_period(self._memory.handle)
 
     def run(self, runs: int, before: Callable[[], object] | None) -> Timeline:
         line = Timeline(self._inside)
@@ -84,12 +82,12 @@ class _Profiler:
             for number in range(runs + 1):  # the first one compiles, and is not kept
                 if before is not None:
                     before()
-                self._device.finish()
+                self._memory.finish()
                 host, ticks = self._once()
                 if number:
                     found.append((host, ticks))
         finally:
-            self._device.free(self._resolved)
+            self._memory.free(self._resolved)
             self._set.destroy()
         # offset: host = device + offset; after submission began, and before completion was seen
         low = max(host[1].begin - float(ticks[0]) for host, ticks in found)
@@ -99,25 +97,25 @@ class _Profiler:
             line.host += host
             pairs = pairwise(ticks) if self._inside else zip(ticks[::2], ticks[1::2], strict=True)
             for (begin, end), dispatch in zip(pairs, self._plan.dispatches, strict=True):
-                line.kernels.append((Span(dispatch.label, float(begin) + offset, float(end) + offset), dispatch))
+                line.kernels.append(
+                    (Span(dispatch.program.label, float(begin) + offset, float(end) + offset), dispatch)
+                )
         return line
 
     def _once(self) -> tuple[list[Span], Any]:
-        device = self._device
+        memory = self._memory
         times = [time.perf_counter()]
-        encoder = device.encoder()
+        encoder = memory.encoder()
         with native.errors("profiling a plan"):
             (self._inside_one_pass if self._inside else self._pass_by_pass)(encoder)
             encoder.resolve_query_set(self._set, 0, self._count, self._resolved.handle, 0)
-        slot = device.staging.take(self._size)
-        part = Part(self._resolved, 0, self._size, 0, 1)
-        encoder.copy_buffer_to_buffer(part.buffer.handle, 0, slot.buffer.handle, 0, self._size)
+        slot = memory.take_slot(self._size)
+        encoder.copy_buffer_to_buffer(self._resolved.handle, 0, slot.buffer.handle, 0, self._size)
         times.append(time.perf_counter())
-        device.gate.submit(encoder, (*self._plan.buffers, self._resolved), slot)
+        memory.gate.submit(encoder, (*self._plan.buffers, self._resolved), slot)
         times.append(time.perf_counter())
-        raw = device.gate.read(slot, self._size)
+        raw = memory.read_slot(slot, self._size)
         times.append(time.perf_counter())
-        device.staging.give(slot)
         ticks = np.frombuffer(raw, np.uint64)[: self._count].astype(np.float64) * self._tick
         names = ("encode", "submit", "wait")
         return [Span(name, *pair) for name, pair in zip(names, pairwise(times), strict=True)], ticks

@@ -1,0 +1,30 @@
+"""The prenorm buffer: the residual stream times the weight of the norm that reads it next, and its sums of squares.
+
+Whoever makes the residual stream in a decode step writes this buffer too, so that RMSNorm needs no dispatch of its own:
+the reader scales its products by 1 / sqrt(mean + eps) (``lib/prenorm.wgsl``, ``lib/norm/rms.wgsl``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def prenorm_columns(columns: int) -> int:
+    """Columns of a prenorm buffer: the weighted elements, padded to groups of four, and a sum of squares per group."""
+    groups = -(-columns // 4)
+    return 4 * groups + -(-groups // 4) * 4
+
+
+def prenorm_reference(x: npt.NDArray[Any], weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The buffer for rows x [m, columns], padded with zeros."""
+    rows, columns = x.shape
+    groups = -(-columns // 4)
+    out = np.zeros((rows, prenorm_columns(columns)), x.dtype)
+    out[:, :columns] = x * weight
+    padded = np.zeros((rows, 4 * groups), x.dtype)
+    padded[:, :columns] = x
+    out[:, 4 * groups : 5 * groups] = (padded.reshape(rows, groups, 4) ** 2).sum(axis=-1)
+    return out

@@ -1,0 +1,79 @@
+"""Epilogues of the output and down projections: addition to the residual stream, alone or with the next norm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llamagpu.gpu import Tensor
+from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.prenorm import prenorm_columns, prenorm_reference
+from llamagpu.kernels.product import Epilogue, product
+from llamagpu.kernels.product_cases import (
+    product_case,
+    product_inputs,
+    product_random,
+    product_reference,
+    product_setup,
+)
+
+
+def add_to(out: Tensor) -> Epilogue:
+    """``out[m, n] += product``, f32 [m, n]."""
+    require_floats("add_to", out=out)
+    return Epilogue(out.rows, out.columns, "add", {"out": out.part}, {"out_stride": out.stride})
+
+
+def add_norm(out: Tensor, prenorm: Tensor, weight: Tensor) -> Epilogue:
+    """``out += product``, and the prenorm buffer of the norm that follows.
+
+    Args:
+        out: f32 [m, columns], the residual stream.
+        prenorm: f32 [m, prenorm_columns(columns)].
+        weight: f32 [columns], of the norm.
+    """
+    require_floats("add_norm", out=out, prenorm=prenorm, weight=weight)
+    require(prenorm.shape == (out.rows, prenorm_columns(out.columns)), "add_norm: prenorm has a wrong shape")
+    require(weight.columns == out.columns, "add_norm: one weight for every column")
+    windows = parts(out=out, prenorm=prenorm, norm_weight=weight)
+    return Epilogue(out.rows, out.columns, "add_norm", windows, {"out_stride": out.stride, "columns": out.columns})
+
+
+def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
+    source, w, bias = product_setup(bench, a, d)
+    out = bench.put(a["out"])
+    if d["which"] == "sum":
+        product(source, w, bias, add_to(out), d["many"])
+        return out
+    prenorm = bench.out((d["m"], prenorm_columns(d["n"])))
+    product(source, w, bias, add_norm(out, prenorm, bench.put(a["norm"])), d["many"])
+    return out if d["which"] == "out" else prenorm
+
+
+def reference(a: Arrays, d: Dims) -> Expected:
+    """The residual stream after the addition; or the prenorm buffer, whose squares double an error."""
+    value, size = product_reference(a, d)
+    value, size = value + a["out"], size + np.abs(a["out"])
+    if d["which"] != "prenorm":
+        return Expected(value, size)
+    norm = a["norm"].astype(np.float64)
+    scale = prenorm_reference(size, np.abs(norm))
+    scale[:, 4 * -(-d["n"] // 4) :] *= 2
+    return Expected(prenorm_reference(value, norm), scale)
+
+
+KERNEL = Kernel(
+    "residual",
+    product_inputs,
+    _run,
+    reference,
+    cases=(
+        product_case(1, 1, 1, "plain", "f32", which="prenorm"),
+        product_case(1, 576, 1536, "plain", "f16", which="prenorm"),
+        product_case(1, 576, 576, "merge", "bf16", head=64, length=200, which="prenorm"),
+        product_case(8, 97, 48, "merge", "f32", True, head=16, length=1000, which="out"),
+        product_case(2, 128, 128, "merge", "int8-g64-bf16", head=32, length=257, which="prenorm"),
+        product_case(33, 130, 77, "plain", "f16", which="sum", many=True),
+    ),
+    random=lambda rng: product_random(rng, 1, ("plain", "merge"), which=("sum", "out", "prenorm")[rng.integers(3)]),
+)
