@@ -1,39 +1,115 @@
 """The architectures: rows of data over one decoder forward pass.
 
-A row names the checkpoint's tensors for each role. ``{i}`` is the layer. Roles that are multiplied together are
-fused when they are loaded: the rows of q, k and v one after another, those of gate and up interleaved.
+To add one, write a row: the checkpoint's tensor names by role, the defaults of the config keys that it reads, a
+function from those keys to the spec of a layer, and the remaining keys that the reference implementation reads, each with
+a test for values that change nothing. ``tests/reference_keys.json`` lists the keys of the reference, and a test checks
+that each is accounted for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Test = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What differs between the layers of all architectures: which projections add a bias."""
+
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Checkpoint names by role. ``ignored`` are patterns of tensors that carry no weights of the model."""
+    """A row.
 
-    tensors: Mapping[str, str]
-    ignored: tuple[str, ...] = ()
+    Attributes:
+        defaults: the optional config keys that the row reads, with the reference's defaults.
+        layer: the spec of layer i, from the config's values and i.
+        neutral: keys that the reference reads and the row does not; values that fail the test are refused by name.
+        tensors: checkpoint names by role; ``{i}`` is the layer. Roles that are multiplied together are fused on loading.
+        ignored: patterns of tensors that carry no weights of the model.
+    """
+
+    defaults: Mapping[str, Any]
+    layer: Callable[[Mapping[str, Any], int], LayerSpec]
+    neutral: Mapping[str, Test] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=lambda: TENSORS)
+    ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
 
 
-LLAMA = Architecture(
-    tensors={
-        "embed": "model.embed_tokens.weight",
-        "norm": "model.norm.weight",
-        "head": "lm_head.weight",
-        "attn_norm": "model.layers.{i}.input_layernorm.weight",
-        "mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
-        "q": "model.layers.{i}.self_attn.q_proj.weight",
-        "k": "model.layers.{i}.self_attn.k_proj.weight",
-        "v": "model.layers.{i}.self_attn.v_proj.weight",
-        "o": "model.layers.{i}.self_attn.o_proj.weight",
-        "gate": "model.layers.{i}.mlp.gate_proj.weight",
-        "up": "model.layers.{i}.mlp.up_proj.weight",
-        "down": "model.layers.{i}.mlp.down_proj.weight",
-    },
-    ignored=(r".*rotary_emb\.inv_freq",),
+def one_of(*values: Any) -> Test:
+    """Whether a value is one of some."""
+    return lambda value: any(value == v and type(value) is type(v) for v in values)
+
+
+def all_equal(wanted: str) -> Test:
+    """Whether a list holds nothing but one value; None passes."""
+    return lambda value: value is None or (isinstance(value, list) and all(v == wanted for v in value))
+
+
+TENSORS = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attn_norm": "model.layers.{i}.input_layernorm.weight",
+    "mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
+    "q": "model.layers.{i}.self_attn.q_proj.weight",
+    "k": "model.layers.{i}.self_attn.k_proj.weight",
+    "v": "model.layers.{i}.self_attn.v_proj.weight",
+    "o": "model.layers.{i}.self_attn.o_proj.weight",
+    "gate": "model.layers.{i}.mlp.gate_proj.weight",
+    "up": "model.layers.{i}.mlp.up_proj.weight",
+    "down": "model.layers.{i}.mlp.down_proj.weight",
+}
+# Keys that every row reads, and keys that change no result of a forward pass.
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+DEFAULTS = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "rope_theta": None,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+WITHOUT_EFFECT = frozenset(
+    """_attn_implementation_autoset _name_or_path architectures attention_dropout auto_map chunk_size_feed_forward dtype
+    id2label initializer_range label2id model_type output_attentions output_hidden_states pad_token_id pretraining_tp
+    problem_type quantization quantization_config return_dict torch_dtype transformers_version use_cache""".split()
 )
+NEUTRAL = {"partial_rotary_factor": one_of(None, 1, 1.0), "is_encoder_decoder": one_of(None, False)}
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": LLAMA}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(
+        defaults=DEFAULTS | {"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+        layer=lambda c, i: LayerSpec(c["attention_bias"], c["attention_bias"], c["mlp_bias"]),
+        neutral=NEUTRAL,
+    ),
+    "mistral": Architecture(
+        defaults=DEFAULTS | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+        layer=lambda c, i: LayerSpec(),
+        neutral=NEUTRAL | {"sliding_window": one_of(None)},
+    ),
+    "qwen2": Architecture(
+        defaults=DEFAULTS | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+        layer=lambda c, i: LayerSpec(qkv_bias=True),
+        # Without use_sliding_window the reference reads neither of the other two.
+        neutral=NEUTRAL
+        | {
+            "use_sliding_window": one_of(None, False),
+            "sliding_window": lambda value: True,
+            "max_window_layers": lambda value: True,
+            "layer_types": all_equal("full_attention"),
+        },
+    ),
+}

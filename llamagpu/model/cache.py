@@ -1,45 +1,75 @@
-"""The paged KV cache of a model: one buffer a layer, a page table for every sequence, and the pages that are free."""
+"""The paged KV cache: one buffer a layer, a page table row for every sequence, and pages shared by equal prefixes."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from llamagpu.gpu import Device, Tensor
-from llamagpu.kernels import PAGE, Cache, cache_columns
+from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
 from llamagpu.model.config import Config
 
 SLOTS = 32  # sequences that may hold pages at once
+_ROOT = 0  # the id of the empty prefix
 
 
 def pages_for(tokens: int) -> int:
-    """Pages that so many tokens take."""
+    """Pages that hold this many tokens."""
     return -(-tokens // PAGE)
 
 
 def kv_bytes(config: Config, tokens: int, dtype: str) -> int:
     """Bytes of cache for ``tokens`` tokens in all layers."""
+    return config.num_hidden_layers * layer_bytes(config, tokens, dtype)
+
+
+def layer_bytes(config: Config, tokens: int, dtype: str) -> int:
+    """Bytes of cache for ``tokens`` tokens in one layer, which is one binding."""
     page = cache_columns(config.num_key_value_heads, config.head_dim) * (2 if dtype == "f16" else 4)
-    return config.num_hidden_layers * page * (pages_for(tokens) + 1)
+    return page * (pages_for(tokens) + 1)
+
+
+def most_tokens(config: Config, largest_binding: int) -> int:
+    """Tokens of a float32 cache that one binding holds."""
+    return (largest_binding // layer_bytes(config, 0, "f32") - 1) * PAGE
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The slot of a sequence in the page table, its pages in order, and how many of its tokens they hold already."""
+
+    slot: int
+    pages: tuple[int, ...]
+    cached: int = 0
 
 
 class PagedCache:
     """Pages for ``pool`` tokens, shared by up to ``SLOTS`` sequences of up to ``context`` tokens.
 
-    One page more takes what padding rows write: the table of the slot ``dump`` has nothing else.
+    Pages are counted by reference. A full page is known by its tokens and all tokens before them; it stays known after
+    its sequences ended, until another sequence needs it, the least recently used first. One more page, in the slot
+    ``dump``, takes the writes of padding rows.
     """
 
     def __init__(self, device: Device, config: Config, context: int, pool: int, dtype: str):
-        count = pages_for(pool)
-        self._device, self._free = device, list(range(count - 1, -1, -1))
+        self.total, self.dump = pages_for(pool), SLOTS
+        self._device = device
         self._slots = list(range(SLOTS - 1, -1, -1))
-        self.dump = SLOTS
-        self.total = count
-        self._table = np.full((SLOTS + 1, -(-pages_for(context) // 4) * 4), count, np.uint32)
+        self._references = [0] * self.total
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(self.total))  # the next to be taken first
+        self._known: dict[tuple[int, tuple[int, ...]], int] = {}  # (id of the prefix before, tokens) -> page
+        self._keys: dict[int, tuple[int, tuple[int, ...]]] = {}  # the reverse
+        self._ids: dict[int, int] = {}  # page -> id of the prefix that ends with it
+        self._next_id = _ROOT + 1
+        self._table = np.full((SLOTS + 1, -(-pages_for(context) // 4) * 4), self.total, np.uint32)
         self.table: Tensor = device.tensor(self._table, "u32", purpose="kv")
         columns = cache_columns(config.num_key_value_heads, config.head_dim)
         self.layers = [
             Cache(
-                device.empty((count + 1, columns), dtype, purpose="kv"),
+                device.empty((self.total + 1, columns), dtype, purpose="kv"),
                 self.table,
                 config.num_key_value_heads,
                 config.head_dim,
@@ -47,27 +77,74 @@ class PagedCache:
             for _ in range(config.num_hidden_layers)
         ]
 
-    def fits(self, tokens: int, held: list[int] | None = None) -> bool:
-        """Whether a sequence of so many tokens can be taken in now; ``held`` are the pages of one that grows."""
-        if held is None:
-            return bool(self._slots) and pages_for(tokens) <= len(self._free)
-        return pages_for(tokens) - len(held) <= len(self._free)
+    @property
+    def free_pages(self) -> int:
+        """Pages that no sequence holds."""
+        return len(self._free)
 
-    def take(self, tokens: int) -> tuple[int, list[int]]:
-        """A slot, and the pages now in its table. Ask ``fits`` first."""
+    @property
+    def free_slots(self) -> int:
+        """Sequences that can still be taken in."""
+        return len(self._slots)
+
+    def take(self, tokens: int, prefix: Sequence[int] = ()) -> Pages | None:
+        """A slot with pages for ``tokens`` tokens, or None if they do not fit now.
+
+        Known pages that hold the beginning of ``prefix`` are shared; its last token is never taken from them, because
+        its row must run to give the next token.
+        """
+        shared = self._find(prefix)
+        fresh = pages_for(tokens) - len(shared)
+        if not self._slots or fresh > len(self._free) - sum(page in self._free for page in shared):
+            return None
+        for page in shared:
+            self._references[page] += 1
+            self._free.pop(page, None)
+        pages = (*shared, *(self._take_page() for _ in range(fresh)))
         slot = self._slots.pop()
-        return slot, self.grow(slot, [], tokens)
-
-    def grow(self, slot: int, held: list[int], tokens: int) -> list[int]:
-        """The pages of a slot that keeps those it has and gets room for so many tokens."""
-        pages = [*held, *(self._free.pop() for _ in range(pages_for(tokens) - len(held)))]
         self._table[slot] = self.total
         self._table[slot, : len(pages)] = pages
         part = self.table.part
-        self._device.write_bytes(part.buffer, part.offset + slot * self.table.stride * 4, self._table[slot])
+        self._device.memory.write(part.buffer, part.offset + slot * self.table.stride * 4, self._table[slot])
+        return Pages(slot, pages, len(shared) * PAGE)
+
+    def give(self, held: Pages, tokens: Sequence[int] = ()) -> None:
+        """Take a finished sequence's slot and pages back. ``tokens`` are those whose keys and values they hold."""
+        self._remember(held.pages, tokens)
+        self._slots.append(held.slot)
+        for page in reversed(held.pages):  # the end of a prefix is taken before its beginning
+            self._references[page] -= 1
+            if not self._references[page]:
+                self._free[page] = None
+                if page not in self._keys:
+                    self._free.move_to_end(page, last=False)
+
+    def _find(self, prefix: Sequence[int]) -> list[int]:
+        pages, before = [], _ROOT
+        for begin in range(0, (len(prefix) - 1) // PAGE * PAGE, PAGE):
+            page = self._known.get((before, tuple(prefix[begin : begin + PAGE])))
+            if page is None:
+                break
+            pages.append(page)
+            before = self._ids[page]
         return pages
 
-    def give(self, slot: int, pages: list[int]) -> None:
-        """Take a finished sequence's slot and pages back."""
-        self._slots.append(slot)
-        self._free.extend(pages)
+    def _remember(self, pages: Sequence[int], tokens: Sequence[int]) -> None:
+        before = _ROOT
+        for number in range(len(tokens) // PAGE):
+            key = (before, tuple(tokens[number * PAGE : (number + 1) * PAGE]))
+            page = self._known.get(key)
+            if page is None:
+                page = pages[number]
+                if page in self._keys:  # it is known as the end of another prefix
+                    return
+                self._known[key], self._keys[page], self._ids[page] = page, key, self._next_id
+                self._next_id += 1
+            before = self._ids[page]
+
+    def _take_page(self) -> int:
+        page, _ = self._free.popitem(last=False)
+        if page in self._keys:
+            del self._known[self._keys.pop(page)], self._ids[page]
+        self._references[page] = 1
+        return page

@@ -1,41 +1,45 @@
-"""The decoder's forward pass: plain calls of kernel wrappers, recorded once for a shape and replayed."""
+"""The forward pass as plans: recorded once for a shape, and replayed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamagpu.gpu import Device, Plan, Tensor
-from llamagpu.kernels import Sampler, choose, embedding, make_sampler, sampler_columns, splits_for
+from llamagpu.gpu import Device, Plan, Tensor, Tuning
+from llamagpu.kernels.attention import splits_for
+from llamagpu.kernels.embedding import embedding
+from llamagpu.kernels.sampling import choose, sampler_columns
 from llamagpu.model.cache import SLOTS, PagedCache
 from llamagpu.model.config import Config
-from llamagpu.model.layers import Fused, Layers, Unfused, columns
+from llamagpu.model.decoder import decoder_head, decoder_layers
+from llamagpu.model.operations import FusedPrompt, FusedStep, Unfused, Workspace, activation_columns
+from llamagpu.model.step import StepState
 from llamagpu.model.weights import Weights
 
-# Rows that a prefill plan takes; a chunk is padded up to the next one.
+# Rows of prefill plans; a chunk is padded up to the next one.
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-BATCHES = (1, 2, 4, 8, 16, 32)  # rows that a decode plan takes
+BATCHES = (1, 2, 4, 8, 16, 32)  # rows of decode plans
 HEAD_ROWS = BATCHES[-1]  # rows whose logits are computed at once
 _PARTIAL_RUNS = 16  # attention runs that a full batch has room for; longer sequences decode in smaller batches
 
 
 def bucket(rows: int, sizes: tuple[int, ...] = ROW_BUCKETS) -> int:
-    """The smallest plan that takes so many rows."""
+    """Rows of the smallest plan that takes ``rows`` rows."""
     return next(b for b in sizes if b >= rows)
 
 
 def split_bucket(positions: int) -> int:
-    """Attention runs in the grid for so many positions: a power of two, so that few plans serve all lengths."""
+    """Attention runs in the grid for ``positions`` positions: a power of two, so that few plans serve all lengths."""
     return 1 << (splits_for(positions) - 1).bit_length()
 
 
 def partial_rows(context: int) -> int:
-    """Rows × runs that the partial results of decode attention have room for."""
+    """Rows × runs of the buffer for partial results of decode attention."""
     return max(split_bucket(context), BATCHES[-1] * min(_PARTIAL_RUNS, split_bucket(context)))
 
 
 def batch_limit(context: int, positions: int) -> int:
-    """Sequences of so many positions that decode together at most."""
+    """Most sequences of up to ``positions`` positions that decode together."""
     return min(BATCHES[-1], partial_rows(context) // split_bucket(positions))
 
 
@@ -43,22 +47,20 @@ def batch_limit(context: int, positions: int) -> int:
 class Arena:
     """The buffers that plans work on, for at most ``rows`` rows; every plan uses their first rows."""
 
-    step_rows: Tensor  # u32 [rows, 4] token, position, slot, place
-    activations: dict[str, Tensor]  # f32 [rows, …], see ``layers.columns``
+    state: StepState
+    activations: dict[str, Tensor]  # f32 [rows, …], see ``operations.activation_columns``
     partials: Tensor  # [partial_rows, heads · (head_dim + 4)] runs of decode attention
-    picks: Tensor  # u32 [HEAD_ROWS, 4] which rows of x the head reads
-    picked: Tensor  # [HEAD_ROWS, hidden]
+    picked: Tensor  # [HEAD_ROWS, hidden] the rows of x that the head reads
     logits: Tensor  # [HEAD_ROWS, vocab]
-    sampler: Sampler
 
 
 def arena_bytes(config: Config, rows: int, context: int, fused: bool) -> int:
-    """Bytes that ``make_arena`` will take, to within its padding."""
+    """Bytes that ``make_arena`` will take, without its padding."""
     c = config
     partials = partial_rows(context) * c.num_attention_heads * (c.head_dim + 4)
     head = HEAD_ROWS * (c.hidden_size + c.vocab_size + sum(sampler_columns(c.vocab_size).values()))
     slots = 2 * (SLOTS + 1) * c.vocab_size
-    return 4 * (rows * (sum(columns(c, fused).values()) + 4) + partials + head + slots)
+    return 4 * (rows * (sum(activation_columns(c, fused).values()) + 4) + partials + head + slots)
 
 
 def make_arena(device: Device, config: Config, rows: int, context: int, fused: bool) -> Arena:
@@ -69,34 +71,39 @@ def make_arena(device: Device, config: Config, rows: int, context: int, fused: b
         return device.empty((n, columns), purpose="activations")
 
     return Arena(
-        step_rows=device.empty((rows, 4), "u32", purpose="activations"),
-        activations={name: floats(rows, n) for name, n in columns(c, fused).items()},
+        state=StepState(device, rows, HEAD_ROWS, SLOTS + 1, c.vocab_size, dump=SLOTS),
+        activations={name: floats(rows, n) for name, n in activation_columns(c, fused).items()},
         partials=floats(partial_rows(context), c.num_attention_heads * (c.head_dim + 4)),
-        picks=device.empty((HEAD_ROWS, 4), "u32", purpose="activations"),
         picked=floats(HEAD_ROWS, c.hidden_size),
         logits=floats(HEAD_ROWS, c.vocab_size),
-        sampler=make_sampler(device, HEAD_ROWS, SLOTS + 1, c.vocab_size),
     )
 
 
 class Forward:
-    """Plans over one model's weights, cache and activations, recorded when they are first needed."""
+    """Plans over one model's weights, cache and activations, recorded with its tuning when they are first needed."""
 
     def __init__(
-        self, config: Config, weights: Weights, cache: PagedCache, turns: Tensor, arena: Arena, fused: bool = True
+        self,
+        device: Device,
+        config: Config,
+        weights: Weights,
+        cache: PagedCache,
+        cos_sin: Tensor,
+        arena: Arena,
+        tuning: Tuning,
+        fused: bool = True,
     ):
-        self.arena = arena
-        self.device: Device = turns.device
+        self.device, self.tuning, self.state, self.logits = device, tuning, arena.state, arena.logits
+        self._weights, self._cache, self._arena, self._fused = weights, cache, arena, fused
+        self._space = Workspace(config, cos_sin, cache.table, arena.state.rows, arena.activations, arena.partials)
         self._plans: dict[tuple[object, ...], Plan] = {}
-        form = Fused if fused else Unfused
-        self._layers: Layers = form(config, weights, cache, turns, arena.step_rows, arena.partials, arena.activations)
 
     def prefill(self, rows: int) -> Plan:
-        """Layers over ``rows`` (a bucket) consecutive positions of one sequence; the residual stream ends in x."""
-        return self._plan(("prefill", rows), lambda: self._layers.prompt(rows))
+        """All layers over ``rows`` (a bucket) consecutive positions of one sequence; x keeps the residual stream."""
+        return self._plan(("prefill", rows), lambda: self._prompt(rows))
 
     def head(self, rows: int) -> Plan:
-        """Logits of the rows of x that ``picks`` names."""
+        """Logits of the picked rows of x."""
         return self._plan(("head", rows), lambda: self._head(rows))
 
     def first(self, plain: bool) -> Plan:
@@ -104,33 +111,52 @@ class Forward:
         return self._plan(("first", plain), lambda: self._sample(self._head(1), plain))
 
     def decode(self, batch: int, positions: int, plain: bool) -> Plan:
-        """One token for each of ``batch`` sequences of up to ``positions`` positions: from the state in ``step_rows``
-        to the state of the next step. ``plain`` leaves out what only penalties and filters need."""
+        """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and leaves
+        that of the next step. ``plain`` omits the kernels of penalties and filters."""
         splits = split_bucket(positions)
-
-        def step() -> None:
-            logits = self.arena.logits.head(batch)
-            self._layers.step(batch, splits, logits)
-            self._sample(logits, plain)
-
-        return self._plan(("decode", batch, splits, plain), step)
+        return self._plan(("decode", batch, splits, plain), lambda: self._step(batch, splits, plain))
 
     def free(self) -> None:
-        """Give back what the plans hold."""
+        """Free what the plans hold."""
         for plan in self._plans.values():
             plan.free()
         self._plans.clear()
 
     def _plan(self, key: tuple[object, ...], forward: Callable[[], object]) -> Plan:
         if key not in self._plans:
-            self._plans[key] = self.device.record(forward)
+            self._plans[key] = self.device.record(forward, self.tuning)
         return self._plans[key]
 
+    def _prompt(self, rows: int) -> None:
+        if self._fused:
+            decoder_layers(FusedPrompt(self._space, rows), self._weights, self._cache.layers)
+        else:
+            decoder_layers(Unfused(self._space, rows), self._weights, self._cache.layers)
+
+    def _step(self, batch: int, splits: int, plain: bool) -> None:
+        logits = self.logits.head(batch)
+        if self._fused:
+            step = FusedStep(self._space, batch, splits)
+            decoder_layers(step, self._weights, self._cache.layers)
+            decoder_head(step, self._weights, logits)
+        else:
+            unfused = Unfused(self._space, batch, splits)
+            decoder_layers(unfused, self._weights, self._cache.layers)
+            decoder_head(unfused, self._weights, logits)
+        self._sample(logits, plain)
+
     def _head(self, rows: int) -> Tensor:
-        a, logits = self.arena, self.arena.logits.head(rows)
-        self._layers.head(embedding(a.activations["x"], a.picks.head(rows), a.picked.head(rows)), logits)
+        picked, logits = self._arena.picked.head(rows), self.logits.head(rows)
+        embedding(self._arena.activations["x"], self.state.picks.head(rows), picked)
+        decoder_head(Unfused(self._picked_space(picked), rows), self._weights, logits)
         return logits
 
+    def _picked_space(self, picked: Tensor) -> Workspace:
+        """The workspace of the head after a prompt, whose x is the picked rows."""
+        s = self._space
+        activations = {"x": picked, "y": picked, "normed": s.activations["normed"]}
+        return Workspace(s.config, s.cos_sin, s.pages, s.step_rows, activations, s.partials)
+
     def _sample(self, logits: Tensor, plain: bool) -> Tensor:
-        a = self.arena
-        return choose(logits, a.step_rows.head(logits.rows), a.sampler.head(logits.rows), plain)
+        rows = logits.rows
+        return choose(logits, self.state.rows.head(rows), self.state.sampler.head(rows), plain)

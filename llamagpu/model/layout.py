@@ -1,4 +1,4 @@
-"""Which checkpoint tensors a model needs and where their rows go on the GPU: worked out and checked before loading."""
+"""The tensors of a model as they will lie on the GPU: which rows of a source make them, all checked before loading."""
 
 from __future__ import annotations
 
@@ -6,78 +6,89 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from llamagpu.errors import UnsupportedModelError
-from llamagpu.gpu import Affine, row_items
+from llamagpu.gpu import LONG_NAMES, Affine, row_items
 from llamagpu.model.architectures import ARCHITECTURES
-from llamagpu.model.checkpoint import Checkpoint
 from llamagpu.model.config import Config
+from llamagpu.model.sources import Format, Rows, Source, Stored
 
-FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-QUANTISED = {"int8": Affine(8, 64), "int4": Affine(4, 64)}
-DTYPES = ("auto", *FLOATS, *QUANTISED)
+FLOATS = {long: short for short, long in LONG_NAMES.items() if short != "u32"}
+QUANTIZED = {"int8": Affine(8, 64), "int4": Affine(4, 64)}
+DTYPES = ("auto", *FLOATS, *QUANTIZED)
 _ITEM = {"f32": 4, "f16": 2, "bf16": 2}
-Rows = npt.NDArray[np.int64]
-Format = str | Affine
 
 
 @dataclass(frozen=True)
-class Source:
-    """One checkpoint tensor of a fused one: its rows go to ``rows`` of the result, in this order. ``stored`` is its
-    format in the file; a quantised one has ``scales`` and ``biases`` beside its ``weight``."""
+class Piece:
+    """A tensor of the source that is a part of a fused one: its rows go to ``rows`` of the result, in this order."""
 
     name: str
     rows: Rows
-    stored: Format
-
-    def beside(self, suffix: str) -> str:
-        """The name of the tensor's scales or biases."""
-        return self.name.removesuffix("weight") + suffix
+    stored: Stored
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [rows, columns] as it will lie on the GPU, and the checkpoint tensors it is made from."""
+    """A matrix [rows, columns] as it will lie on the GPU, and the tensors it is made from."""
 
-    sources: tuple[Source, ...]
+    pieces: tuple[Piece, ...]
     columns: int
     format: Format
 
     @property
     def rows(self) -> int:
-        return sum(len(s.rows) for s in self.sources)
+        """Rows of all pieces."""
+        return sum(len(p.rows) for p in self.pieces)
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row on the GPU."""
         if isinstance(self.format, Affine):
             return self.format.row_bytes(self.columns)
         return row_items(self.columns, self.format) * _ITEM[self.format]
 
     @property
     def nbytes(self) -> int:
+        """Bytes on the GPU."""
         return self.rows * self.row_bytes
+
+    @property
+    def format_name(self) -> str:
+        """The format as tunings name it: f32, f16, bf16, affine8 or affine4."""
+        return f"affine{self.format.bits}" if isinstance(self.format, Affine) else self.format
+
+
+@dataclass(frozen=True)
+class Key:
+    """The role of a tensor in the model, and its layer; None outside of the layers."""
+
+    role: str
+    layer: int | None = None
 
 
 class Layout:
-    """The matrices and vectors of a model by role (``0.qkv``, ``0.attn_norm``, ``embed``, …).
+    """The matrices and vectors of a model by key.
+
+    Matrices that are multiplied with the same vectors are fused: q, k and v one after another (``qkv``), gate and up
+    interleaved by rows (``gate_up``).
 
     Args:
-        dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``. Quantising takes
-            groups of 64; a tensor that they do not divide stays as it is stored, and ``unquantized`` names it.
+        dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``. Quantizing uses groups of
+            64; a tensor whose columns they do not divide stays as it is stored, and ``unquantized`` names it.
 
     Raises:
-        UnsupportedModelError: a tensor is missing, has another shape or dtype, or is not understood.
+        UnsupportedModelError: a tensor is missing, has another shape or dtype, or the config does not account for it.
     """
 
-    def __init__(self, config: Config, checkpoint: Checkpoint, dtype: str = "auto"):
-        self.config, self.checkpoint, self.dtype = config, checkpoint, dtype
-        self._names = ARCHITECTURES[config.model_type].tensors
-        self._prefix = self._find_prefix()
+    def __init__(self, config: Config, source: Source, dtype: str = "auto"):
+        self.config, self.source, self.dtype = config, source, dtype
+        self._row = ARCHITECTURES[config.model_type]
+        self._stored = source.tensors()
         self._seen: set[str] = set()
         self.unquantized: list[str] = []
-        self.matrices: dict[str, Matrix] = {}
-        self.vectors: dict[str, tuple[Source, ...]] = {}
+        self.matrices: dict[Key, Matrix] = {}
+        self.vectors: dict[Key, tuple[Piece, ...]] = {}
         self._outer()
         for i in range(config.num_hidden_layers):
             self._layer(i)
@@ -86,143 +97,103 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Bytes the tensors will take on the GPU."""
-        vectors = sum(-(-sum(len(s.rows) for s in v) * 4 // 256) * 256 for v in self.vectors.values())
+        vectors = sum(-(-sum(len(p.rows) for p in v) * 4 // 256) * 256 for v in self.vectors.values())
         return sum(m.nbytes for m in self.matrices.values()) + vectors
 
     @property
     def parameters(self) -> int:
         """Weights of the model; tied ones count once."""
-        vectors = sum(len(s.rows) for v in self.vectors.values() for s in v)
+        vectors = sum(len(p.rows) for v in self.vectors.values() for p in v)
         return sum(m.rows * m.columns for m in self.matrices.values()) + vectors
 
-    def with_dtype(self, dtype: str) -> int:
-        """Bytes the tensors would take in another dtype."""
-        return Layout(self.config, self.checkpoint, dtype).nbytes
+    @property
+    def head(self) -> Matrix:
+        """The matrix that makes logits: the embedding where they are tied."""
+        return self.matrices.get(Key("head")) or self.matrices[Key("embed")]
+
+    def with_dtype(self, dtype: str) -> Layout:
+        """The same model in another dtype."""
+        return Layout(self.config, self.source, dtype)
 
     def _outer(self) -> None:
         c, h = self.config, self.config.hidden_size
-        self._matrix("embed", "embed", h, [("embed", np.arange(c.vocab_size))])
+        self._matrix(Key("embed"), h, [("embed", np.arange(c.vocab_size))])
         if not c.tie_word_embeddings:
-            self._matrix("head", "head", h, [("head", np.arange(c.vocab_size))])
-        self._vector("norm", [("norm", np.arange(h))])
+            self._matrix(Key("head"), h, [("head", np.arange(c.vocab_size))])
+        self._vector(Key("norm"), [("norm", np.arange(h))])
 
     def _layer(self, i: int) -> None:
-        c, h = self.config, self.config.hidden_size
-        q, kv, mlp = c.q_size, c.kv_size, c.intermediate_size
+        c, spec = self.config, self.config.layers[i]
+        h, q, kv, mlp = c.hidden_size, c.q_size, c.kv_size, c.intermediate_size
         for role in ("attn_norm", "mlp_norm"):
-            self._vector(f"{i}.{role}", [(role, np.arange(h))], i)
-        qkv = [
-            ("q", adjacent_pairs(c.num_attention_heads, c.head_dim)),
-            ("k", adjacent_pairs(c.num_key_value_heads, c.head_dim) + q),
-            ("v", np.arange(kv) + q + kv),
+            self._vector(Key(role, i), [(role, np.arange(h))])
+        qkv = [("q", np.arange(q)), ("k", np.arange(kv) + q), ("v", np.arange(kv) + q + kv)]
+        gate_up = [("gate", 2 * np.arange(mlp)), ("up", 2 * np.arange(mlp) + 1)]
+        fused: list[tuple[str, int, bool, list[tuple[str, Rows]]]] = [
+            ("qkv", h, spec.qkv_bias, qkv),
+            ("o", q, spec.o_bias, [("o", np.arange(h))]),
+            ("gate_up", h, spec.mlp_bias, gate_up),
+            ("down", mlp, spec.mlp_bias, [("down", np.arange(h))]),
         ]
-        fused: dict[str, tuple[int, bool, list[tuple[str, Rows]]]] = {
-            "qkv": (h, c.attention_bias, qkv),
-            "o": (q, c.attention_bias, [("o", np.arange(h))]),
-            "gate_up": (h, c.mlp_bias, [("gate", 2 * np.arange(mlp)), ("up", 2 * np.arange(mlp) + 1)]),
-            "down": (mlp, c.mlp_bias, [("down", np.arange(h))]),
-        }
-        for role, (columns, bias, sources) in fused.items():
-            self._matrix(f"{i}.{role}", role, columns, sources, i)
+        for role, columns, bias, pieces in fused:
+            self._matrix(Key(role, i), columns, pieces)
             if bias:
-                self._vector(f"{i}.{role}_bias", sources, i, "bias")
+                self._vector(Key(f"{role}_bias", i), pieces, "bias")
 
-    def _find_prefix(self) -> str:
-        """Base models are saved without ``model.`` in front."""
-        embed = self._names["embed"]
-        bare = embed.removeprefix("model.")
-        return "" if bare in self.checkpoint.entries and embed not in self.checkpoint.entries else "model."
-
-    def _name(self, role: str, layer: int, suffix: str = "weight") -> str:
-        name = self._names[role].format(i=layer).removesuffix("weight") + suffix
-        if self._prefix == "":
-            name = name.removeprefix("model.")
-        entries = self.checkpoint.entries
-        if role == "embed" and self.config.tie_word_embeddings and name not in entries:
-            name = self._names["head"]  # tied tensors may be stored under either name
-        if name not in entries:
+    def _piece(self, role: str, layer: int | None, rows: Rows, columns: int | None, suffix: str = "weight") -> Piece:
+        """A tensor of the source, its shape checked: [rows, columns], or a vector [rows]."""
+        name = self._row.tensors[role].format(i=layer).removesuffix("weight") + suffix
+        if role == "embed" and self.config.tie_word_embeddings and name not in self._stored:
+            name = self._row.tensors["head"]  # tied tensors may be stored under either name
+        if name not in self._stored:
             raise UnsupportedModelError(
                 f"The checkpoint has no tensor {name}.",
                 "config.json says that the model has it.",
                 "Check that the files belong together, or download the model again.",
             )
-        return name
-
-    def _check(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = ("f32", "f16", "bf16")) -> None:
         self._seen.add(name)
-        if name not in self.checkpoint.entries:
-            raise UnsupportedModelError(f"The checkpoint has no tensor {name}.", "A quantised tensor needs it.")
-        dtype = self.checkpoint.dtype(name)
-        if dtype not in dtypes:
+        stored = self._stored[name]
+        if not isinstance(stored.format, Affine) and stored.format not in _ITEM:
             raise UnsupportedModelError(
-                f"The tensor {name} has the dtype {self.checkpoint.entries[name].dtype}.",
-                f"Expected: {', '.join(dtypes)}. config.json and the weights do not belong together.",
-                "Download the model again.",
+                f"The tensor {name} has the dtype {stored.format.upper()}.",
+                "Weights are F32, F16 or BF16; of packed ones config.json does not say how they were quantized."
+                if stored.format == "u32"
+                else "Weights are F32, F16 or BF16.",
+                "Convert the checkpoint, or choose another model.",
             )
-        if self.checkpoint.entries[name].shape != shape:
+        shape = (len(rows),) if columns is None else (len(rows), columns)
+        if stored.shape != shape:
             raise UnsupportedModelError(
-                f"The tensor {name} has the shape {list(self.checkpoint.entries[name].shape)}, not {list(shape)}.",
-                "config.json and the weights do not belong together.",
-                "Download the model again.",
+                f"The tensor {name} has the shape {list(stored.shape)}, not {list(shape)}.",
+                "config.json asks for the other.",
+                "Check that the files belong together.",
             )
+        return Piece(name, rows, stored)
 
-    def _source(self, role: str, rows: Rows, layer: int, columns: int) -> Source:
-        name = self._name(role, layer)
-        plain = Source(name, rows, self.checkpoint.dtype(name))
-        if plain.beside("scales") not in self.checkpoint.entries:
-            self._check(name, (len(rows), columns))
-            return plain
-        pair = None if self.config.quantization is None else self.config.quantization.of(name.removesuffix(".weight"))
-        if pair is None or columns % pair[1]:
-            raise UnsupportedModelError(
-                f"The tensor {name} is quantised, and config.json does not say how.",
-                "Its quantization block must give bits and group_size for it.",
-                "Download the model again.",
-            )
-        bits, group = pair
-        affine = Affine(bits, group, self.checkpoint.dtype(plain.beside("scales")))
-        self._check(name, (len(rows), columns * bits // 32), ("u32",))
-        for suffix in ("scales", "biases"):
-            self._check(plain.beside(suffix), (len(rows), columns // group), (affine.scales,))
-        return Source(name, rows, affine)
-
-    def _matrix(self, key: str, role: str, columns: int, sources: list[tuple[str, Rows]], layer: int = 0) -> None:
-        found = tuple(self._source(name, rows, layer, columns) for name, rows in sources)
-        stored = {s.stored for s in found}
-        as_stored: Format = stored.pop() if len(stored) == 1 else "f32"
+    def _matrix(self, key: Key, columns: int, pieces: list[tuple[str, Rows]]) -> None:
+        found = tuple(self._piece(role, key.layer, rows, columns) for role, rows in pieces)
+        formats = {p.stored.format for p in found}
+        as_stored: Format = formats.pop() if len(formats) == 1 else "f32"
         format = as_stored
         if self.dtype in FLOATS:
             format = FLOATS[self.dtype]
-        elif self.dtype in QUANTISED and not isinstance(as_stored, Affine):
-            format = QUANTISED[self.dtype]
-            if columns % QUANTISED[self.dtype].group:
+        elif self.dtype in QUANTIZED and not isinstance(as_stored, Affine):
+            format = QUANTIZED[self.dtype]
+            if columns % QUANTIZED[self.dtype].group:
                 format = as_stored
-                self.unquantized += [s.name for s in found]
+                self.unquantized += [p.name for p in found]
         self.matrices[key] = Matrix(found, columns, format)
 
-    def _vector(self, key: str, sources: list[tuple[str, Rows]], layer: int = 0, suffix: str = "weight") -> None:
-        found = []
-        for role, rows in sources:
-            name = self._name(role, layer, suffix)
-            self._check(name, (len(rows),))
-            found.append(Source(name, rows, self.checkpoint.dtype(name)))
-        self.vectors[key] = tuple(found)
+    def _vector(self, key: Key, pieces: list[tuple[str, Rows]], suffix: str = "weight") -> None:
+        self.vectors[key] = tuple(self._piece(role, key.layer, rows, None, suffix) for role, rows in pieces)
 
     def _refuse_unknown(self) -> None:
-        ignored = [re.compile(p) for p in ARCHITECTURES[self.config.model_type].ignored]
-        tied = {self._names["head"], self._names["embed"]} if self.config.tie_word_embeddings else set()
-        tied |= {n.removesuffix("weight") + s for n in tied for s in ("scales", "biases")}
-        for name in self.checkpoint.entries.keys() - self._seen - tied:
+        ignored = [re.compile(p) for p in self._row.ignored]
+        tied = {self._row.tensors[r] for r in ("head", "embed")} if self.config.tie_word_embeddings else set()
+        for name in self._stored.keys() - self._seen - tied:
             if not any(p.fullmatch(name) for p in ignored):
                 raise UnsupportedModelError(
                     f"The checkpoint has a tensor {name} that config.json does not account for.",
                     "Leaving it out could give wrong text.",
                     "Check that the files belong together.",
                 )
-
-
-def adjacent_pairs(heads: int, head_dim: int) -> Rows:
-    """Where the rows of q or k go so that a rotary pair is adjacent: i and i + head_dim/2 become 2i and 2i + 1."""
-    within = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
-    rows: Rows = (np.arange(heads)[:, None] * head_dim + within).reshape(-1)
-    return rows

@@ -1,4 +1,4 @@
-"""A layout's tensors on the GPU: fused, permuted, quantised where that was asked, with no second copy on the host."""
+"""A layout's tensors on the GPU: fused, and quantized on request, without a second copy in host memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from llamagpu.errors import UnsupportedModelError
 from llamagpu.gpu import UPLOAD_ROWS, Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
-from llamagpu.kernels import dequantize, quantize
-from llamagpu.kernels.affine import Quantised, upload
-from llamagpu.model.config import Config
-from llamagpu.model.layout import Layout, Matrix, Rows, Source
+from llamagpu.kernels.noise import noise
+from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload
+from llamagpu.model.layout import Key, Layout, Matrix, Piece
+from llamagpu.model.sources import Quantized, Rows
 
-_SLICE_VALUES = 4_000_000  # weights that are on the host at a time
+_SLICE_VALUES = 4_000_000  # weights in host memory at a time
 Progress = Callable[[int, int], None]
 Array = npt.NDArray[Any]
 
@@ -48,101 +48,117 @@ class Weights:
     layers: list[Layer] = field(default_factory=list)
 
 
-def load_weights(layout: Layout, device: Device, progress: Progress | None = None) -> Weights:
-    """Upload everything, slice by slice. ``progress(bytes done, bytes in all)`` is called along the way."""
+def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress | None = None) -> Weights:
+    """Upload everything, slice by slice. ``progress(bytes done, bytes in all)`` is called along the way.
+
+    Args:
+        woven: whether rows are woven, as the model's tuning says.
+    """
     total, done = layout.nbytes, 0
 
     def load(matrix: Matrix) -> Tensor:
         nonlocal done
-        format = matrix.format
-        affine = isinstance(format, Affine)
-        tensor = empty_matrix(device, matrix)
+        tensor = empty_matrix(device, matrix, woven)
         step = max(1, _SLICE_VALUES // matrix.columns // UPLOAD_ROWS) * UPLOAD_ROWS
         for first in range(0, matrix.rows, step):
             count = min(step, matrix.rows - first)
-            if affine:
-                upload(tensor, first, quantised_rows(layout, matrix, first, count))
+            if isinstance(matrix.format, Affine):
+                upload(tensor, first, quantized_slice(layout, matrix, first, count))
             else:
-                rows = pack_rows(float_rows(layout, matrix, first, count), str(format))
-                device.upload_rows(tensor.parts, first, rows, tensor.woven)
+                tensor.write_rows(first, pack_rows(float_slice(layout, matrix, first, count), matrix.format))
             done += count * matrix.row_bytes
             if progress is not None:
                 progress(done, total)
         return tensor
 
     matrices = {key: load(matrix) for key, matrix in layout.matrices.items()}
-    names = list(layout.vectors)
-    arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, layout.vectors[name]) for name in names]
-    vectors = dict(zip(names, device.windows(arrays, purpose="weights"), strict=True))
+    arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, pieces) for pieces in layout.vectors.values()]
+    vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
     device.finish()
-    return assemble(layout.config, matrices | vectors)
+    return _assemble(layout, matrices | vectors)
 
 
-def empty_matrix(device: Device, matrix: Matrix) -> Tensor:
-    """Zeroed memory for a matrix, its rows in the order that the device's tuning asks for."""
-    woven = device.tuning.order == "woven"
+def random_weights(layout: Layout, device: Device, woven: bool) -> Weights:
+    """Weights of a layout, uniform from -0.03 to 0.03, made on the GPU; norms are ones."""
+    matrices = {key: _random(device, m, seed, woven) for seed, (key, m) in enumerate(layout.matrices.items())}
+    ones = [np.ones(sum(len(p.rows) for p in v), np.float32) for v in layout.vectors.values()]
+    vectors = dict(zip(layout.vectors, device.windows(list(ones), purpose="weights"), strict=True))
+    device.finish()
+    return _assemble(layout, matrices | vectors)
+
+
+def _random(device: Device, matrix: Matrix, seed: int, woven: bool) -> Tensor:
+    format, tensor = matrix.format, empty_matrix(device, matrix, woven)
+    if not isinstance(format, Affine):
+        return noise(tensor, seed)
+    scale = np.float32(0.06 / (2**format.bits - 1))
+    pair = format.pack_meta(np.full((1, 1), scale), np.full((1, 1), np.float32(-0.03)))
+    rows = np.tile(pair, (1, matrix.columns // format.group))
+    for first in range(0, matrix.rows, 4096):
+        tensor.write_meta(first, np.repeat(rows, min(4096, matrix.rows - first), axis=0))
+    return noise(tensor, seed)
+
+
+def empty_matrix(device: Device, matrix: Matrix, woven: bool) -> Tensor:
+    """Zeroed memory for a matrix."""
     if isinstance(matrix.format, Affine):
         return device.empty_affine(matrix.rows, matrix.columns, matrix.format, woven=woven)
     return device.empty((matrix.rows, matrix.columns), matrix.format, purpose="weights", woven=woven)
 
 
-def assemble(config: Config, tensors: dict[str, Tensor]) -> Weights:
-    """The tensors of a layout by role (``0.qkv``, ``norm``, …) as weights."""
-    layers = []
-    for i in range(config.num_hidden_layers):
-        prefix = f"{i}."
-        layers.append(Layer(**{k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}))
-    return Weights(tensors["embed"], tensors.get("head", tensors["embed"]), tensors["norm"], layers)
+def _assemble(layout: Layout, tensors: dict[Key, Tensor]) -> Weights:
+    layers: list[dict[str, Tensor]] = [{} for _ in layout.config.layers]
+    for key, tensor in tensors.items():
+        if key.layer is not None:
+            layers[key.layer][key.role] = tensor
+    embed = tensors[Key("embed")]
+    head = tensors.get(Key("head"), embed)
+    return Weights(embed, head, tensors[Key("norm")], [Layer(**roles) for roles in layers])
 
 
-def _from_sources(matrix: Matrix, first: int, count: int) -> list[tuple[Source, npt.NDArray[np.bool_], Rows]]:
-    """For rows first … first + count of a matrix: each source, which of them it gives, and from which of its rows."""
+def _from_pieces(matrix: Matrix, first: int, count: int) -> list[tuple[Piece, npt.NDArray[np.bool_], Rows]]:
+    """For rows first … first + count of a matrix: each piece, a mask of the rows that it gives, and its own rows."""
     inverse = np.empty(matrix.rows, np.int64)
-    inverse[np.concatenate([s.rows for s in matrix.sources])] = np.arange(matrix.rows)
+    inverse[np.concatenate([p.rows for p in matrix.pieces])] = np.arange(matrix.rows)
     wanted = inverse[first : first + count]
     out, begin = [], 0
-    for source in matrix.sources:
-        mine = (begin <= wanted) & (wanted < begin + len(source.rows))
-        out.append((source, mine, wanted[mine] - begin))
-        begin += len(source.rows)
+    for piece in matrix.pieces:
+        mine = (begin <= wanted) & (wanted < begin + len(piece.rows))
+        out.append((piece, mine, wanted[mine] - begin))
+        begin += len(piece.rows)
     return out
 
 
-def _wide(layout: Layout, source: Source, rows: Rows) -> npt.NDArray[np.float32]:
-    """Rows of a source as float32: exactly, but for quantised ones, which are rounded once."""
-    if isinstance(source.stored, Affine):
-        return dequantize(_stored_rows(layout, source, rows), source.stored).astype(np.float32)
-    values = layout.checkpoint.read(source.name)[rows]
-    return widen_bf16(values) if source.stored == "bf16" else values.astype(np.float32)
+def _wide(layout: Layout, piece: Piece, rows: Rows) -> npt.NDArray[np.float32]:
+    """Rows of a piece as float32: exact, except that quantized ones are rounded once."""
+    stored, format = layout.source.rows(piece.name, rows), piece.stored.format
+    if isinstance(stored, tuple):
+        assert isinstance(format, Affine)
+        return dequantize_rows(stored, format).astype(np.float32)
+    return widen_bf16(stored) if format == "bf16" else stored.astype(np.float32)
 
 
 def require_finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
-    """The values; raises UnsupportedModelError where they cannot be quantised."""
+    """The values; raises UnsupportedModelError if they cannot be quantized."""
     if not np.isfinite(values).all():
         raise UnsupportedModelError(
-            f"{name} holds NaN or infinity.", "It cannot be quantised.", "Check the checkpoint."
+            f"{name} holds NaN or infinity.", "It cannot be quantized.", "Check the checkpoint."
         )
     return values
 
 
-def _stored_rows(layout: Layout, source: Source, rows: Rows) -> Quantised:
-    names = (source.name, source.beside("scales"), source.beside("biases"))
-    packed, scales, biases = (layout.checkpoint.read(name)[rows] for name in names)
-    return packed, scales, biases
-
-
-def quantised_rows(layout: Layout, matrix: Matrix, first: int, count: int) -> Quantised:
-    """Rows of a quantised matrix: as stored, or rounded now."""
+def quantized_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Quantized:
+    """Rows of a quantized matrix: as stored, or quantized now."""
     affine = matrix.format
     assert isinstance(affine, Affine)
     slices: list[Array | None] = [None, None, None]
-    for source, mine, rows in _from_sources(matrix, first, count):
+    for piece, mine, rows in _from_pieces(matrix, first, count):
         if not len(rows):
             continue
-        if source.stored == affine:
-            stored = _stored_rows(layout, source, rows)
+        if piece.stored.format == affine:
+            stored = layout.source.rows(piece.name, rows)
         else:
-            stored = quantize(require_finite(_wide(layout, source, rows), source.name), affine)
+            stored = quantize_rows(require_finite(_wide(layout, piece, rows), piece.name), affine)
         for i, part in enumerate(stored):
             if slices[i] is None:
                 slices[i] = np.empty((count, part.shape[1]), part.dtype)
@@ -154,15 +170,15 @@ def quantised_rows(layout: Layout, matrix: Matrix, first: int, count: int) -> Qu
     return packed, scales, biases
 
 
-def float_rows(layout: Layout, matrix: Matrix, first: int, count: int) -> Array:
+def float_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Array:
     """Rows of a float matrix in its dtype (bf16 as uint16 bits): unchanged, widened exactly, or rounded to nearest."""
     kind = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}[str(matrix.format)]
     out = np.empty((count, matrix.columns), kind)
-    for source, mine, rows in _from_sources(matrix, first, count):
-        if source.stored == matrix.format:
-            out[mine] = layout.checkpoint.read(source.name)[rows]
+    for piece, mine, rows in _from_pieces(matrix, first, count):
+        if piece.stored.format == matrix.format:
+            out[mine] = layout.source.rows(piece.name, rows)
         elif len(rows):
-            out[mine] = _convert(_wide(layout, source, rows), str(matrix.format), source.name)
+            out[mine] = _convert(_wide(layout, piece, rows), str(matrix.format), piece.name)
     return out
 
 
@@ -178,9 +194,8 @@ def _convert(wide: npt.NDArray[np.float32], dtype: str, name: str) -> Array:
     return wide.astype(np.float16 if dtype == "f16" else np.float32)
 
 
-def _vector_values(layout: Layout, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
-    out = np.empty(sum(len(s.rows) for s in sources), np.float32)
-    for s in sources:
-        values = layout.checkpoint.read(s.name)
-        out[s.rows] = widen_bf16(values) if s.stored == "bf16" else values
+def _vector_values(layout: Layout, pieces: tuple[Piece, ...]) -> npt.NDArray[np.float32]:
+    out = np.empty(sum(len(p.rows) for p in pieces), np.float32)
+    for p in pieces:
+        out[p.rows] = _wide(layout, p, np.arange(len(p.rows)))
     return out

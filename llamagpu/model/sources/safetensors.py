@@ -1,4 +1,4 @@
-"""Safetensors checkpoints, single or sharded: headers read and checked, tensors as memory-mapped views.
+"""Safetensors files, single or sharded: headers read and checked, tensors as memory-mapped views.
 
 The headers are parsed here because the ``safetensors`` package accepts duplicate keys and has no numpy type for
 bfloat16. The format: https://github.com/huggingface/safetensors#format
@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
-from llamagpu.model.config import load_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -35,7 +34,7 @@ _MOST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: file, byte range, shape and the file's dtype name."""
+    """A tensor in a file: path, dtype by the file's name, shape, and byte range."""
 
     path: Path
     dtype: str
@@ -52,15 +51,9 @@ class Checkpoint:
         self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype in our names: f32, f16, bf16, or u32 (packed values)."""
-        entry = self.entries[name]
-        if entry.dtype not in _TYPES:
-            raise UnsupportedModelError(
-                f"The tensor {name} has the dtype {entry.dtype}, which is not supported.",
-                "Weights are F32, F16 or BF16.",
-                "Convert the checkpoint, or choose another model.",
-            )
-        return _TYPES[entry.dtype][0]
+        """A tensor's dtype by our name: f32, f16, bf16, or u32 (packed values). Others keep the file's, in lower case."""
+        dtype = self.entries[name].dtype
+        return _TYPES[dtype][0] if dtype in _TYPES else dtype.lower()
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """A view of the file: float32, float16, uint32, or uint16 with bfloat16 bits. Nothing is copied."""
@@ -68,8 +61,29 @@ class Checkpoint:
         if entry.path not in self._maps:
             self._maps[entry.path] = np.memmap(entry.path, np.uint8, mode="r")
         raw = self._maps[entry.path][entry.begin : entry.end]
-        self.dtype(name)
         return raw.view(_TYPES[entry.dtype][1]).reshape(entry.shape)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        UnsupportedModelError: it does not hold a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelNotFoundError(
+            f"There is no {path.name} in {str(path.parent)!r}.",
+            "A model directory holds config.json, tokenizer.json and *.safetensors.",
+            "Check the path, or download the model again.",
+        ) from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise UnsupportedModelError(f"{path} cannot be read as JSON.", str(e), "Download the file again.") from None
+    if not isinstance(value, dict):
+        raise UnsupportedModelError(f"{path} does not hold a JSON object.", "", "Download the file again.")
+    return value
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -101,7 +115,7 @@ def _sharded(directory: Path) -> dict[str, Entry]:
     shards: dict[str, dict[str, Entry]] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
-            raise _broken(directory / INDEX, f"it names {shard!r}, which is no file of this directory")
+            raise _broken(directory / INDEX, f"it names {shard!r}, which is not a file of this directory")
         if shard not in shards:
             if not (directory / shard).exists():
                 raise ModelNotFoundError(
@@ -131,7 +145,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, Entry]:
     """The entries of one safetensors file; every offset checked against the file."""
     if not path.is_file():
-        raise _broken(path, "it is no regular file")
+        raise _broken(path, "it is not a regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -145,7 +159,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         try:
             header = json.loads(file.read(length), object_pairs_hook=_once)
             if not isinstance(header, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
         except (ValueError, RecursionError) as e:
             raise _broken(path, f"its header cannot be read ({e})") from None
     header.pop("__metadata__", None)

@@ -1,0 +1,187 @@
+"""Model directories in Hugging Face layout: config.json, tokenizer.json, safetensors; and MLX's quantized ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
+from llamagpu.gpu import Affine
+from llamagpu.model.config import Config, parse_config
+from llamagpu.model.sources.safetensors import Checkpoint, load_json, open_checkpoint
+from llamagpu.model.sources.source import Quantized, Rows, Stored
+
+_ROTATED = (".q_proj.", ".k_proj.")
+_BARE = ("embed_tokens.", "layers.", "norm.")  # how names begin in checkpoints of base models, without "model."
+
+
+class HuggingFace:
+    """A model directory. ``checkpoint`` has the tensors under their own names and in their own order of rows."""
+
+    def __init__(self, directory: Path, checkpoint: Checkpoint | None = None):
+        self.directory, self.name = directory, directory.name
+        self._given = checkpoint
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The headers of the weights; read when they are first needed."""
+        try:
+            return self._given or open_checkpoint(self.directory)
+        except ModelNotFoundError:
+            raise
+        except OSError as e:
+            raise UnsupportedModelError(f"The files of {self.directory} cannot be read.", str(e)) from None
+
+    @cached_property
+    def _config(self) -> Config:
+        return parse_config(self.config(), self.generation_config())
+
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        return load_json(self.directory / "config.json")
+
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json, or nothing."""
+        return self._optional("generation_config.json")
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        """tokenizer_config.json, or nothing."""
+        return self._optional("tokenizer_config.json")
+
+    def _optional(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        return load_json(path) if path.exists() else {}
+
+    def tokenizer_json(self) -> str:
+        """tokenizer.json.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        path = self.directory / "tokenizer.json"
+        if not path.exists():
+            raise ModelNotFoundError(
+                f"There is no tokenizer.json in {self.directory}.",
+                "Text cannot become tokens without it.",
+                "Download it again, or convert tokenizer.model with transformers.",
+            )
+        return _read(path)
+
+    def chat_template(self) -> str | None:
+        """chat_template.jinja, or ``chat_template`` of tokenizer_config.json: a string, or a list with a ``default``."""
+        path = self.directory / "chat_template.jinja"
+        source = _read(path) if path.exists() else self.tokenizer_config().get("chat_template")
+        if isinstance(source, list):
+            named = (t for t in source if isinstance(t, dict) and t.get("name") == "default")
+            source = next((t.get("template") for t in named), None)
+        return source if isinstance(source, str) else None
+
+    @cached_property
+    def _own_names(self) -> dict[str, str]:
+        """The checkpoint's own name for every tensor. Base models are saved without ``model.`` in front."""
+        names = self.checkpoint.entries
+        bare = not any(n.startswith("model.") for n in names)
+        return {f"model.{n}" if bare and n.startswith(_BARE) else n: n for n in names}
+
+    @cached_property
+    def _stored(self) -> dict[str, Stored]:
+        entries = self.checkpoint.entries
+        return {
+            name: Stored(entries[own].shape, self.checkpoint.dtype(own)) for name, own in self._own_names.items()
+        }
+
+    def tensors(self) -> Mapping[str, Stored]:
+        """See ``Source.tensors``."""
+        return self._stored
+
+    def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
+        """See ``Source.rows``."""
+        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[self._own_rows(name, rows)]
+        return values
+
+    def _own_rows(self, name: str, rows: Rows) -> Rows:
+        """Rows of the checkpoint: rotary pairs lie half a head apart there."""
+        if not any(part in name for part in _ROTATED):
+            return rows
+        d = self._config.head_dim
+        within = rows % d
+        own: Rows = rows - within + within // 2 + within % 2 * (d // 2)
+        return own
+
+
+class Mlx(HuggingFace):
+    """A directory with MLX's quantized tensors: each ``weight`` has ``scales`` and ``biases`` beside it."""
+
+    @cached_property
+    def _stored(self) -> dict[str, Stored]:
+        found = super()._stored
+        out: dict[str, Stored] = {}
+        for name, stored in found.items():
+            scales = _beside(name, "scales")
+            if name.endswith(("scales", "biases")) and _beside(name, "weight") in found:
+                continue
+            out[name] = self._quantized(name, found) if name.endswith("weight") and scales in found else stored
+        return out
+
+    def _quantized(self, name: str, found: Mapping[str, Stored]) -> Stored:
+        """A quantized tensor; every part is checked."""
+        block = self._config.quantization
+        pair = None if block is None else block.of(self._own_names[name].removesuffix(".weight"))
+        scales, packed = found[_beside(name, "scales")], found[name]
+        rows, groups = scales.shape if len(scales.shape) == 2 else (0, 0)
+        if pair is None or packed.shape != (rows, groups * pair[1] * pair[0] // 32):
+            raise UnsupportedModelError(
+                f"The tensor {name} is quantized, and config.json does not say how.",
+                f"Its shape is {list(packed.shape)}, that of its scales {list(scales.shape)}; its quantization block must "
+                "give bits and group_size for it.",
+                "Download the model again.",
+            )
+        bits, group = pair
+        if packed.format != "u32" or scales.format not in ("f32", "f16", "bf16"):
+            raise UnsupportedModelError(
+                f"The tensor {name} has the dtype {packed.format}, its scales {scales.format}.",
+                "Packed values are u32, scales f32, f16 or bf16.",
+            )
+        biases = found.get(_beside(name, "biases"))
+        if biases is None:
+            raise UnsupportedModelError(f"The checkpoint has no tensor {_beside(name, 'biases')}.", f"{name} needs it.")
+        if biases != scales:
+            raise UnsupportedModelError(
+                f"The tensor {_beside(name, 'biases')} has the shape {list(biases.shape)} and dtype {biases.format}.",
+                f"Its scales have {list(scales.shape)} and {scales.format}.",
+            )
+        return Stored((rows, groups * group), Affine(bits, group, str(scales.format)))
+
+    def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
+        """See ``Source.rows``."""
+        if not isinstance(self._stored[name].format, Affine):
+            return super().rows(name, rows)
+        own = self._own_rows(name, rows)
+        weight = self._own_names[name]
+        packed, scales, biases = (self.checkpoint.read(_beside(weight, s))[own] for s in ("weight", "scales", "biases"))
+        return packed, scales, biases
+
+
+def _beside(name: str, suffix: str) -> str:
+    """The name of another part of the same module."""
+    return f"{name.rpartition('.')[0]}.{suffix}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UnsupportedModelError(f"{path} cannot be read.", str(e), "Download the file again.") from None
+
+
+def open_directory(directory: Path, checkpoint: Checkpoint | None = None) -> HuggingFace:
+    """The source of a model directory, by its config. ``checkpoint`` replaces the headers that are read from it."""
+    config = load_json(directory / "config.json")
+    quantized = config.get("quantization") or config.get("quantization_config")
+    return (Mlx if quantized else HuggingFace)(directory, checkpoint)

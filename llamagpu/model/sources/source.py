@@ -1,0 +1,57 @@
+"""Where a model comes from: its config, tokenizer, template, generation settings, and its tensors.
+
+A source speaks in the names of Hugging Face checkpoints and in this project's order of rows. Whatever a file format does
+otherwise (other names, rotary pairs half a head apart, weights packed in a way of its own) the source translates, so that
+layout and loading know no format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.gpu import Affine
+
+Rows = npt.NDArray[np.int64]
+Quantized = tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any]]
+Format = str | Affine
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a source: its shape, and the format of its elements: f32, f16, bf16, or affine groups."""
+
+    shape: tuple[int, ...]
+    format: Format
+
+
+class Source(Protocol):
+    """A model that can be loaded. ``name`` is what people call it."""
+
+    name: str
+
+    def config(self) -> dict[str, Any]:
+        """The keys of config.json, under their names there."""
+
+    def generation_config(self) -> dict[str, Any]:
+        """The keys of generation_config.json; empty if there are none."""
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer, in the format of the ``tokenizers`` library."""
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        """The keys of tokenizer_config.json; empty if there are none."""
+
+    def chat_template(self) -> str | None:
+        """The chat template's Jinja source, or None."""
+
+    def tensors(self) -> Mapping[str, Stored]:
+        """Every tensor, by its name in a Hugging Face checkpoint. A quantized one appears once, as its ``weight``."""
+
+    def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
+        """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; packed values, scales and biases of
+        a quantized one. Rotary pairs of q and k are adjacent rows."""

@@ -1,0 +1,121 @@
+"""The state of a step: the rows that it computes, written to the GPU, and the tokens that it sampled, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.gpu import Device, Part, Slot, Tensor
+from llamagpu.kernels.sampling import Sampler, make_sampler
+from llamagpu.kernels.step import NO_END, PROMPT_BIT, ROW_WORDS, Sampled, Settings, no_cuts, read_sampled, step_rows
+
+Words = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence in a step: its newest token, that token's position, and its slot in the page table.
+
+    Attributes:
+        settings: how the next token is chosen.
+        last_position: the position of the last token that may be made.
+        stop_ids: tokens that end the sequence.
+    """
+
+    token: int
+    position: int
+    slot: int
+    settings: Settings = field(default_factory=Settings)
+    last_position: int = NO_END
+    stop_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Results on their way to the host: a staging slot, their bytes, and the likeliest tokens that each row wants."""
+
+    slot: Slot
+    size: int
+    wanted: tuple[int, ...]
+
+
+class StepState:
+    """The buffers of a step's state, for at most ``rows`` rows of which ``sampled`` sample a token.
+
+    Writes and reads run on the device thread. Padding rows use the slot ``dump``.
+    """
+
+    def __init__(self, device: Device, rows: int, sampled: int, slots: int, vocab: int, dump: int):
+        self._memory, self._dump, self._vocab = device.memory, dump, vocab
+        self.rows = device.empty((rows, ROW_WORDS), "u32", purpose="activations")
+        self.picks = device.empty((sampled, ROW_WORDS), "u32", purpose="activations")
+        self.sampler: Sampler = make_sampler(device, sampled, slots, vocab)
+        self._biased: set[int] = set()  # slots whose row of the bias is not zero
+
+    def write_prompt(self, tokens: Sequence[int], first: int, slot: int, rows: int) -> None:
+        """Consecutive tokens of one sequence, the first at position ``first``; padding rows up to ``rows``."""
+        count = len(tokens)
+        state = step_rows([0] * rows, first + count - 1, self._dump)
+        state[:count, 0] = tokens
+        state[:count, 1] = np.arange(first, first + count)
+        state[:count, 2] = slot
+        self._write(self.rows, state)
+
+    def pick(self, rows: Sequence[int]) -> None:
+        """The rows of a prompt whose logits are computed."""
+        self._write(self.picks, step_rows(rows, 0))
+
+    def write_rows(self, batch: Sequence[Row], rows: int) -> None:
+        """One position each of several sequences; padding rows up to ``rows``. All settings are plain, or none is."""
+        plain, padding = batch[0].settings.plain, rows - len(batch)
+        state = step_rows([0] * rows, 0, self._dump)
+        for words, row in zip(state, batch, strict=False):
+            words[:3] = row.token, row.position, row.slot
+        draws = [r.settings.draw(plain, r.last_position, sorted(r.stop_ids)) for r in batch]
+        self._write(self.rows, state)
+        self._write(self.sampler.draws, np.stack(draws + [Settings().draw(plain)] * padding))
+        self._write(self.sampler.cuts, no_cuts(rows))
+        if not plain:
+            packed = [r.settings.pack() for r in batch] + [Settings().pack()] * padding
+            self._write(self.sampler.settings, np.stack(packed))
+
+    def begin_sequence(self, slot: int, prompt: Sequence[int], counted: bool, bias: dict[int, float]) -> None:
+        """Set the counts of a slot's tokens, and its bias, before a sequence uses them."""
+        if counted:
+            counts = np.zeros(self._vocab, np.uint32)
+            counts[np.asarray(prompt)] = PROMPT_BIT
+            self._write_row(self.sampler.counts, slot, counts)
+        if bias or slot in self._biased:
+            values = np.zeros(self._vocab, np.float32)
+            for token, value in bias.items():
+                values[token] = value
+            self._write_row(self.sampler.bias, slot, values.view(np.uint32))
+            (self._biased.add if bias else self._biased.discard)(slot)
+
+    def reading(self, settings: Sequence[Settings]) -> tuple[Reading, list[Part]]:
+        """Staging memory for the results of the first rows, and the windows to copy into it behind a step."""
+        wanted = tuple(s.logprobs for s in settings)
+        windows = [self.sampler.result.head(len(wanted)).part]
+        if any(wanted):
+            windows.append(self.sampler.likely.head(len(wanted)).part)
+        size = sum(p.size for p in windows)
+        return Reading(self._memory.take_slot(size), size, wanted), windows
+
+    def read(self, reading: Reading) -> list[Sampled]:
+        """Wait for results: the sampled token of every row."""
+        return read_sampled(self._memory.read_slot(reading.slot, reading.size), reading.wanted)
+
+    def drop(self, reading: Reading) -> None:
+        """Free the staging memory of results that cannot be read any more."""
+        self._memory.free(reading.slot.buffer)
+
+    def _write(self, tensor: Tensor, values: Words) -> None:
+        part = tensor.part
+        self._memory.write(part.buffer, part.offset, np.ascontiguousarray(values))
+
+    def _write_row(self, tensor: Tensor, row: int, values: Words) -> None:
+        part = tensor.part
+        self._memory.write(part.buffer, part.offset + row * tensor.stride * 4, values)
