@@ -25,6 +25,10 @@ class UsageError(LlamaGPUError, ValueError):
     exit_code = 2
 
 
+class ContextFullError(UsageError):
+    """The prompt is longer than the context."""
+
+
 class ModelNotFoundError(LlamaGPUError, FileNotFoundError):
     """The model, or a file that it needs, is not there, or the hub cannot be reached."""
 
