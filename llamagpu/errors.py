@@ -30,6 +30,10 @@ class UsageError(LlamaGPUError, ValueError):
     exit_code = 2
 
 
+class ContextFullError(UsageError):
+    """The prompt is longer than the context."""
+
+
 class ModelNotFoundError(LlamaGPUError, FileNotFoundError):
     """The model or one of its files is missing, or the hub cannot be reached."""
 

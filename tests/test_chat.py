@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +23,7 @@ import random_models
 from llamagpu import LLM, gpu
 from llamagpu.cli.main import run
 from llamagpu.engine.perplexity import perplexity
-from llamagpu.errors import UnsupportedModelError, UsageError
+from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 from llamagpu.text import ChatTemplate, load_chat_template
 
 MESSAGES = [
@@ -179,77 +182,201 @@ def chat(lines: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_chat_command(tmp_path: Path) -> None:
-    saved = tmp_path / "talk.json"
-    lines = [
-        "Once upon a time",
-        "/help",
-        "/save",
-        f"/save {saved}",
-        f"/save {saved}",
-        "/nonsense",
-        "/reset",
-        "Tom",
-        "/exit",
-        "never",
-    ]
+    """Commands, messages of several lines, and files: what is refused leaves the conversation alone."""
+    saved, again, other = tmp_path / "talk.json", tmp_path / "again.json", tmp_path / "other.json"
+    other.write_text('[{"role": "user", "content": "Hi", "name": "Tom"}]')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    lines = ["Once upon a time \\", "there was", '"""', "/Tom ran.", "", '  "Stop!" """', '"""/reset"""']
+    lines += ["/help", "/save", f"/save {saved}", f"/save {saved}", "/nonsense"]
+    lines += [f"/load {other}", f"/load {tmp_path / 'deep.json'}", f"/load {tmp_path / 'none'}", f"/save {again}"]
+    lines += ["/reset", "/retry", "Tom", f"/load {saved}", f"/save {tmp_path / 'loaded.json'}", "/quit", "never"]
     done = chat(lines, "-n", "12", "--system", "A story.")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) >= 2
     for text in (
         "/system TEXT",
-        "needs the name",
-        "3 messages in",
+        "/save needs the name",
+        "7 messages in",
         "exists; choose",
         "no command /nonsense",
+        "other.json does not hold a conversation",
+        "deep.json does not hold a conversation",
+        "none could not be read: No such file",
         "(forgotten)",
+        "no message to answer again",
+        "7 messages from",
     ):
         assert text in done.stderr
     messages = json.loads(saved.read_text())
-    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
+    assert [m["role"] for m in messages] == ["system"] + ["user", "assistant"] * 3
+    asked = ["Once upon a time \nthere was", '/Tom ran.\n\n  "Stop!" ', "/reset"]
+    assert [m["content"] for m in messages[1::2]] == asked
     assert messages[2]["content"] in done.stdout
-    assert "never" not in done.stdout
+    assert json.loads(again.read_text()) == json.loads((tmp_path / "loaded.json").read_text()) == messages
+    assert done.stderr.count("(cut: --max-tokens)") == 4
 
 
-def test_chat_in_json() -> None:
-    done = chat(["Once upon a time", "Then"], "-n", "6", "--json")
+def test_retry_draws_anew_and_json_is_a_line_for_each_answer() -> None:
+    lines = ["Once upon a time", "/retry", "/retry", "Then"]
+    done = chat(lines, "-n", "6", "--json", "-t", "1", "--seed", str(2**32 - 1))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [a["completion_tokens"] for a in answers] == [6, 6]
-    assert answers[1]["prompt_tokens"] > answers[0]["prompt_tokens"] + 6
+    assert [a["completion_tokens"] for a in answers] == [6] * 4
+    assert [a["seed"] for a in answers] == [2**32 - 1, 0, 1, 2**32 - 1]
+    first, second, third, then = (a["prompt_token_ids"] for a in answers)
+    assert first == second == third
+    assert len({a["text"] for a in answers[:3]}) > 1
+    assert len(then) > len(first) + 6
+    assert then[: len(first)] == first
 
 
-def test_a_full_conversation_says_so() -> None:
-    done = chat(["word " * 600, "Once"], "-n", "5")
-    assert done.returncode == 0
-    assert "the context holds 512" in done.stderr
-    assert "/reset starts anew" in done.stderr
-    assert done.stdout.strip()
+class Typed:
+    """A reader of what a test types."""
+
+    def __init__(self, *texts: str):
+        self._texts = [*texts]
+
+    def read(self) -> str | None:
+        return self._texts.pop(0) if self._texts else None
 
 
-def test_control_c_stops_the_answer_and_not_the_chat() -> None:
-    """In a terminal: Ctrl-C ends the answer, the next message is answered, /exit leaves."""
+def test_retry_without_a_seed(story: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    """It draws a new one, and says so where nothing is drawn."""
+    from llamagpu.cli.chat import Session
+
+    assert Session(story, None, {"max_tokens": 2, "temperature": 1.0}, True).run(Typed("Tom", "/retry")) == 0
+    seeds = [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()]
+    assert len(set(seeds)) == 2
+    assert Session(story, None, {"max_tokens": 2}).run(Typed("Tom", "/retry")) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == out.splitlines()[1]
+    assert err.count("the answer will be the same") == 1
+
+
+def test_a_full_context_drops_the_oldest_turns(tmp_path: Path) -> None:
+    """As few as leave room for an answer, never the system message; a message that is too long alone is refused."""
+    saved = tmp_path / "talk.json"
+    lines = ["One day " * 12, "Then " * 12, "Tom", "word " * 600, "The dog", "ran " * 20, f"/save {saved}"]
+    done = chat(lines, "-n", "12", "--context", "128", "--json", "--system", "A story.")
+    assert done.returncode == 0, done.stderr
+    sizes = [json.loads(line)["prompt_tokens"] for line in done.stdout.splitlines()]
+    assert len(sizes) == 5
+    assert max(sizes) <= 128 - 32
+    assert done.stderr.count("(the context is full: the oldest 2 messages were dropped)") == 1
+    assert "tokens; the context holds 128" in done.stderr
+    assert "larger --context" in done.stderr
+    messages = json.loads(saved.read_text())
+    assert [m["role"] for m in messages] == ["system"] + ["user", "assistant"] * 4
+    assert [m["content"][:4] for m in messages[1::2]] == ["Then", "Tom", "The ", "ran "]
+    assert "(cut: the context is full" not in done.stderr
+
+
+def test_a_chat_that_answered_nothing_fails(story: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    done = chat(["word " * 600], "-n", "5")
+    assert done.returncode == 1
+    assert done.stderr.count("the context holds 512") == 1
+    assert not done.stdout
+    from llamagpu.cli.chat import Session
+
+    assert Session(story, None, {}).run(Typed("/help")) == 0
+    assert Session(story, None, {}).run(Typed("word " * 600, "word " * 250)) == 0
+    assert "(cut: the context is full; the next message drops" in capsys.readouterr().err
+
+
+def test_a_full_context_is_an_error_of_its_own(story: LLM) -> None:
+    for prompt in ("word " * 600, "x" * 10**6):
+        with pytest.raises(ContextFullError) as raised:
+            story.generate(prompt)
+        copy = pickle.loads(pickle.dumps(raised.value))
+        assert (type(copy), str(copy), copy.hint) == (ContextFullError, str(raised.value), raised.value.hint)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_lines_are_edited_and_remembered(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrows edit and recall, Ctrl-C clears, Ctrl-D leaves. A history without a file lasts as long as the chat."""
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+
+    from llamagpu.cli.terminal import Terminal
+
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "new" if kept else tmp_path / "file" / "never"
+    monkeypatch.setenv("LLAMAGPU_CACHE", str(folder))
+
+    def read(*typed: str) -> list[str | None]:
+        out = []
+        with create_pipe_input() as keyboard, create_app_session(input=keyboard):
+            terminal = Terminal()
+            for keys in typed:
+                keyboard.send_text(keys)
+                out.append(terminal.read())
+        return out
+
+    up, left, end, back, control_c, control_d = "\x1b[A", "\x1b[D", "\x1b[F", "\x7f", "\x03", "\x04"
+    lines = f'"""\rno{control_c}"""a\rb"""\r'
+    found = read(f"one tw{left}{left}x{back}{end}o\r", f"{up}\r", lines, f"{up}{up}{up}\r", control_d)
+    assert found == ["one two", "one two", '"""a\nb"""', "one two", None]
+    assert read(f"{up}\r") == ["one two" if kept else ""]
+    assert not kept or (folder / "chat_history").stat().st_mode & 0o777 == 0o600
+
+
+class Screen:
+    """What a program writes to a terminal."""
+
+    def __init__(self, leader: int):
+        self._leader, self._shown = leader, b""
+
+    def wait(self, text: str) -> str:
+        """Everything up to a text, once that has come."""
+        end = time.monotonic() + 60
+        while text.encode() not in self._shown:
+            ready, _, _ = select.select([self._leader], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{text!r} did not come: {self._shown!r}"
+            self._shown += os.read(self._leader, 4096)
+        before, _, self._shown = self._shown.partition(text.encode())
+        return before.decode()
+
+
+def test_chat_on_a_terminal(tmp_path: Path) -> None:
+    """Ctrl-C ends the answer and not the chat, the meter follows, the up arrow brings a line back, Ctrl-D leaves.
+
+    Standard output gets answers alone.
+    """
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
     command = [sys.executable, "-m", "llamagpu", "chat", "-n", "500", "-t", "1.5", "--seed", "1"]
+    environment = os.environ | {"LLAMAGPU_CACHE": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
     process = subprocess.Popen(
-        command, stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command, stdin=follower, stdout=subprocess.PIPE, stderr=follower, start_new_session=True, env=environment
     )
     os.close(follower)
     assert process.stdout is not None
-    assert process.stderr is not None
+    screen, ready = Screen(leader), "\x1b[?2004h"  # what a prompt begins with
     try:
-        os.write(leader, b"Once upon a time\n")
-        process.stdout.read(30)
+        screen.wait(ready)
+        os.write(leader, b"Once upon a time\r")
+        first = process.stdout.read(30)
         process.send_signal(signal.SIGINT)
-        os.write(leader, b"/help\n/exit\n")
-        err = process.stderr.read().decode()
-        assert process.wait(60) == 0, err
-        assert "(stopped)" in err
-        assert "/save FILE" in err
-        assert "Traceback" not in err
+        assert "(stopped)" in screen.wait(" of 512 tokens)\x1b[0m")
+        screen.wait(ready)
+        os.write(leader, b"never\x03")
+        screen.wait("(/exit leaves)")
+        screen.wait(ready)
+        os.write(leader, b"\x1b[A\r")
+        assert process.stdout.read(30)
+        process.send_signal(signal.SIGINT)
+        screen.wait("(stopped)")
+        os.write(leader, b"/help\r")
+        screen.wait("/save FILE")
+        screen.wait(ready)
+        os.write(leader, b"\x04")
+        out = first + process.stdout.read()
+        assert process.wait(60) == 0
+        assert not any(text in out for text in (b"> ", b"\x1b", b"tokens)", b"stopped"))
+        assert (tmp_path / "chat_history").read_text().count("+Once upon a time\n") == 1
     finally:
         process.kill()
+        process.wait()
         os.close(leader)
         process.stdout.close()
-        process.stderr.close()
 
 
 def test_chat_usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamagpu.cli.output import load_options, model_options, note, open_model, write
-from llamagpu.errors import UnsupportedModelError, UsageError
+from llamagpu.cli.conversation import Message, fit, load, save
+from llamagpu.cli.output import error_lines, load_options, model_options, note, open_model, write
+from llamagpu.cli.reading import Reader, is_dumb, on_a_terminal, open_reader, unwrap
+from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
-    from llamagpu.engine import LLM
+    from llamagpu.engine import LLM, Result, Stream
 
 _HELP = """/help          this list
 /reset         forget the conversation (the system message stays)
+/retry         answer the last message again
 /system TEXT   set the system message and start anew; without TEXT, remove it
-/save FILE     write the conversation to a file, as JSON
-/exit          leave (as does the end of input, Ctrl-D)
+/save FILE     write the conversation to a new file, as JSON
+/load FILE     go on with a conversation that /save wrote
+/exit, /quit   leave (as does the end of input, Ctrl-D)
+A line that ends with \\ goes on in the next one.
+A message that starts with \"\"\" goes on until a line that ends with \"\"\".
 Ctrl-C stops an answer."""
+_SEEDS = 2**32
 
 
 @click.command()
@@ -34,10 +41,10 @@ Ctrl-C stops an answer."""
 @click.option("--repetition-penalty", type=float, help="Against tokens seen before. [default: the model's]")
 @click.option("--seed", type=int, help="Repeat the draws. [default: new ones each time]")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each answer, a line each.")
-def chat(system: str | None, as_json: bool, **options: Any) -> None:
+def chat(system: str | None, as_json: bool, **options: Any) -> int:
     """Talk with a model: a line is a message, /help lists commands.
 
-    Answers go to standard output, everything else to standard error.
+    Answers go to standard output, everything else to standard error. The exit code is 1 where every message failed.
     """
     from llamagpu.engine.params import sampling_params
 
@@ -51,99 +58,168 @@ def chat(system: str | None, as_json: bool, **options: Any) -> None:
                 "It was not made for conversations.",
                 "Use llamagpu generate, or a model whose name says chat or instruct.",
             )
-        Session(llm, system, settings, as_json).run()
+        return Session(llm, system, settings, as_json).run(open_reader())
 
 
 class Session:
-    """The messages so far, and the loop that reads, answers and obeys."""
+    """A conversation: it reads messages, answers them and obeys commands."""
 
     def __init__(self, llm: LLM, system: str | None, settings: dict[str, Any], as_json: bool = False):
         self._llm, self._settings, self._json = llm, settings, as_json
-        self._messages: list[dict[str, str]] = []
-        self._set_system(system)
+        self._messages: list[Message] = []
+        self._answered = self._failed = 0
+        self._retries = 0  # of the last message
+        self._greedy = False  # the last answer was made here, and without a draw
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: note(_HELP),
+            "/reset": self._reset,
+            "/retry": self._retry,
+            "/system": self._system,
+            "/save": self._save,
+            "/load": self._load,
+        }
+        self._begin([_message("system", system)] if system else [])
 
-    def run(self) -> None:
-        """Until /exit or the end of input."""
-        if sys.stdin.isatty():
+    def run(self, reader: Reader) -> int:
+        """Talk until /exit or the end of input; the exit code."""
+        if on_a_terminal():
             note(f"{self._llm.directory.name} on {self._llm.device.adapter}. /help lists commands.")
-        while (line := self._read()) is not None:
-            line = line.strip()
-            if line.startswith("/"):
-                if not self._command(line):
-                    return
-            elif line:
-                self._answer(line)
-
-    def _read(self) -> str | None:
-        """A line of input; None at its end. Ctrl-C drops the line."""
-        if not sys.stdin.isatty():
-            line = sys.stdin.readline()
-            return line or None
-        while True:
+        while (typed := reader.read()) is not None:
             try:
-                return input("> ")
-            except EOFError:
-                note("")
-                return None
-            except KeyboardInterrupt:
-                note("\n(/exit leaves)")
+                if not self._take(typed):
+                    break
+            except KeyboardInterrupt:  # it ends what was going on, never the chat
+                note("\n(stopped)")
+        return 1 if self._failed and not self._answered else 0
 
-    def _answer(self, text: str) -> None:
-        """Print an answer as it comes; an interrupted one counts as far as it went, a failed message not at all."""
-        self._messages.append({"role": "user", "content": text})
-        pieces: list[str] = []
-        try:
-            with self._llm.chat_stream(self._messages, **self._settings) as stream:
-                try:
-                    for piece in stream:
-                        pieces.append(piece)
-                        if not self._json:
-                            write(piece)
-                    if stream.result.finish_reason == "length":
-                        note(
-                            "\n(cut: " + ("the context is full" if stream.result.context_full else "--max-tokens") + ")"
-                        )
-                except KeyboardInterrupt:
-                    note("\n(stopped)")
-            write(json.dumps(stream.result.as_dict(), ensure_ascii=False) + "\n" if self._json else "\n")
-        except UsageError as e:
-            self._messages.pop()
-            note(f"error: {e.what}\n  {e.why}\n  The message was not taken; /reset starts anew.")
-            return
-        self._messages.append({"role": "assistant", "content": "".join(pieces).strip()})
-
-    def _command(self, line: str) -> bool:
-        """Obey a command; False to leave."""
-        name, _, argument = line.partition(" ")
-        if name == "/exit":
-            return False
-        if name == "/reset":
-            self._messages = [m for m in self._messages if m["role"] == "system"]
-            note("(forgotten)")
-        elif name == "/system":
-            self._set_system(argument.strip())
-            note("(system message set, conversation forgotten)" if argument.strip() else "(no system message)")
-        elif name == "/save":
-            self._save(argument.strip())
-        else:
-            note(_HELP if name == "/help" else f"There is no command {name}.\n{_HELP}")
+    def _take(self, typed: str) -> bool:
+        """Answer a message or obey a command; False to leave."""
+        text, quoted = unwrap(typed)
+        if text.startswith("/") and not quoted:
+            return self._obey(text)
+        if text:
+            self._retries = 0
+            self._answer([*self._messages, _message("user", text)])
         return True
 
-    def _set_system(self, text: str | None) -> None:
-        self._messages = [{"role": "system", "content": text}] if text else []
+    # --- answers ----------------------------------------------------------------------------
+
+    def _answer(self, messages: list[Message]) -> None:
+        """Print the answer to the last message and keep both. After a failure the conversation is what it was."""
+        settings = dict(self._settings)
+        if "seed" in settings:
+            settings["seed"] = (settings["seed"] + self._retries) % _SEEDS
+        try:
+            kept = fit(self._llm, messages)
+            with self._llm.chat_stream(kept, **settings) as stream:
+                _say_dropped(len(messages) - len(kept))
+                text = self._print(stream)
+        except UsageError as e:
+            self._failed += 1
+            note(self._failure(e))
+        else:
+            self._answered += 1
+            self._messages = [*kept, _message("assistant", text)]
+
+    def _print(self, stream: Stream) -> str:
+        """Print an answer as it comes; as much of it as there is where Ctrl-C stops it."""
+        pieces: list[str] = []
+        stopped = False
+        try:
+            for piece in stream:
+                pieces.append(piece)
+                write("" if self._json else piece)
+        except KeyboardInterrupt:
+            stopped = True
+            stream.close()
+            if on_a_terminal() and (self._json or not sys.stdout.isatty()):
+                note("")  # it ends the line on which the terminal shows ^C
+        text, result = "".join(pieces), stream.result
+        if self._json:
+            text = result.text
+            write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
+        else:
+            write("" if text.endswith("\n") else "\n")
+        self._greedy = result.seed is None
+        self._say_end(result, stopped)
+        return text.strip()
+
+    def _say_end(self, result: Result, stopped: bool) -> None:
+        if stopped:
+            note("(stopped)")
+        elif result.context_full:
+            note("(cut: the context is full; the next message drops the oldest turns)")
+        elif result.finish_reason == "length":
+            note("(cut: --max-tokens)")
+        if on_a_terminal():
+            most = self._llm.context  # the last token of a full context needs no place in it
+            meter = f"({min(result.prompt_tokens + result.completion_tokens, most)} of {most} tokens)"
+            note(meter if is_dumb() else click.style(meter, dim=True))
+
+    def _failure(self, error: UsageError) -> str:
+        if not isinstance(error, ContextFullError):
+            return error_lines(error.what, error.why, "The message was not kept; /reset starts anew.")
+        system = any(m["role"] == "system" for m in self._messages)
+        alone = "The message and the system message do" if system else "The message alone does"
+        shorten = "Shorten one of them" if system else "Shorten it"
+        hint = f"{shorten}, or start llamagpu chat with a larger --context if the model has one."
+        return error_lines(error.what, f"{alone} not fit; the message was not kept.", hint)
+
+    # --- commands ---------------------------------------------------------------------------
+
+    def _obey(self, line: str) -> bool:
+        """Obey a command; False to leave."""
+        name, *argument = line.split(maxsplit=1)
+        if name in ("/exit", "/quit"):
+            return False
+        command = self._commands.get(name)
+        if command is None:
+            note(f"There is no command {name}.\n{_HELP}")
+            return True
+        if name in ("/save", "/load") and not argument:
+            note(f"{name} needs the name of a file.")
+            return True
+        try:
+            command(argument[0] if argument else "")
+        except UsageError as e:
+            note(e.what)
+        return True
+
+    def _begin(self, messages: list[Message]) -> None:
+        self._messages, self._retries, self._greedy = messages, 0, False
+
+    def _reset(self, _: str) -> None:
+        self._begin([m for m in self._messages if m["role"] == "system"])
+        note("(forgotten)")
+
+    def _system(self, text: str) -> None:
+        self._begin([_message("system", text)] if text else [])
+        note("(system message set, conversation forgotten)" if text else "(no system message)")
+
+    def _retry(self, _: str) -> None:
+        asked = [i for i, m in enumerate(self._messages) if m["role"] == "user"]
+        if not asked:
+            note("(there is no message to answer again)")
+            return
+        if self._greedy:
+            note("(temperature 0: the answer will be the same; -t 0.8 draws)")
+        self._retries += 1
+        self._answer(self._messages[: asked[-1] + 1])
 
     def _save(self, name: str) -> None:
-        if not name:
-            note("/save needs the name of a file.")
-            return
-        path = Path(name).expanduser()
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(self._messages, file, ensure_ascii=False, indent=2)
-        except FileExistsError:
-            note(f"{path} exists; choose another name.")
-        except OSError as e:
-            path.unlink(missing_ok=True)
-            note(f"{path} could not be written: {e.strerror or e}")
-        else:
-            note(f"({len(self._messages)} messages in {path})")
+        note(f"({len(self._messages)} messages in {save(self._messages, name)})")
+
+    def _load(self, name: str) -> None:
+        messages, path = load(name)
+        self._begin(messages)
+        note(f"({len(messages)} messages from {path})")
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _say_dropped(count: int) -> None:
+    if count:
+        dropped = "message was" if count == 1 else f"{count} messages were"
+        note(f"(the context is full: the oldest {dropped} dropped)")

@@ -19,7 +19,7 @@ from llamagpu.engine.params import sampling_params
 from llamagpu.engine.request import Conversation, Request
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, next_event
-from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
+from llamagpu.errors import ContextFullError, DeviceLostError, LlamaGPUError, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, load_generation_config, load_model, prepare
 from llamagpu.model.tuner import tune_anyway
 from llamagpu.model.weights import Progress
@@ -279,7 +279,7 @@ class LLM:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
         most = self.context * self._tokenizer.longest
         if isinstance(prompt, str) and len(prompt) > most:  # tokenising it could take minutes
-            raise UsageError(
+            raise ContextFullError(
                 f"The prompt has {len(prompt):,} characters; the context holds at most {most:,}.",
                 f"It is {self.context} tokens. Nothing was cut.",
                 "Shorten the prompt.",
@@ -288,7 +288,7 @@ class LLM:
         if not ids or (isinstance(prompt, str) and not prompt):
             raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
         if len(ids) > self.context:
-            raise UsageError(
+            raise ContextFullError(
                 f"The prompt has {len(ids)} tokens; the context holds {self.context}.",
                 "Nothing was cut.",
                 "Shorten the prompt, or load the model with a larger context if it has one.",
