@@ -251,6 +251,10 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=16, help="tokens that are generated")
     parser.add_argument("--only", default="", help="engines, with commas")
     o = parser.parse_args()
+    from llamagpu.bench.plots import check_plot, peers_chart
+
+    o.out.mkdir(parents=True, exist_ok=True)
+    check_plot(o.out / "peers.svg")  # measuring takes half an hour
     every = chosen(entries(o.peers.resolve(), o.prompt, o.decode), o.only)
     try:
         measure(every, {"prompt": o.prompt, "decode": o.decode}, o.rounds)
@@ -259,12 +263,9 @@ def main() -> None:
             entry.stop()
     sizes = {"prompt": o.prompt, "decode": o.decode, "rounds": o.rounds}
     result = {"machine": machine(), **sizes, "rows": [record(e) for e in every]}
-    o.out.mkdir(parents=True, exist_ok=True)
     (o.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (o.out / "peers.md").write_text(page(result), encoding="utf-8")
     print(page(result))
-    from llamagpu.bench.plots import peers_chart
-
     peers_chart(result, o.out / "peers.svg")
 
 

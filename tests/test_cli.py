@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import random_models
+
+from llamagpu import LLM, kernels
+from llamagpu.cli.main import cli
+from llamagpu.cli.main import run as run_here
 
 COMMAND = (sys.executable, "-m", "llamagpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +41,15 @@ def fails(code: int, *arguments: str, stdin: bytes | None = None, **environment:
     return err
 
 
+def fails_here(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """As ``fails``, in this process."""
+    assert run_here(arguments) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) <= 4
+    return err
+
+
 def test_generate_streams_text() -> None:
     done = run("generate", "Once upon a time", "-n", "20")
     assert done.returncode == 0, done.stderr.decode()
@@ -54,6 +69,46 @@ def test_prompts_from_files_and_standard_input(tmp_path: Path) -> None:
     assert run("generate", "--file", str(path), "-n", "8").stdout == expected
     assert run("generate", "-", "-n", "8", stdin=b"Once upon a time").stdout == expected
     assert run("generate", "-f", "-", "-n", "8", stdin=b"Once upon a time").stdout == expected
+
+
+def test_one_line_break_at_the_end_of_a_prompt_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it comes by -f, by - or, without a prompt, from a pipe."""
+    path, prompts, real = tmp_path / "prompt.txt", [], LLM.stream
+    monkeypatch.setattr(LLM, "stream", lambda llm, text, **rest: (prompts.append(text), real(llm, text, **rest))[1])
+    for data, prompt in ((b"Once\n", "Once"), (b"Once\r\n", "Once"), (b"Once\n\n", "Once\n"), (b"Once\r", "Once\r")):
+        path.write_bytes(data)
+        for arguments in (["-f", str(path)], ["-"], []):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+            assert run_here(["generate", *arguments, "-n", "1", "--context", "16"]) == 0
+            assert prompts.pop() == prompt
+
+
+def test_until_the_context_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(["generate", "Once", "-n", "-1", "--context", "20", "--ignore-eos"]) == 0
+    assert "the context is full" in capsys.readouterr().err
+    assert run_here(["generate", "Once", "-n", "-2"]) == 2
+
+
+@pytest.mark.parametrize("command", list(cli.commands))
+def test_verbose_is_an_option_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here([command, "-v", "--help"]) == 0
+
+
+def test_verbose_behind_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(["generate", "-v", "Once", "-n", "1", "--context", "16"]) == 0
+    assert "llamagpu: using" in capsys.readouterr().err
+
+
+def test_inspect_takes_the_model_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    c = random_models.config()
+    model = str(random_models.write_model(tmp_path / "m", c, random_models.tensors(c, 1)))
+    assert run_here(["inspect", "-m", model, "--json"]) == 0
+    named = capsys.readouterr().out
+    assert run_here(["inspect", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == json.loads(named)["parameters"]
+    assert run_here(["inspect", model, "-m", model]) == 2
 
 
 def test_json() -> None:
@@ -96,12 +151,27 @@ def test_help_and_version() -> None:
     assert run("--version").stdout.startswith(b"llamagpu, version ")
 
 
-def test_model_errors(tmp_path: Path) -> None:
+def test_a_hub_that_is_not_there_is_given_up_soon(tmp_path: Path) -> None:
+    """The hub's library by itself tries again for 23 seconds."""
+    there = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    for command in (("generate", "a", "-m"), ("inspect",)):
+        start = time.monotonic()
+        fails(3, *command, "owner/name", **there)
+        assert time.monotonic() - start < 8
+
+
+def test_model_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(3, "generate", "a", "-m", str(tmp_path / "nowhere"))
     assert "no config.json" in fails(3, "generate", "a", "-m", str(tmp_path))
     assert "could not be fetched" in fails(
         3, "generate", "a", "-m", "some/model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
     )
+    (tmp_path / "model.bin").write_bytes(b"GGUF\3\0\0\0")
+    for name in ("model.bin", "model.gguf"):
+        assert "a GGUF file" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / name))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    assert "a LoRA adapter" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / "lora"))
     c = random_models.config(model_type="gpt_oss")
     random_models.write_model(tmp_path / "m", c, {})
     assert "'gpt_oss' is not supported" in fails(4, "generate", "a", "-m", str(tmp_path / "m"))
@@ -177,15 +247,21 @@ def test_doctor() -> None:
     assert all(k["ok"] for k in report["kernels"])
 
 
+def test_doctor_skips_what_the_memory_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "REGISTRY", {"add": kernels.REGISTRY["add"]})
+    monkeypatch.setenv("LLAMAGPU_MEMORY_LIMIT", "3000000")
+    assert run_here(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "ok     add" in out
+    assert "1 skipped (memory): rows=65 columns=260000" in out
+
+
 def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
-    from llamagpu import kernels
-    from llamagpu.cli.main import run as run_command
-
     add = kernels.REGISTRY["add"]
     monkeypatch.setattr(kernels, "REGISTRY", {"add": replace(add, tolerance=-1.0, cases=add.cases[:2])})
-    assert run_command(["doctor"]) == 1
+    assert run_here(["doctor"]) == 1
     out, err = capsys.readouterr()
     assert "WRONG  add" in out
     assert "kernel checks failed: add" in err

@@ -159,6 +159,40 @@ def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def test_quantize_takes_the_model_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(random_models.write_model(tmp_path / "m", EVEN, random_models.tensors(EVEN, 5)))
+    assert run(["quantize", str(tmp_path / "a"), "-m", model]) == 0
+    assert run(["quantize", model, str(tmp_path / "b")]) == 0
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    for arguments in ([model, "c", "-m", model], [model], [model, "c", "d"], []):
+        assert run(["quantize", *arguments]) == 2
+        assert "error: " in capsys.readouterr().err
+    assert not Path("c").exists()
+
+
+def test_a_broken_tokenizer_is_not_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = random_models.write_model(tmp_path / "m", EVEN, random_models.tensors(EVEN, 5))
+    (model / "tokenizer.json").write_text("{")
+    assert run(["quantize", str(model), str(tmp_path / "out")]) == 4
+    assert "tokenizer.json cannot be read" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_groups_that_divide_little_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    c = random_models.config(hidden_size=96, intermediate_size=160, head_dim=24)
+    command = ["quantize", str(random_models.write_model(tmp_path / "m", c, random_models.tensors(c, 5)))]
+    command.append(str(tmp_path / "out"))
+    assert run(command) == 2
+    err = capsys.readouterr().err
+    assert "Groups of 64 would quantise 0% of the weights" in err
+    assert "32: 100%" in err
+    assert not (tmp_path / "out").exists()
+    assert run([*command, "--group-size", "32"]) == 0
+    command[-1] += "2"
+    assert run([*command, "--force"]) == 0
+
+
 def test_weights_that_are_not_finite(tmp_path: Path, device: gpu.Device) -> None:
     weights = random_models.tensors(EVEN, 1)
     weights["model.layers.0.mlp.up_proj.weight"][3, 5] = np.nan

@@ -156,9 +156,14 @@ class Run:
     @property
     def test(self) -> str:
         """Its name, as llama-bench has it."""
-        name = f"tg{self.n_gen}" if self.n_gen else f"pp{self.n_prompt}"
-        name += f" @ d{self.n_depth}" if self.n_depth else ""
-        return name + (f" x{self.n_batch}" if self.n_batch > 1 else "")
+        return test_name(self.n_prompt, self.n_gen, self.n_depth, self.n_batch)
+
+
+def test_name(n_prompt: int, n_gen: int, n_depth: int, n_batch: int) -> str:
+    """A test's name, as llama-bench has it."""
+    name = f"tg{n_gen}" if n_gen else f"pp{n_prompt}"
+    name += f" @ d{n_depth}" if n_depth else ""
+    return name + (f" x{n_batch}" if n_batch > 1 else "")
 
 
 class _Chain:

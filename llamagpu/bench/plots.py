@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamagpu.bench.profile import Profile
+    from llamagpu.bench.profile import Line, Profile
     from llamagpu.bench.yardsticks import Yardsticks
 
 INK = "#787878"  # at least 4:1 against white and against the usual dark pages
 COLORS = ("#2f8fd8", "#d9742b", "#3aa35b", "#b86bd1", "#c9a227", "#d1495b", "#5aa9a3", "#8c7be0", "#a0785a")
+
+_LABEL_POINTS = 8  # the size of names beside points
 
 
 def check_plot(path: Path | None) -> None:
@@ -32,7 +35,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("Charts need matplotlib.", "It is not installed.", 'pip install "llamagpu[plot]"') from None
+        raise UsageError("Charts need matplotlib.", "It is not installed.", "pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -106,6 +109,7 @@ def profile_chart(found: Profile, sticks: Yardsticks, path: Path) -> None:
     _timeline(panels[2], found, colors)
     figure.suptitle(found.what, x=0.01, ha="left", fontsize=11)
     figure.tight_layout()
+    _label_points(panels[0], found, sticks, colors)
     _save(figure, path)
 
 
@@ -115,21 +119,60 @@ def _roofline(axes: Any, found: Profile, sticks: Yardsticks, colors: dict[str, s
     low = min([knee, *(p.macs / p.read_bytes for p in points)]) / 4
     high = max([knee, *(p.macs / p.read_bytes for p in points)]) * 4
     axes.loglog([low, knee, high], [low * sticks.bandwidth, sticks.multiply_adds, sticks.multiply_adds], color=INK)
-    roof = f"copy {sticks.bandwidth / 1e9:.3g} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.4g} G/s"
     for p in points:
-        at = p.macs / p.read_bytes, p.macs / p.seconds
-        reached = at[1] / min(sticks.multiply_adds, at[0] * sticks.bandwidth)
-        axes.scatter(*at, s=30 + 400 * p.share, color=colors.get(p.kernel, INK), alpha=0.85, linewidths=0)
-        label = f"{p.kernel}: {reached:.0%}"
-        axes.annotate(
-            label, at, xytext=(9, -3), textcoords="offset points", color=colors.get(p.kernel, INK), fontsize=8
-        )
+        size = 30 + 400 * p.share
+        axes.scatter(*_place(p), s=size, color=colors.get(p.kernel, INK), alpha=0.85, linewidths=0)
     axes.set_xlim(low, high * 8)
     axes.set_xlabel("multiply-adds per byte of weights and cache read")
     axes.set_ylabel("multiply-adds a second")
-    axes.annotate(roof, (0.99, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=8, color=INK)
-    axes.set_title("what kernels reach of the roof", loc="left")
+    roof = f"copy {sticks.bandwidth / 1e9:.3g} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.4g} G/s"
+    axes.set_title(f"what kernels reach of the roof ({roof})", loc="left")
     axes.grid(color=INK, alpha=0.2)
+
+
+def _place(line: Line) -> tuple[float, float]:
+    return line.macs / line.read_bytes, line.macs / line.seconds
+
+
+def _label_points(axes: Any, found: Profile, sticks: Yardsticks, colors: dict[str, str]) -> None:
+    """Names in a column beside the points of the roofline, as near to their heights as they can be without touching
+    one another. The layout must be final: it is done in the points of the page."""
+    lines = [line for line in found.lines if line.read_bytes and line.macs]
+    if not lines:
+        return
+    page = axes.figure.dpi / 72
+    spots = [axes.transData.transform(_place(line)) / page for line in lines]
+    bottom, top = axes.bbox.y0 / page, axes.bbox.y1 / page
+    heights = spread([y for _, y in spots], _LABEL_POINTS * 1.4, bottom + _LABEL_POINTS, top - _LABEL_POINTS)
+    column = max(x for x, _ in spots) + 24
+    leader = {"arrowstyle": "-", "relpos": (0, 0.5), "linewidth": 0.6, "alpha": 0.7, "shrinkA": 1, "shrinkB": 0}
+    for line, (x, y), height in zip(lines, spots, heights, strict=True):
+        at, color = _place(line), colors.get(line.kernel, INK)
+        reached = at[1] / min(sticks.multiply_adds, at[0] * sticks.bandwidth)
+        axes.annotate(
+            f"{line.kernel}: {reached:.0%}",
+            at,
+            xytext=(column - x, height - y),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=_LABEL_POINTS,
+            arrowprops=leader | {"color": color},
+        )
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights from ``low`` to ``high``, at least ``gap`` apart, as near to the wanted ones as they can be."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[list[float]] = []  # heights less the gaps below them; a group's mean is where all of it goes
+    for place, i in enumerate(order):
+        groups.append([wanted[i] - place * gap])
+        while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    base = [fmean(group) for group in groups for _ in group]
+    highest = high - (len(wanted) - 1) * gap
+    out = dict(zip(order, (max(low, min(b, highest)) + place * gap for place, b in enumerate(base)), strict=True))
+    return [out[i] for i in range(len(wanted))]
 
 
 def _timeline(axes: Any, found: Profile, colors: dict[str, str]) -> None:
@@ -147,7 +190,7 @@ def _timeline(axes: Any, found: Profile, colors: dict[str, str]) -> None:
     for i, span in enumerate(host):
         place = (span.begin - start) * 1e3, (span.end - span.begin) * 1e3
         axes.broken_barh([place], (1, 0.8), color=INK, alpha=(0.9, 0.65, 0.4)[i % 3], linewidth=0)
-        if place[1] > 0.05 * whole:
+        if place[1] > 0.1 * whole:  # less has no room for its name
             axes.annotate(span.name, (place[0] + place[1] / 2, 1.9), ha="center", fontsize=8, color=INK)
     axes.set_title("one run in time; the host: " + ", ".join(dict.fromkeys(s.name for s in host)), loc="left")
     axes.set_yticks([0.4, 1.4], ["GPU", "host"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from llamagpu.cli.output import note, write
+from llamagpu.cli.output import note, progress_bar, write
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def bench(
     if options["context"] is None and most > 4096:
         options["context"] = most
     options["at_once"] = max(b * (p + 1 if p else max(d, 1) + n + b + PAGE) for p, n, d, b in tests)
-    records: list[dict[str, Any]] = []
-    for one in dtype.split(","):
-        start = None if records else psutil.Process().create_time()
-        records += _measure(model, shape, one, tests, repetitions, options, start)
+    records = _measure(model, shape, dtype.split(","), tests, repetitions, options)
     if plot is not None:
         plots.bench_chart(records, plot)
     write(report.as_text(records, output))
@@ -87,23 +84,35 @@ def bench(
 def _measure(
     model: str | None,
     shape: str | None,
-    dtype: str,
+    dtypes: list[str],
     tests: list[tuple[int, int, int, int]],
     repetitions: int,
     options: dict[str, Any],
-    start: float | None,
 ) -> list[dict[str, Any]]:
-    """The tests of one dtype. ``start`` is when the process began, where this is the first thing that it does."""
+    """The tests of every dtype."""
     from llamagpu.bench import measure, report
     from llamagpu.bench import yardsticks as bench_yardsticks
 
-    with measure.open_subject(model, shape, dtype=dtype, **options) as subject:
-        for p, n, d, b in tests:  # refused before any is run
-            measure.check_fits(subject, p or max(d, 1) + n + b, b)
-        subject.generate([subject.prompt(8)], 1)
-        first = None if start is None else time.time() - start
-        sticks = bench_yardsticks(subject.device)
-        return [report.record(subject, _one(subject, test, repetitions), sticks, first) for test in tests]
+    records: list[dict[str, Any]] = []
+    with progress_bar("", "tests") as progress:
+
+        def show(begun: int, name: str) -> None:
+            if progress is not None:
+                progress(begun, len(dtypes) * len(tests), name)
+
+        for dtype in dtypes:
+            show(len(records), f"loading, {dtype}")
+            with measure.open_subject(model, shape, dtype=dtype, **options) as subject:
+                for p, n, d, b in tests:  # refused before any is run
+                    measure.check_fits(subject, p or max(d, 1) + n + b, b)
+                subject.generate([subject.prompt(8)], 1)
+                first = None if records else time.time() - psutil.Process().create_time()
+                show(len(records), "the adapter's yardsticks")
+                sticks = bench_yardsticks(subject.device)
+                for test in tests:
+                    show(len(records) + 1, f"{measure.test_name(*test)}, {dtype}")
+                    records.append(report.record(subject, _one(subject, test, repetitions), sticks, first))
+    return records
 
 
 def _one(subject: Subject, test: tuple[int, int, int, int], repetitions: int) -> Run:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamagpu.cli.output import write, write_json
-from llamagpu.errors import KernelError, LlamaGPUError
+from llamagpu.cli.output import progress_bar, write, write_json
+from llamagpu.errors import KernelError, LlamaGPUError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from llamagpu.gpu import Device
+    from llamagpu.gpu import Device, Tuning
+    from llamagpu.kernels.base import Kernel
 
 _CUT = {"lanes", "tiles"}  # what changes between cuts
 
@@ -24,7 +25,7 @@ _CUT = {"lanes", "tiles"}  # what changes between cuts
 def doctor(device: str, variants: bool, as_json: bool) -> None:
     """Check this machine: GPU adapters, the choice among them, limits, and every kernel against its reference.
 
-    Ends with exit code 1 if a kernel gives wrong numbers.
+    Ends with exit code 1 if a kernel gives wrong numbers. A case that the memory does not hold is skipped and named.
     """
     from llamagpu import gpu
 
@@ -87,32 +88,57 @@ def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dic
     # Cuts were chosen for the matrices of models: here they are checked on the kernels' own cases.
     cuts = dict.fromkeys(cut for _, cut in device.tuning.lanes)
     tunings += [replace(device.tuning, lanes=(("*", cut),)) for cut in cuts]
-    out = []
-    for tuning in tunings:
+    every = kernels.REGISTRY.values()
+    todo = [(t, [k for k in every if t is tunings[0] or _changes(k, t)]) for t in tunings]
+    count = sum(len(chosen) for _, chosen in todo)
+    out: list[dict[str, Any]] = []
+    for tuning, chosen in todo:
         device.tuning = tuning
         if len(tunings) > 1 and not quiet:
             write("  " + ", ".join(f"{k}={v}" for k, v in vars(tuning).items()) + "\n")
-        for kernel in kernels.REGISTRY.values():
-            if tuning is not tunings[0] and not set(kernel.depends) & (_CUT if tuning.lanes else set(kernel.depends)):
-                continue
-            start, worst, failure, count = time.perf_counter(), 0.0, "", 0
-            for dims in (*kernel.cases, *kernels.random_dims(kernel, 4)):
-                count += 1
-                try:
-                    outcome = kernels.check(kernel, device, dims)
-                except KernelError as e:
-                    failure = failure or str(e)
-                    continue
-                worst = max(worst, outcome.error)
-                failure = failure or ("" if outcome.ok else str(outcome))
-            seconds = time.perf_counter() - start
-            out.append({"kernel": kernel.name, "ok": not failure, "cases": count, "worst": worst, "failure": failure})
+        for kernel in chosen:
+            with progress_bar(f"checking {kernel.name}", "kernels") as progress:  # it leaves before the line
+                if progress is not None:
+                    progress(len(out) + 1, count)
+                start = time.perf_counter()
+                out.append(_check_kernel(device, kernel))
+                seconds = time.perf_counter() - start
             if not quiet:
-                state = "ok    " if not failure else "WRONG "
-                write(
-                    f"  {state} {kernel.name:18} {count:2} cases, worst error {worst:.1e} "
-                    f"of {kernel.tolerance:.0e}, {seconds:.1f} s\n"
-                )
-                if failure:
-                    write(f"         {failure}\n")
+                write(_line(kernel, out[-1], seconds))
     return out
+
+
+def _changes(kernel: Kernel, tuning: Tuning) -> bool:
+    """Whether a tuning that is not the first changes a kernel's code."""
+    return bool(set(kernel.depends) & (_CUT if tuning.lanes else set(kernel.depends)))
+
+
+def _check_kernel(device: Device, kernel: Kernel) -> dict[str, Any]:
+    """Every case of a kernel; those that the memory does not hold are left out and named."""
+    from llamagpu import kernels
+
+    worst, failure, count, skipped = 0.0, "", 0, []
+    for dims in (*kernel.cases, *kernels.random_dims(kernel, 4)):
+        try:
+            outcome = kernels.check(kernel, device, dims)
+        except OutOfMemoryError:
+            skipped.append(" ".join(f"{k}={v}" for k, v in dims.items()))
+            continue
+        except KernelError as e:
+            count, failure = count + 1, failure or str(e)
+            continue
+        count, worst = count + 1, max(worst, outcome.error)
+        failure = failure or ("" if outcome.ok else str(outcome))
+    found = {"kernel": kernel.name, "ok": not failure, "cases": count, "worst": worst, "failure": failure}
+    return found | {"skipped": skipped}
+
+
+def _line(kernel: Kernel, found: dict[str, Any], seconds: float) -> str:
+    state = ("ok" if found["cases"] else "-") if found["ok"] else "WRONG"
+    line = f"  {state:6} {kernel.name:18} {found['cases']:2} cases, "
+    if found["cases"]:
+        line += f"worst error {found['worst']:.1e} of {kernel.tolerance:.0e}, "
+    line += f"{seconds:.1f} s\n"
+    if found["skipped"]:
+        line += f"         {len(found['skipped'])} skipped (memory): {'; '.join(found['skipped'])}\n"
+    return line + (f"         {found['failure']}\n" if found["failure"] else "")

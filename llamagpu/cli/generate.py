@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamagpu.cli.output import Interrupted, load_options, model_options, note, open_model, write, write_json
+from llamagpu.cli.output import (
+    Interrupted,
+    load_options,
+    model_options,
+    note,
+    open_model,
+    progress_bar,
+    write,
+    write_json,
+)
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamagpu.engine import LLM, Result
+    from llamagpu.engine import LLM, Result, Stream
+
+_LONG_PROMPT = 512  # tokens: a chunk of the engine's; more are shown on their way
+_UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 
 
 @click.command()
@@ -22,7 +37,9 @@ if TYPE_CHECKING:
     "-f", "--file", type=click.Path(path_type=Path), help="A file that holds the prompt; - is standard input."
 )
 @model_options
-@click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="The most new tokens.")
+@click.option(
+    "-n", "--max-tokens", type=int, default=256, show_default=True, help="The most new tokens; -1: all that fit."
+)
 @click.option("-t", "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Draw from the k likeliest tokens; 0 is all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest tokens up to p.")
@@ -40,22 +57,27 @@ if TYPE_CHECKING:
 def generate(
     text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any
 ) -> None:
-    """Continue PROMPT (or - for standard input) and print the new text as it comes.
+    """Continue PROMPT and print the new text as it comes.
 
-    Statistics go to standard error.
+    Without PROMPT, or where it is -, standard input is the prompt. The line break at the end of a file or of standard
+    input is left out. Statistics go to standard error.
     """
     if echo and as_json:
         raise UsageError("--echo and --json do not go together.", "The JSON object holds the new text alone.")
     source = _prompt(text, prompt, file)
     load = load_options(options)
+    if options["max_tokens"] == -1:
+        options["max_tokens"] = _UNTIL_FULL
     _validate(options)
     with open_model(load) as llm:
         stream = llm.stream(source, **options)
         try:
+            with _prompt_progress(stream):
+                first = next(stream, "")
             if as_json:
                 write_json(stream.result.as_dict() | {"model": llm.directory.name, "adapter": str(llm.device.adapter)})
                 return
-            write(source if echo else "")
+            write(source + first if echo else first)
             for piece in stream:
                 write(piece)
             write("" if stream.result.text.endswith("\n") else "\n")
@@ -74,20 +96,42 @@ def _validate(options: dict[str, Any]) -> None:
     sampling_params(**options)
 
 
-def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
-    given = [x for x in (text, prompt, file) if x is not None]
-    if len(given) != 1:
-        what = "No prompt was given." if not given else "More than one prompt was given."
-        raise UsageError(what, "It is an argument, --prompt or --file.", 'Try: llamagpu generate "Once upon a time"')
-    if text == "-" or file == Path("-"):
-        data = sys.stdin.buffer.read()
-    elif file is not None:
+@contextmanager
+def _prompt_progress(stream: Stream) -> Iterator[None]:
+    """Show how far a long prompt is, until the block ends."""
+    if stream.prompt_tokens[1] <= _LONG_PROMPT:
+        yield
+        return
+    with progress_bar("prompt", "tokens") as show:
+        ended = threading.Event()
+
+        def follow() -> None:
+            while show is not None:
+                show(*stream.prompt_tokens)
+                if ended.wait(0.1):
+                    return
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
         try:
-            data = file.read_bytes()
-        except OSError as e:
-            raise UsageError(f"The prompt file {file} cannot be read.", e.strerror or str(e)) from None
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
+    given = sum(x is not None for x in (text, prompt, file))
+    hint = "It is an argument, --prompt, --file or standard input.", 'Try: llamagpu generate "Once upon a time"'
+    if given > 1:
+        raise UsageError("More than one prompt was given.", *hint)
+    words = prompt if text in (None, "-") else text
+    if words is not None:
+        data = words.encode("utf-8", "surrogateescape")
     else:
-        data = str(given[0]).encode("utf-8", "surrogateescape")
+        data = b"" if not given and sys.stdin.isatty() else _read(file)
+    if not given and not data:
+        raise UsageError("No prompt was given.", *hint)
     try:
         source = data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -95,6 +139,15 @@ def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
     if not source:
         raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
     return source
+
+
+def _read(file: Path | None) -> bytes:
+    """A file, or standard input, without the line break that editors and echo put at the end."""
+    try:
+        data = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
+    except OSError as e:
+        raise UsageError(f"The prompt file {file or '-'} cannot be read.", e.strerror or str(e)) from None
+    return data[:-2] if data.endswith(b"\r\n") else data.removesuffix(b"\n")
 
 
 def _statistics(result: Result, llm: LLM) -> str:

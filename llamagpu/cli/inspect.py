@@ -7,15 +7,19 @@ from typing import Any
 import click
 
 from llamagpu.cli.output import write, write_json
+from llamagpu.errors import UsageError
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("named", metavar="[MODEL]", required=False)
+@click.option("-m", "--model", help="The same. [default: the model that comes along]")
 @click.option("--revision", help="The hub id's revision.")
 @click.option("--device", default="auto", show_default=True, help="The adapter to measure it against.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(model: str | None, revision: str | None, device: str, tensors: bool, as_json: bool) -> None:
+def inspect(
+    named: str | None, model: str | None, revision: str | None, device: str, tensors: bool, as_json: bool
+) -> None:
     """Show MODEL's architecture, parameters, tensors and memory by dtype and context, against the adapter.
 
     Only headers are read; of a hub id nothing large is downloaded.
@@ -24,6 +28,9 @@ def inspect(model: str | None, revision: str | None, device: str, tensors: bool,
     from llamagpu.errors import NoAdapterError
     from llamagpu.model.inspect import inspect_model
 
+    if named is not None and model is not None:
+        raise UsageError("MODEL was given twice.", "The argument and --model mean the same.", "Leave one of them out.")
+    model = model if named is None else named
     try:
         with gpu.open(device) as opened:
             report = inspect_model(model, revision, opened)

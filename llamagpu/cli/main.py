@@ -25,17 +25,25 @@ from llamagpu.cli.tune import tune
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 
 USAGE, CLOSED_PIPE = 2, 141
+_VERBOSE = "llamagpu.verbose"
+_VERBOSE_HELP = "Say more on standard error (twice: everything)."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="llamagpu")
-@click.option("-v", "--verbose", count=True, help="Say more on standard error (twice: everything).")
+@click.option("-v", "--verbose", count=True, help=_VERBOSE_HELP)
 def cli(verbose: int) -> None:
     """Run small Llama models on any GPU, by WebGPU.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 model not found or offline, 4 model not supported, 5 no GPU adapter,
     6 out of memory or device lost, 130 interrupted, 141 the pipe that was written to was closed.
     """
+    _log(verbose)
+
+
+def _log(verbose: int) -> None:
+    """Send log lines to standard error: warnings, and more with -v."""
+    click.get_current_context().find_root().meta[_VERBOSE] = verbose
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
@@ -45,15 +53,17 @@ def cli(verbose: int) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR if verbose == 0 else level)
 
 
-cli.add_command(generate)
-cli.add_command(chat)
-cli.add_command(quantize)
-cli.add_command(inspect)
-cli.add_command(perplexity)
-cli.add_command(bench)
-cli.add_command(profile)
-cli.add_command(tune)
-cli.add_command(doctor)
+def _more_verbose(context: click.Context, _option: click.Parameter, verbose: int) -> None:
+    """-v behind the command's name counts as in front of it."""
+    if verbose:
+        _log(context.find_root().meta[_VERBOSE] + verbose)
+
+
+for command in (generate, chat, quantize, inspect, perplexity, bench, profile, tune, doctor):
+    command.params.append(
+        click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_more_verbose, help=_VERBOSE_HELP)
+    )
+    cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -52,18 +52,34 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A function that shows (bytes done, bytes in all) on standard error; None where that is no terminal."""
+def progress_bar(doing: str, unit: str = "") -> Iterator[Callable[..., None] | None]:
+    """A function that shows (done, in all) on standard error, in bytes or in some unit; None where that is no terminal.
+
+    A third argument replaces ``doing``.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn(doing), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(doing, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=total >= _SHOW_PROGRESS_FROM)
+    count = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {unit}") if unit else DownloadColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count)
+    # Standard output is left alone: what goes there is a result, and may go to a file.
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+    task = bar.add_task(doing, total=0)
+
+    def show(done: int, total: int, now: str = doing) -> None:
+        if unit or total >= _SHOW_PROGRESS_FROM:
+            bar.update(task, description=escape(now), completed=done, total=total)
+            bar.start()  # not earlier: it erases its line, where the hub's library may have a bar
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:

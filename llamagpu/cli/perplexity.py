@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from llamagpu.cli.output import load_options, model_options, note, open_model, write, write_json
+from llamagpu.cli.output import load_options, model_options, note, open_model, progress_bar, write, write_json
 from llamagpu.errors import UsageError
 
 
@@ -31,7 +31,8 @@ def perplexity(
 
         window = min(512, llm.context) if window is None else window
         stride = max(1, window // 2) if stride is None else stride
-        found = measure(llm, llm.tokenize(text), window=window, stride=stride)
+        with progress_bar("measuring", "tokens") as progress:
+            found = measure(llm, llm.tokenize(text), window=window, stride=stride, progress=progress)
         sizes = llm.sizes
         if as_json:
             write_json(asdict(found) | {"model": llm.directory.name, "weight_bytes": sizes.weights})

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llamagpu.cli.output import note, progress_bar, write_json
+from llamagpu.errors import UsageError
+
+if TYPE_CHECKING:
+    from llamagpu.model import Prepared
+
+_LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantises fewer is hardly what was meant
 
 
 @click.command()
-@click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[MODEL] OUT", nargs=-1, required=True)
+@click.option("-m", "--model", help="A model directory or a hub id, instead of the argument.")
 @click.option("--bits", type=int, default=8, show_default=True, help="4 or 8.")
 @click.option(
     "--group-size", type=int, default=64, show_default=True, help="Weights that share a scale: 32, 64 or 128."
 )
+@click.option("--force", is_flag=True, help="Write it even if groups divide less than half of the weights.")
 @click.option("--revision", help="The hub id's revision.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def quantize(model: str, out: Path, bits: int, group_size: int, revision: str | None, as_json: bool) -> None:
+def quantize(
+    paths: tuple[str, ...],
+    model: str | None,
+    bits: int,
+    group_size: int,
+    force: bool,
+    revision: str | None,
+    as_json: bool,
+) -> None:
     """Quantise MODEL (a directory or a hub id) into the new directory OUT, in MLX's layout."""
     from llamagpu.model import find_model, prepare
     from llamagpu.model.quantize import quantize_checkpoint
 
-    prepared = prepare(find_model(model, revision))
+    source, out = _arguments(paths, model)
+    prepared = prepare(find_model(source, revision))
+    _check_tokenizer(prepared)
+    if not force:
+        _check_share(prepared, group_size)
     with progress_bar("writing") as progress:
         written = quantize_checkpoint(prepared, out, bits, group_size, progress)
     before = prepared.layout.nbytes
@@ -36,3 +56,37 @@ def quantize(model: str, out: Path, bits: int, group_size: int, revision: str | 
     )
     if written.unquantized:
         note(f"not quantised, as {group_size} does not divide their rows: {', '.join(written.unquantized)}")
+
+
+def _arguments(paths: tuple[str, ...], model: str | None) -> tuple[str, Path]:
+    """The model and the target."""
+    try_this = "Try: llamagpu quantize MODEL OUT, or llamagpu quantize -m MODEL OUT"
+    if len(paths) > 2:
+        raise UsageError(f"{len(paths)} paths were given.", "There is one MODEL and one OUT.", try_this)
+    if len(paths) == 2 and model is not None:
+        raise UsageError("MODEL was given twice.", "The argument and --model mean the same.", try_this)
+    if len(paths) == 1 and model is None:
+        raise UsageError("MODEL or OUT is missing.", "Only one path was given.", try_this)
+    return paths[0] if model is None else model, Path(paths[-1])
+
+
+def _check_tokenizer(prepared: Prepared) -> None:
+    """Refuse to copy a tokenizer that cannot be read or belongs to another model."""
+    from llamagpu.text import Tokenizer
+
+    if (prepared.directory / "tokenizer.json").exists():
+        Tokenizer(prepared.directory, prepared.config.vocab_size)
+
+
+def _check_share(prepared: Prepared, group_size: int) -> None:
+    """Refuse a group size that leaves most of the weights as they are."""
+    from llamagpu.model.quantize import GROUP_SIZES, quantized_share
+
+    if group_size not in GROUP_SIZES or quantized_share(prepared, group_size) >= _LEAST_SHARE:
+        return
+    shares = ", ".join(f"{g}: {quantized_share(prepared, g):.0%}" for g in GROUP_SIZES)
+    raise UsageError(
+        f"Groups of {group_size} would quantise {quantized_share(prepared, group_size):.0%} of the weights.",
+        f"A group must divide a row. What each size would quantise: {shares}.",
+        "Choose another --group-size, or give --force.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 
@@ -39,7 +40,7 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
     start = time.perf_counter()
     with gpu.open(device) as opened:
         built_in = gpu.default_tuning(opened.adapter.kind, opened.features, opened.subgroup_size)
-        chosen = measure(opened, prepared.layout, None if as_json else note)
+        chosen = measure(opened, prepared.layout, note if sys.stderr.isatty() else None)
         adapter = str(opened.adapter)
     seconds = time.perf_counter() - start
     if as_json:

@@ -64,6 +64,12 @@ class Stream(Iterator[str]):
         assert self._result is not None
         return self._result
 
+    @property
+    def prompt_tokens(self) -> tuple[int, int]:
+        """How many tokens of the prompt have been through the model, and how many there are."""
+        total = len(self._request.prompt)
+        return min(self._request.length, total), total
+
     def close(self) -> None:
         """Stop generating. The result so far stays available."""
         self._request.cancelled.set()

@@ -14,6 +14,7 @@ from llamagpu.kernels import PAGE, cache_columns
 from llamagpu.model.cache import kv_bytes
 from llamagpu.model.checkpoint import Checkpoint, Entry
 from llamagpu.model.config import load_config
+from llamagpu.model.elsewhere import HUB_TIMEOUT_S, asking_hub
 from llamagpu.model.forward import arena_bytes
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.model import Prepared, find_model, is_hub_id, plan_sizes, prepare
@@ -28,7 +29,9 @@ def prepare_hub_headers(model: str, revision: str | None) -> Prepared:
     import huggingface_hub
 
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, asking_hub(model):
+            # Its other functions would try again for half a minute, silently, where the hub cannot be reached.
+            huggingface_hub.model_info(model, revision=revision, timeout=HUB_TIMEOUT_S)
             for name in ("config.json", "generation_config.json"):
                 try:
                     path = huggingface_hub.hf_hub_download(model, name, revision=revision)

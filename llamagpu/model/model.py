@@ -13,6 +13,7 @@ from llamagpu.kernels import PAGE, cache_columns
 from llamagpu.model.cache import PagedCache, kv_bytes, pages_for
 from llamagpu.model.checkpoint import open_checkpoint
 from llamagpu.model.config import Config, load_config
+from llamagpu.model.elsewhere import asking_hub, refuse_adapter, refuse_gguf
 from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, Forward, arena_bytes, bucket, make_arena
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.rope_table import rope_table
@@ -73,6 +74,7 @@ def find_model(model: str | Path | None, revision: str | None = None) -> Path:
 
     Raises:
         ModelNotFoundError: nothing is there, or the hub cannot be reached and its cache lacks the model.
+        UnsupportedModelError: it is a GGUF file or a LoRA adapter.
     """
     if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
         return embedded_models() / DEFAULT_MODEL
@@ -81,14 +83,15 @@ def find_model(model: str | Path | None, revision: str | None = None) -> Path:
     path = Path(model).expanduser()
     if revision is not None and path.exists():
         raise UsageError(f"{path} has no revision {revision!r}.", "It is a path here; revisions are those of a hub id.")
+    refuse_gguf(path)
     if path.is_dir():
-        return path
+        return refuse_adapter(path)
     if path.is_file() and path.suffix == ".safetensors":
-        return path.parent
+        return refuse_adapter(path.parent)
     if path.exists():
         raise ModelNotFoundError(f"{path} is no model.", "A model is a directory, a safetensors file or a hub id.")
     if is_hub_id(model):
-        return _download(str(model), revision)
+        return refuse_adapter(_download(str(model), revision))
     raise ModelNotFoundError(
         f"There is no model directory {path}.",
         "A model is a directory with config.json, or a hub id such as owner/name.",
@@ -103,16 +106,17 @@ def is_hub_id(model: str | Path) -> bool:
 
 def _download(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        with asking_hub(model):
+            return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
     except (RepositoryNotFoundError, HFValidationError) as e:
         why = str(e).strip().splitlines()[0]
         raise ModelNotFoundError(
             f"There is no model {model} on the hub, and no such directory here.", why, "Check the name."
         ) from None
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as e:
+    except Exception as e:  # the hub's errors have many roots
         why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ModelNotFoundError(
             f"The model {model} could not be fetched from the hub, and its cache does not hold it.",

@@ -28,6 +28,7 @@ from llamagpu.model.weights import Progress, require_finite
 _FILE_TYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _COPIED = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "chat_template*", "README.md", "LICENSE*")
 _SLICE_VALUES = 4_000_000
+GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Written:
     path: Path
     nbytes: int
     unquantized: tuple[str, ...]
+
+
+def quantized_share(prepared: Prepared, group_size: int) -> float:
+    """The share of the weights' elements that groups of a size would quantise: those whose rows they divide."""
+    divided = sum(m.rows * m.columns for m in prepared.layout.matrices.values() if m.columns % group_size == 0)
+    return divided / prepared.layout.parameters
 
 
 def quantize_checkpoint(
@@ -72,7 +79,7 @@ def quantize_checkpoint(
 def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
     if bits not in (4, 8):
         raise UsageError(f"bits is {bits}.", "It must be 4 or 8.")
-    if group_size not in (32, 64, 128):
+    if group_size not in GROUP_SIZES:
         raise UsageError(f"group_size is {group_size}.", "It must be 32, 64 or 128, the sizes that MLX has.")
     if prepared.config.quantization is not None:
         raise UsageError(

@@ -1,0 +1,110 @@
+"""What long work says on standard error while it runs: progress on a terminal, nothing in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import random_models
+
+from llamagpu import kernels
+from llamagpu.cli.main import run
+
+on_both = pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+
+
+@pytest.fixture
+def stderr_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Makes standard error a terminal, or not; to be called in the test, as capsys sets it anew in front of it."""
+
+    def make(terminal: bool) -> None:
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+
+    return make
+
+
+@on_both
+def test_bench(terminal: bool, stderr_is: Callable[[bool], None], capsys: pytest.CaptureFixture[str]) -> None:
+    stderr_is(terminal)
+    assert run(["bench", "-p", "16", "-n", "2", "-r", "1", "--context", "64", "-o", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert ("2 of 2 tests" in err and "tg2" in err) == terminal
+    assert "tests" not in out
+
+
+@on_both
+def test_perplexity(
+    terminal: bool, stderr_is: Callable[[bool], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stderr_is(terminal)
+    (tmp_path / "text").write_text("Once upon a time there was a little dog. " * 3)
+    assert run(["perplexity", str(tmp_path / "text"), "--window", "16", "--context", "32"]) == 0
+    out, err = capsys.readouterr()
+    assert ("of 34 tokens" in err) == terminal
+    assert len(out.splitlines()) == 1
+
+
+@on_both
+def test_doctor(
+    terminal: bool,
+    stderr_is: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stderr_is(terminal)
+    monkeypatch.setattr(kernels, "REGISTRY", {name: kernels.REGISTRY[name] for name in ("copy", "add")})
+    assert run(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert ("2 of 2 kernels" in err and "checking add" in err) == terminal
+    assert "ok     add" in out
+
+
+@on_both
+def test_tune(
+    terminal: bool,
+    stderr_is: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stderr_is(terminal)
+
+    def measure(device, layout, progress):
+        if progress is not None:
+            progress("0.1 s  a token")
+        return device.tuning
+
+    monkeypatch.setattr("llamagpu.model.tuner.tune", measure)
+    assert run(["tune"]) == 0
+    assert ("a token" in capsys.readouterr().err) == terminal
+
+
+@on_both
+def test_a_long_prompt(
+    terminal: bool, stderr_is: Callable[[bool], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stderr_is(terminal)
+    c = random_models.config()
+    random_models.write_model(tmp_path / "m", c, random_models.tensors(c, 5))
+    assert run(["generate", "-m", str(tmp_path / "m"), "a" * 600, "-n", "2", "--echo"]) == 0
+    out, err = capsys.readouterr()
+    assert ("of 600 tokens" in err) == terminal
+    assert out.startswith("a" * 600)
+
+
+def test_a_hub_that_does_not_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(*arguments, **options):
+        time.sleep(0.3)
+        raise EOFError("the connection broke")  # as httpx has it, no OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr("llamagpu.model.elsewhere._SILENCE_S", 0.05)
+    assert run(["generate", "-m", "owner/name", "x"]) == 3
+    err = capsys.readouterr().err
+    assert err.index("the hub is being asked for owner/name") < err.index("error: The model owner/name could not")
