@@ -7,6 +7,14 @@ from typing import Any, NoReturn
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
+def shown(value: Any) -> str:
+    """A value in an error message, kept short."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return "a number with thousands of digits"
+
+
 class LlamaGPUError(Exception):
     """The base of every error this library raises on purpose.
 

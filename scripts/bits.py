@@ -65,10 +65,11 @@ def trained(device: gpu.Device, models: list[str | None]) -> Found:
     """The bundled model (None) and model directories, in every dtype."""
     for model in models:
         for dtype in DTYPES:
+            name = Path(model or "bundled").name
             with LLM(model, device=device, dtype=dtype) as llm:
                 for text in ("Once upon a time", "Lily and Tim went to the big park to see the ducks. " * 8):
                     found = results(llm, llm.tokenize(text), 24)
-                    yield from ((f"{llm.directory.name} {dtype} {len(text)} {k}", v) for k, v in found)
+                    yield from ((f"{name} {dtype} {len(text)} {k}", v) for k, v in found)
 
 
 def compare(before: Path, after: Path) -> int:

@@ -69,19 +69,15 @@ def test_a_token_behind_many(tmp_path: Path, device: gpu.Device) -> None:
     """Past a run of attention its merge is a dispatch of its own in each layer, or part of the projection."""
     c = random_models.config(max_position_embeddings=2048)
     random_models.write_model(tmp_path, c, random_models.tensors(c, 5))
-    before = device.tuning
-    try:
-        for merged_runs, more in ((1, c["num_hidden_layers"]), (4, 0)):
-            device.tuning = replace(before, merged_runs=merged_runs)
-            with LLM(tmp_path, device=device) as llm:
-                counts = []
-                for tokens in (1, 9):
-                    with census() as found:
-                        llm.generate([1] * 300, max_tokens=tokens, ignore_eos=True)
-                    counts.append(found.dispatches)
-                assert counts[1] - counts[0] == 8 * (5 * c["num_hidden_layers"] + 4 + more)
-    finally:
-        device.tuning = before
+    for merged_runs, more in ((1, c["num_hidden_layers"]), (4, 0)):
+        tuning = replace(device.tuning, merged_runs=merged_runs)
+        with device.using(tuning), LLM(tmp_path, device=device) as llm:
+            counts = []
+            for tokens in (1, 9):
+                with census() as found:
+                    llm.generate([1] * 300, max_tokens=tokens, ignore_eos=True)
+                counts.append(found.dispatches)
+            assert counts[1] - counts[0] == 8 * (5 * c["num_hidden_layers"] + 4 + more)
 
 
 def test_pipelines() -> None:

@@ -81,11 +81,8 @@ def test_decode_matches_the_logits(name: str, device: gpu.Device, tmp_path: Path
 @pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.order}")
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases"])
 def test_logits_match_in_the_other_variants(name: str, tuning: gpu.Tuning, device: gpu.Device, tmp_path: Path) -> None:
-    before, device.tuning = device.tuning, tuning
-    try:
+    with device.using(tuning):
         assert error(name, random_models.CONFIGS[name], device, tmp_path) <= BAR
-    finally:
-        device.tuning = before
 
 
 def scaled(**changes: Any) -> dict[str, Any]:

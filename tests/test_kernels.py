@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from llamagpu.kernels.affine import FORMATS
+from llamagpu.kernels.base import Kernel
+from llamagpu.kernels.sampling_twin import gumbel
 
 from llamagpu import gpu, kernels
 from llamagpu.errors import KernelError
 from llamagpu.gpu import native
-from llamagpu.kernels.affine import FORMATS
-from llamagpu.kernels.base import Kernel
 from llamagpu.kernels.sampling import NO_CUT
-from llamagpu.kernels.sampling_twin import gumbel
 
 REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
 FULL = frozenset({"shader-f16", "subgroup"})

@@ -123,8 +123,8 @@ def test_model_not_found(device: gpu.Device, tmp_path: Path, monkeypatch: pytest
         ("./nowhere", "no model directory"),
         ("someone/some-model", "could not be fetched"),
         (tmp_path, r"no config\.json"),
-        ("", "is no model"),
-        (5, "is no model"),
+        ("", "is not a model"),
+        (5, "is not a model"),
     ):
         error = error_of(missing, device)  # type: ignore[arg-type]
         assert error.exit_code == (2 if missing in ("", 5) else 3)
@@ -138,7 +138,7 @@ def test_find_model(model: Path) -> None:
     assert find_model(model) == model
     assert find_model(model / "model.safetensors") == model
     assert (find_model(None) / "config.json").exists()
-    with pytest.raises(ModelNotFoundError, match="is no model"):
+    with pytest.raises(ModelNotFoundError, match="is not a model"):
         find_model(model / "config.json")
 
 

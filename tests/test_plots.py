@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from llamagpu.gpu.profile import Span, Timeline
 
 from llamagpu.bench import Yardsticks, plots
 from llamagpu.bench.profile import Line, Profile
 from llamagpu.cli.main import run
 from llamagpu.errors import UsageError
-from llamagpu.gpu.profile import Span, Timeline
 
 pytest.importorskip("matplotlib")
 

@@ -12,10 +12,11 @@ import pytest
 import random_models
 from safetensors.numpy import load_file, save_file
 
-from llamagpu import LLM, gpu, kernels
+from llamagpu import LLM, gpu
 from llamagpu.cli.main import run
 from llamagpu.errors import LlamaGPUError, UnsupportedModelError
 from llamagpu.gpu import Affine
+from llamagpu.kernels.quantization import dequantize_rows, quantize_rows
 from llamagpu.model import prepare
 from llamagpu.model.quantize import quantize_checkpoint
 
@@ -28,7 +29,7 @@ EVEN = random_models.config(hidden_size=128, intermediate_size=256, head_dim=32,
 def test_quantize_gives_the_bytes_of_mlx(case: dict) -> None:
     """The same packed values, scales and biases as mlx.core.quantize, by hash (scripts/make_goldens.py --mlx)."""
     values = random_models.quantization_input(case["dtype"])
-    stored = kernels.quantize(values, Affine(case["bits"], case["group"], case["dtype"]))
+    stored = quantize_rows(values, Affine(case["bits"], case["group"], case["dtype"]))
     assert [hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest() for a in stored] == case["sha256"]
 
 
@@ -38,7 +39,7 @@ def test_quantisation_error_is_half_a_step(format: str) -> None:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((50, 256)).astype(np.float32)
     w[3] = 0
-    back = kernels.dequantize(kernels.quantize(w, affine), affine)
+    back = dequantize_rows(quantize_rows(w, affine), affine)
     groups = w.reshape(50, -1, affine.group)
     reach = 2 * np.abs(groups).max(-1) if affine.zero else groups.max(-1) - groups.min(-1)
     step = np.repeat(reach / (2**affine.bits - 1), affine.group, axis=1)
@@ -78,7 +79,7 @@ def test_a_quantised_checkpoint_is_its_dequantised_weights(
         got = q.logits(ids)
         assert q.generate(ids, max_tokens=3).completion_tokens == 3
     with LLM(tmp_path / "q", device=device, dtype="float32") as wide:
-        assert wide.sizes.weights > 3 * prepared.layout.with_dtype("int8") * bits / 8 / 1.3
+        assert wide.sizes.weights > 3 * prepared.layout.with_dtype("int8").nbytes * bits / 8 / 1.3
         expected = wide.logits(ids)
     assert np.abs(got - expected).max() <= 2e-5 * max(1, np.abs(expected).max())
 
@@ -103,7 +104,7 @@ def test_what_groups_do_not_divide_stays_and_is_listed(
     random_models.write_model(tmp_path / "a", c, random_models.tensors(c, 5))
     with LLM(tmp_path / "a", device=device, dtype="int8") as llm:
         llm.logits([1, 2, 3])
-    (line,) = [r.getMessage() for r in caplog.records if "not quantised" in r.getMessage()]
+    (line,) = [r.getMessage() for r in caplog.records if "not quantized" in r.getMessage()]
     assert "model.layers.1.mlp.down_proj.weight" in line
     written = quantize_checkpoint(prepare(tmp_path / "a"), tmp_path / "q", 4, 64)
     assert written.unquantized == ("model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight")
@@ -122,7 +123,7 @@ def test_broken_quantised_checkpoints(tmp_path: Path, device: gpu.Device) -> Non
     for change, message in (
         ({f"{name}.biases": None}, r"no tensor model\.layers\.0\.mlp\.up_proj\.biases"),
         ({f"{name}.scales": whole[f"{name}.scales"][:, :1]}, "shape"),
-        ({f"{name}.biases": whole[f"{name}.biases"].astype(np.float16)}, "dtype F16"),
+        ({f"{name}.biases": whole[f"{name}.biases"].astype(np.float16)}, "dtype f16"),
         ({f"{name}.scales": None}, "dtype U32"),
     ):
         save_file({k: v for k, v in (whole | change).items() if v is not None}, path)
@@ -140,9 +141,9 @@ def test_broken_quantised_checkpoints(tmp_path: Path, device: gpu.Device) -> Non
 
 
 def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from llamagpu.model import embedded_models
+    from llamagpu.model import bundled_models
 
-    model, out = str(embedded_models() / "stories"), tmp_path / "out"
+    model, out = str(bundled_models() / "stories"), tmp_path / "out"
     assert run(["quantize", model, str(out), "--bits", "4", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["bytes"] < 0.3 * facts["bytes_before"]
@@ -152,7 +153,7 @@ def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ([model, str(tmp_path / "b"), "--bits", "3"], "bits is 3"),
         ([model, str(tmp_path / "b"), "--group-size", "48"], "group_size is 48"),
         ([model, str(tmp_path / "no" / "where")], "no directory"),
-        ([str(out), str(tmp_path / "b")], "quantised already"),
+        ([str(out), str(tmp_path / "b")], "quantized already"),
     ):
         assert run(["quantize", *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -205,7 +206,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, device: gpu.Device) -> None
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamagpu.model import embedded_models
+    from llamagpu.model import bundled_models
     from llamagpu.model import quantize as module
 
     real, calls = module._write_tensor, []
@@ -218,5 +219,5 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "_write_tensor", full)
     with pytest.raises(LlamaGPUError, match="No space left"):
-        quantize_checkpoint(prepare(embedded_models() / "stories"), tmp_path / "out", 4, 64)
+        quantize_checkpoint(prepare(bundled_models() / "stories"), tmp_path / "out", 4, 64)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,8 @@ import pytest
 
 from llamagpu import LLM, gpu, kernels
 from llamagpu.errors import UsageError
-from llamagpu.kernels.sampling_twin import KERNEL, SETTINGS, choose_row, process_row
+from llamagpu.kernels.sampling_reference import KERNEL, SETTINGS, choose_row, process_row
+from llamagpu.kernels.step import Settings
 
 PROMPTS = [
     "Once upon a time",
@@ -45,7 +46,7 @@ def test_settings_reach_the_gpu(story: LLM) -> None:
     result = story.generate(PROMPTS[0], max_tokens=24, **options)
     ids, agreed = result.prompt_token_ids + result.token_ids, 0
     logits = story.logits(ids)
-    settings = kernels.Settings(**{k: v for k, v in options.items() if k != "logit_bias"}, biased=True)
+    settings = Settings(**{k: v for k, v in options.items() if k != "logit_bias"}, biased=True)
     bias = np.zeros(story.config.vocab_size)
     bias[260], bias[300] = 1.5, -2.0
     for i, token in enumerate(result.token_ids):
@@ -108,7 +109,7 @@ def test_logprobs(story: LLM) -> None:
         ({"frequency_penalty": float("inf")}, "frequency_penalty is inf"),
         ({"logprobs": 21}, "logprobs is 21"),
         ({"logprobs": 0}, "logprobs is 0"),
-        ({"logit_bias": {2048: 1.0}}, "names the token 2048"),
+        ({"logit_bias": {2048: 1.0}}, "token of logit_bias is 2048"),
         ({"logit_bias": {-1: 1.0}}, "a token of logit_bias is -1"),
         ({"logit_bias": {1: float("-inf")}}, r"logit_bias\[1\] is -inf"),
     ],
@@ -156,15 +157,11 @@ def logit_bits(llm: LLM, requests: list[tuple[str, dict]]) -> list[list[tuple]]:
 )
 def test_bit_for_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning | None) -> None:
     """Log-probabilities of every token are the same bits alone and in batches of 2 to 32, padding rows included."""
-    before, device.tuning = device.tuning, tuning or device.tuning
-    try:
-        with LLM(device=device, dtype=dtype, context=64) as llm:
-            requests = [(PROMPTS[i % 10], {"temperature": 0.7 * (i % 2), "seed": i}) for i in range(32)]
-            alone = [logit_bits(llm, [r])[0] for r in requests[:9]]
-            for count in (2, 5, 9, 32):
-                assert logit_bits(llm, requests[:count])[: len(alone)] == alone[:count]
-    finally:
-        device.tuning = before
+    with device.using(tuning or device.tuning), LLM(device=device, dtype=dtype, context=64) as llm:
+        requests = [(PROMPTS[i % 10], {"temperature": 0.7 * (i % 2), "seed": i}) for i in range(32)]
+        alone = [logit_bits(llm, [r])[0] for r in requests[:9]]
+        for count in (2, 5, 9, 32):
+            assert logit_bits(llm, requests[:count])[: len(alone)] == alone[:count]
 
 
 def test_a_batch_shrinks_and_grows(story: LLM) -> None:
@@ -181,4 +178,4 @@ def test_a_batch_shrinks_and_grows(story: LLM) -> None:
 def test_more_sequences_than_slots(story: LLM) -> None:
     results = story.generate(PROMPTS * 4, max_tokens=4)
     assert [r.token_ids for r in results[:10]] == [r.token_ids for r in results[30:]]
-    assert len(story._model.cache._slots) == 32
+    assert story._session.model.cache.free_slots == 32

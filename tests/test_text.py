@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamagpu import LLM
+from llamagpu.model.sources import HuggingFace
 from llamagpu.text import StopFilter, TextStream, Tokenizer
 
 TEXTS = (
@@ -20,6 +21,11 @@ TEXTS = (
     "a real \ufffd inside",
 )
 TOKENIZERS = ("tokenizers/llama3", "tokenizers/llama2", "models/stories260k", "models/tinystories-656k")
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    source = HuggingFace(directory)
+    return Tokenizer(source.tokenizer_json(), source.tokenizer_config(), 2**20)
 
 
 def check_every_cut(tokenizer: Tokenizer, text: str) -> None:
@@ -41,7 +47,7 @@ def test_streams_of_the_embedded_tokenizer(story: LLM, text: str) -> None:
 @pytest.mark.parametrize("where", TOKENIZERS)
 def test_streams_of_other_tokenizers(shared: Path, where: str) -> None:
     """Byte-level, and SentencePiece with byte fallback."""
-    tokenizer = Tokenizer(shared / where, 2**20)
+    tokenizer = open_tokenizer(shared / where)
     for text in TEXTS:
         check_every_cut(tokenizer, text)
 
@@ -61,7 +67,7 @@ def test_ids_match_published_cases(shared: Path, name: str, where: str) -> None:
     folder = shared / "tokenizers" / "llama-cpp-cases"
     inputs = (folder / f"ggml-vocab-{name}.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     outputs = (folder / f"ggml-vocab-{name}.gguf.out").read_text().splitlines()
-    tokenizer = Tokenizer(shared / "tokenizers" / where, 2**20)
+    tokenizer = open_tokenizer(shared / "tokenizers" / where)
     checked = 0
     for text, line in zip(inputs, outputs, strict=False):
         assert tokenizer.encode(text, special=False) == [int(i) for i in line.split()], repr(text)
@@ -71,20 +77,20 @@ def test_ids_match_published_cases(shared: Path, name: str, where: str) -> None:
 
 def test_special_tokens_that_are_marked_normalized(shared: Path) -> None:
     """The library's own skipping drops none of these."""
-    tokenizer = Tokenizer(shared / "models" / "tinystories-656k", 2048)
+    tokenizer = open_tokenizer(shared / "models" / "tinystories-656k")
     assert tokenizer.special_ids == {0, 1, 2}
     assert tokenizer.decode([1, 80, 147, 2]) == tokenizer.decode([80, 147])
     assert "<|start_story|>" in tokenizer.decode([1, 80], skip_special=False)
 
 
-def test_bos_is_added_once(story: LLM, tmp_path: Path) -> None:
+def test_bos_is_added_once(story: LLM) -> None:
     assert story.tokenize("a")[0] == story.config.bos_token_id
     assert story.tokenize("a", add_special_tokens=False) == story.tokenize("a")[1:]
-    text = (story.directory / "tokenizer.json").read_text()
+    source = story._prepared.source
+    text = source.tokenizer_json()
     start, end = text.index('"post_processor"'), text.index('"decoder"')
-    (tmp_path / "tokenizer.json").write_text(text[:start] + '"post_processor": null, ' + text[end:])
-    (tmp_path / "tokenizer_config.json").write_text((story.directory / "tokenizer_config.json").read_text())
-    assert Tokenizer(tmp_path, 2048).encode("a") == story.tokenize("a")
+    bare = text[:start] + '"post_processor": null, ' + text[end:]
+    assert Tokenizer(bare, source.tokenizer_config(), 2048).encode("a") == story.tokenize("a")
 
 
 # --- stop strings --------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import random_models
+from llamagpu.gpu.profiles import profile_path, store_tuning, stored_tuning
 from test_cli import run
 
 from llamagpu import LLM, gpu, kernels
 from llamagpu.gpu import Lanes, Tuning
-from llamagpu.gpu.profiles import profile_path, store_tuning, stored_tuning
 from llamagpu.model import prepare, prepare_shape
 from llamagpu.model.tuner import cuts_for, passes, shapes_of, tune
 

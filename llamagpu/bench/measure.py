@@ -1,14 +1,12 @@
-"""Prompt and generation speed of a model, with the adapter's yardsticks beside them."""
+"""Speed of a model's prompts and generation, beside its bare products."""
 
 from __future__ import annotations
 
 import queue
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,69 +21,58 @@ from llamagpu.bench.parts import (
     weight_macs,
     weight_read_bytes,
 )
-from llamagpu.engine.engine import Engine
-from llamagpu.engine.request import Conversation, Request
+from llamagpu.engine.request import Request
+from llamagpu.engine.request import Sequence as Running
+from llamagpu.engine.session import Session
 from llamagpu.errors import UsageError
 from llamagpu.gpu.census import Census, census
 from llamagpu.gpu.timing import Stopwatch
-from llamagpu.model import Model, check_dtypes, load_model, prepare_model
+from llamagpu.model import Prepared, check_dtypes, prepare_model
 
 COUNTED_TOKENS = 16
 
 
 class _Clock(queue.SimpleQueue[Any]):
-    """Events with the time at which the engine put each."""
+    """Events, each with the time at which the engine put it."""
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         super().put((time.perf_counter(), item))
 
 
-@dataclass
-class Subject:
-    """A model to be measured, loaded; close it, or use it as a context manager."""
+class Subject(Session):
+    """A model to be measured. Close it, or use it as a context manager."""
 
-    name: str
-    dtype: str
-    parameters: int
-    weight_bytes: int
-    device: gpu.Device
-    model: Model
-    engine: Engine
+    def __init__(self, prepared: Prepared, device: str | gpu.Device = "auto", **options: Any):
+        super().__init__(prepared, device, **options)
+        layout = prepared.layout
+        self.name = prepared.name
+        self.dtype = "+".join(sorted({str(m.format) for m in layout.matrices.values()}))
+        self.parameters, self.weight_bytes = layout.parameters, layout.nbytes
 
-    def __enter__(self) -> Subject:
-        return self
+    def generate(self, prompts: Sequence[list[int]], tokens: int, reuse: bool = False) -> list[list[float]]:
+        """Generate together. Returns the times at which each sequence's tokens arrived, the start of all in front.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.device.close()
-
-    def generate(
-        self, prompts: Sequence[list[int]], tokens: int, keep: Sequence[Conversation | None] | None = None
-    ) -> list[list[float]]:
-        """Generate together; the times at which each sequence's tokens arrived, the start of all in front. What the
-        conversations ``keep`` of earlier calls is not computed again."""
-        kept = keep or [None] * len(prompts)
-        requests = [
-            Request(prompt=p, limit=tokens, events=_Clock(), conversation=c) for p, c in zip(prompts, kept, strict=True)
-        ]
+        Args:
+            reuse: take the beginnings of prompts that ran before from the cache.
+        """
         start = time.perf_counter()
-        for request in requests:
-            self.engine.submit(request)
-        out = []
-        for request in requests:
-            times = [start]
-            while True:
-                at, event = request.events.get()
-                if isinstance(event, Exception):
-                    raise event
-                if isinstance(event, str):
-                    break
-                times.append(at)
-            out.append(times)
-        return out
+        requests = [Request(tuple(p), tokens, reuse=reuse) for p in prompts]
+        return [[start, *_times(s)] for s in [self.engine.submit(r, events=_Clock()) for r in requests]]
 
     def prompt(self, tokens: int, seed: int = 0) -> list[int]:
         """Random token ids."""
         return [int(i) for i in np.random.default_rng(seed).integers(0, self.model.config.vocab_size, tokens)]
+
+
+def _times(running: Running) -> Iterator[float]:
+    """The times of a sequence's tokens."""
+    while True:
+        at, event = running.events.get()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, str):
+            return
+        yield at
 
 
 def open_subject(
@@ -98,25 +85,14 @@ def open_subject(
     context: int | None = None,
     at_once: int = 0,
 ) -> Subject:
-    """Load a checkpoint, or a named shape with random weights; the cache is to hold ``at_once`` tokens at least.
+    """Load a checkpoint, or a named shape with random weights; the cache is to hold at least ``at_once`` tokens.
 
     Raises:
-        UsageError: both, or a shape that is not known.
+        UsageError: both are given, or the shape is not known.
     """
-    check_dtypes(dtype, kv_dtype)
+    dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
     prepared = prepare_model(model, shape, dtype)
-    opened = gpu.open(device)
-    try:
-        loaded = load_model(prepared, opened, context, kv_dtype, at_once=at_once)
-    except BaseException:
-        opened.close()
-        raise
-    layout = prepared.layout
-    formats = {str(m.format) for m in layout.matrices.values()}
-    name = Path(prepared.directory).name
-    return Subject(
-        name, "+".join(sorted(formats)), layout.parameters, layout.nbytes, opened, loaded, Engine(opened, loaded)
-    )
+    return Subject(prepared, device, context=context, kv_dtype=kv_dtype, at_once=at_once)
 
 
 @dataclass(frozen=True)
@@ -229,17 +205,15 @@ def run_generation(subject: Subject, tokens: int, depth: int, batch: int, repeat
     check_fits(subject, before + tokens + 1, batch)
     prompts = [subject.prompt(before, seed) for seed in range(batch)]
     extra = batch - 1  # the first to be ready go ahead while the others' prompts run
-    keep = [Conversation() for _ in prompts]  # the depth is computed once
-    subject.generate(prompts, 2, keep)
+    subject.generate(prompts, 2)  # the cache keeps the depth
     samples, made, bare = [], tokens, _Chain(subject, batch, prompt=False)
     for _ in range(repeat):
-        every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before), keep)
+        every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before), reuse=True)
         begin, end = max(t[1] for t in every), min(t[-1] for t in every)
         made = sum(begin < at <= end for t in every for at in t[1:])
         samples.append((end - begin) * tokens * batch / made)
         bare.take()
-    counted = _count(subject, prompts[0], keep[0])
-    subject.engine.forget()
+    counted = _count(subject, prompts[0])
     parts = measure_parts(subject.model, before + tokens // 2) if batch == 1 else None
     c, model = subject.model.config, subject.model
     mean = before + tokens / 2
@@ -262,12 +236,12 @@ def _run(
     return Run(*test, [int(s * 1e9) for s in samples], rates, macs, reads, chain_ts, parts, counted)
 
 
-def _count(subject: Subject, prompt: list[int], keep: Conversation) -> Census:
+def _count(subject: Subject, prompt: list[int]) -> Census:
     """Native calls of ``COUNTED_TOKENS`` decoded tokens, the prompt's left out."""
     found = []
     for tokens in (1, 1 + COUNTED_TOKENS):
         with census() as counts:
-            subject.generate([prompt], tokens, [keep])
+            subject.generate([prompt], tokens, reuse=True)
         found.append(counts)
     few, many = found
     many.calls.subtract(few.calls)

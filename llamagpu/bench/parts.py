@@ -1,16 +1,23 @@
-"""What a decoded token is made of: its weights' products alone, its attention alone, and the encoding of its step."""
+"""The parts of a decoded token: the products with its weights, its attention, and the encoding of its step."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from llamagpu.errors import OutOfMemoryError
 from llamagpu.gpu import Device, Plan, native
 from llamagpu.gpu.timing import time_plans
-from llamagpu.kernels import attention_decode, linear, matvec, partial_shape, splits_for, step_rows
+from llamagpu.kernels.attention import attention_decode, partial_shape, splits_for
+from llamagpu.kernels.matmul import linear
+from llamagpu.kernels.matvec import matvec
 from llamagpu.model import Config, Model
+from llamagpu.model.step import Row
 from llamagpu.model.weights import Weights
 
 
@@ -24,17 +31,17 @@ def weight_macs(config: Config) -> int:
 
 
 def attention_macs(config: Config, positions: int) -> int:
-    """Multiply-adds of a token's attention over so many positions: scores and values."""
+    """Multiply-adds of a token's attention over some positions: scores and values."""
     return 2 * config.num_hidden_layers * config.q_size * positions
 
 
 def kv_read_bytes(config: Config, positions: int, dtype: str) -> int:
-    """Bytes of keys and values that a token at the end of so many positions reads."""
+    """Bytes of keys and values that a token behind some positions reads."""
     return 2 * config.num_hidden_layers * config.kv_size * positions * (2 if dtype == "f16" else 4)
 
 
 def weight_read_bytes(weights: Weights) -> int:
-    """Bytes of weights that a token reads: every matrix once; of an embedding that is not the head, a row."""
+    """Bytes of weights that a token reads: every matrix once. The row of an untied embedding is left out."""
     matrices = [t for layer in weights.layers for t in (layer.qkv, layer.o, layer.gate_up, layer.down)]
     return sum(t.rows * t.row_bytes for t in (*matrices, weights.head))
 
@@ -64,44 +71,59 @@ def chain(model: Model, rows: int, prompt: bool) -> Plan:
         if not prompt:
             matvec(x[c.hidden_size], weights.head, None, out[weights.head.rows])
 
-    return device.record(forward)
+    return device.record(forward, model.forward.tuning)
 
 
 def attention_only(model: Model, positions: int, times: int) -> Plan:
-    """The attention of all layers for one sequence of so many positions, ``times`` over."""
+    """The attention of all layers for one sequence of some positions, ``times`` over."""
     device, c = model.forward.device, model.config
     q = device.tensor(np.ones((1, c.q_size), np.float32))
     splits = splits_for(positions)
     partials = device.empty(partial_shape(1, c.num_attention_heads, c.head_dim, splits))
-    rows = model.forward.arena.step_rows.head(1)
+    rows = model.forward.state.rows.head(1)
 
     def forward() -> None:
         for cache in model.cache.layers * times:
             attention_decode(q, rows, cache, c.num_attention_heads, splits, partials)
 
-    return device.record(forward)
+    return device.record(forward, model.forward.tuning)
+
+
+@contextmanager
+def held_pages(model: Model, tokens: Sequence[int]) -> Iterator[list[int]]:
+    """The slots of sequences with pages for this many tokens each; their contents are whatever was there.
+
+    Raises:
+        OutOfMemoryError: the cache has no room.
+    """
+    device, cache = model.forward.device, model.cache
+    taken = [device.call(partial(cache.take, n)) for n in tokens]
+    try:
+        if None in taken:
+            raise OutOfMemoryError(f"The cache does not hold {sum(tokens)} tokens of {len(tokens)} sequences.")
+        yield [pages.slot for pages in taken if pages is not None]
+    finally:
+        for pages in taken:
+            if pages is not None:
+                device.call(partial(cache.give, pages))
 
 
 def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
     """Times of the parts of a step at a depth, side by side. Nothing else may run on the model meanwhile."""
-    device, cache = model.forward.device, model.cache
-    slot, pages = device.call(lambda: cache.take(depth + 1))
-    rows = model.forward.arena.step_rows.head(1)
-    state = step_rows([1], depth, slot)
-    times = max(
-        1, min(16, weight_macs(model.config) // attention_macs(model.config, depth + 1))
-    )  # submitting costs too
+    device, c, state = model.forward.device, model.config, model.forward.state
+    times = max(1, min(16, weight_macs(c) // attention_macs(c, depth + 1)))  # submitting costs too
     with device.ledger.tracking() as made:
         plans = {
             "chain": chain(model, 1, prompt=False),
             "attention": attention_only(model, depth + 1, times),
         }
-    seconds = time_plans(device, plans, repeat, before=lambda: rows.write(state))
-    for name in ("chain", "attention"):
-        plans[name].free()
+    with held_pages(model, [depth + 1]) as (slot,):
+        before = partial(device.call, lambda: state.write_rows([Row(1, depth, slot)], 1))
+        seconds = time_plans(device, plans, repeat, before=before)
+    for plan in plans.values():
+        plan.free()
     for buffer in made:
         device.free(buffer)
-    device.call(lambda: cache.give(slot, pages))
     step = device.call(lambda: model.forward.decode(1, depth + 1, True))
     raw, objects = (encode_seconds(device, step, way) for way in (True, False))
     return Parts(seconds["chain"], seconds["attention"] / times, raw, objects)
@@ -115,7 +137,7 @@ def encode_seconds(device: Device, plan: Plan, raw: bool, repeat: int = 20) -> f
         try:
             best = float("inf")
             for _ in range(repeat):
-                compute = device.encoder().begin_compute_pass()
+                compute = device.memory.encoder().begin_compute_pass()
                 start = time.perf_counter()
                 plan.encode(compute)
                 best = min(best, time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Where a step's time goes: kernels by their share, and a trace for Chrome's viewer or Perfetto."""
+"""Profiles of a step: its kernels by their share of the time, and a trace for Chrome's viewer or Perfetto."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from llamagpu.bench.measure import Subject, check_fits
-from llamagpu.bench.parts import attention_macs, kv_read_bytes
+from llamagpu.bench.parts import attention_macs, held_pages, kv_read_bytes
 from llamagpu.bench.yardsticks import Yardsticks
-from llamagpu.gpu import Plan
+from llamagpu.gpu import Plan, Program
 from llamagpu.gpu.encode import Dispatch
-from llamagpu.gpu.profile import Timeline, profile
+from llamagpu.gpu.timeline import Timeline, profile
 from llamagpu.gpu.timing import time_plans
-from llamagpu.kernels import step_rows
 from llamagpu.model.forward import BATCHES, bucket
+from llamagpu.model.step import Row
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Profile:
-    """A profiled step: ``what`` was run, how often, and on how many positions."""
+    """A profiled step. ``what`` names it; ``runs`` is how often it ran."""
 
     what: str
     runs: int
@@ -50,20 +49,14 @@ class Profile:
 
 @contextmanager
 def _step(subject: Subject, depth: int, batch: int) -> Iterator[tuple[Plan, Callable[[], object]]]:
-    """The plan of a decode step of ``batch`` sequences of ``depth`` positions each, and what sets their state; their
-    caches hold whatever was there."""
+    """The plan of a decode step of ``batch`` sequences with ``depth`` positions each, and a function that sets their
+    state; their caches hold whatever was there."""
     check_fits(subject, depth + 1, batch)
-    model, cache = subject.model, subject.model.cache
-    rows = bucket(batch, BATCHES)
-    taken = [subject.device.call(lambda: cache.take(depth + 1)) for _ in range(batch)]
-    slots = [slot for slot, _ in taken] + [cache.dump] * (rows - batch)
-    state = step_rows([1] * rows, [depth] * batch + [0] * (rows - batch), slots)
-    place = model.forward.arena.step_rows.head(rows)
-    try:
-        yield subject.device.call(lambda: model.forward.decode(rows, depth + 1, True)), lambda: place.write(state)
-    finally:
-        for slot, pages in taken:
-            subject.device.call(lambda slot=slot, pages=pages: cache.give(slot, pages))  # type: ignore[misc]
+    model, rows = subject.model, bucket(batch, BATCHES)
+    with held_pages(model, [depth + 1] * batch) as slots:
+        state = [Row(1, depth, slot) for slot in slots]
+        before = partial(subject.device.call, lambda: model.forward.state.write_rows(state, rows))
+        yield subject.device.call(lambda: model.forward.decode(rows, depth + 1, True)), before
 
 
 def step_seconds(subject: Subject, depth: int, batch: int, repeat: int = 5) -> float:
@@ -76,23 +69,19 @@ def profile_step(subject: Subject, depth: int, batch: int, runs: int) -> Profile
     """Profile decode steps of ``batch`` sequences of ``depth`` positions each."""
     with _step(subject, depth, batch) as (plan, before):
         line = profile(subject.device, plan, runs, before)
-    what = f"decode of {batch} sequence{'s' if batch > 1 else ''} behind {depth} tokens"
+    what = f"decode of {batch} sequence{'s' if batch > 1 else ''} after {depth} tokens"
     return Profile(what, runs, line, _lines(subject, line, runs, [depth + 1] * batch))
 
 
 def profile_prompt(subject: Subject, tokens: int, runs: int) -> Profile:
     """Profile the layers over a prompt; tokens are rounded up to the plan that takes them."""
-    rows = bucket(min(tokens, subject.model.rows))
+    rows = bucket(min(tokens, subject.model.sizes.rows))
     check_fits(subject, rows, 1)
-    model, cache = subject.model, subject.model.cache
-    slot, pages = subject.device.call(lambda: cache.take(rows))
-    state = step_rows([1] * rows, np.arange(rows), slot)
+    model = subject.model
     plan = subject.device.call(lambda: model.forward.prefill(rows))
-    place = model.forward.arena.step_rows.head(rows)
-    try:
-        line = profile(subject.device, plan, runs, lambda: place.write(state))
-    finally:
-        subject.device.call(lambda: cache.give(slot, pages))
+    with held_pages(model, [rows]) as (slot,):
+        before = partial(subject.device.call, lambda: model.forward.state.write_prompt([1] * rows, 0, slot, rows))
+        line = profile(subject.device, plan, runs, before)
     return Profile(f"prompt of {rows} tokens", runs, line, _lines(subject, line, runs, list(range(1, rows + 1))))
 
 
@@ -100,43 +89,35 @@ def _lines(subject: Subject, line: Timeline, runs: int, positions: list[int]) ->
     """Kernels that do the same work, together; the longest first. ``positions`` are what each row attends to."""
     c, model = subject.model.config, subject.model
     layers = c.num_hidden_layers
-    groups: dict[tuple[str, int], list[tuple[float, Dispatch]]] = defaultdict(list)
+    groups: dict[tuple[Program, int], list[tuple[float, Dispatch]]] = defaultdict(list)
     for span, dispatch in line.kernels:
-        groups[dispatch.label, dispatch.work].append((span.end - span.begin, dispatch))
+        groups[dispatch.program, dispatch.work].append((span.end - span.begin, dispatch))
     total = sum(span.end - span.begin for span, _ in line.kernels)
     out = []
-    for (label, work), calls in groups.items():
-        seconds = sum(s for s, _ in calls)
-        reads, macs = sum(d.reads for _, d in calls) / runs, work * len(calls) / runs
-        if label.startswith(("attention_decode", "attention_prefill")):  # the plan knows its room, not its positions
-            share = len(calls) / runs / layers
-            seen = positions if label.startswith("attention_decode") else positions[-1:]
-            macs = share * sum(attention_macs(c, p) for p in positions)
-            reads = share * sum(kv_read_bytes(c, p, model.sizes.kv_dtype) for p in seen)
-        out.append(
-            Line(
-                line_name(calls[0][1]),
-                len(calls) // runs,
-                seconds / runs,
-                seconds / total if total else 0.0,
-                reads,
-                macs,
-            )
-        )
+    for (program, work), calls in groups.items():
+        seconds, count = sum(s for s, _ in calls), len(calls) / runs
+        reads, macs = sum(d.reads for _, d in calls) / runs, work * count
+        if program.shader.startswith("attention_") and program.shader != "attention_merge":
+            # The plan knows the room of its sequences, not their positions.
+            seen = positions[-1:] if program.shader == "attention_prefill" else positions
+            macs = count / layers * sum(attention_macs(c, p) for p in positions)
+            reads = count / layers * sum(kv_read_bytes(c, p, model.sizes.kv_dtype) for p in seen)
+        share = seconds / total if total else 0.0
+        out.append(Line(line_name(calls[0][1]), int(count), seconds / runs, share, reads, macs))
     return sorted(out, key=lambda r: -r.seconds)
 
 
 def line_name(dispatch: Dispatch) -> str:
-    """What a dispatch is called in the table: products by their work too."""
-    name = short_name(dispatch.label)
-    return f"{name} {dispatch.work / 1e6:.3g}M" if dispatch.label.startswith("product") else name
+    """The name of a dispatch in the table: products have their work in it."""
+    name = short_name(dispatch.program)
+    return f"{name} {dispatch.work / 1e6:.3g}M" if dispatch.program.shader.startswith("product") else name
 
 
-def short_name(label: str) -> str:
-    """A program's label without what every one of its kind has."""
-    shader, _, choices = label.rstrip("]").partition("[")
+def short_name(program: Program) -> str:
+    """A program's shader and its choices, without those that every program of its kind has."""
     dull = {"plain", "none", "woven", "subgroup", "workgroup", "store", "neighbours"}
-    return " ".join([shader, *(w for w in choices.split() if w not in dull and "=" not in w)])
+    entry = [] if program.entry == "main" else [program.entry]
+    return " ".join([program.shader, *entry, *(choice for _, choice in program.libs if choice not in dull)])
 
 
 def table(found: Profile, sticks: Yardsticks) -> str:
@@ -163,8 +144,8 @@ def trace(found: Profile) -> dict[str, Any]:
     for span in line.host:
         events.append(_event(1, span.name, span.begin - start, span.end - span.begin, {}))
     for span, d in line.kernels:
-        about = {"program": d.label, "workgroups": [d.x, d.y], "multiply_adds": d.work, "read_bytes": d.reads}
-        events.append(_event(2, short_name(d.label), span.begin - start, span.end - span.begin, about))
+        about = {"program": d.program.label, "workgroups": [d.x, d.y], "multiply_adds": d.work, "read_bytes": d.reads}
+        events.append(_event(2, short_name(d.program), span.begin - start, span.end - span.begin, about))
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",

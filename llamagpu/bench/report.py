@@ -9,15 +9,15 @@ import statistics
 from datetime import UTC, datetime
 from typing import Any
 
-from llamagpu import __version__, gpu
+from llamagpu import gpu
 from llamagpu.bench.measure import COUNTED_TOKENS, Run, Subject
 from llamagpu.bench.parts import attention_macs, weight_macs
 from llamagpu.bench.yardsticks import Yardsticks
+from llamagpu.version import __version__
 
 
 def record(subject: Subject, run: Run, sticks: Yardsticks, first_token_s: float | None) -> dict[str, Any]:
     """One run as flat fields."""
-    tokens = run.n_gen * run.n_batch or run.n_prompt
     steps = run.n_gen or 1  # passes over the weights
     step_s = statistics.fmean(run.samples_ns) / 1e9 / steps
     out: dict[str, Any] = {
@@ -52,7 +52,7 @@ def record(subject: Subject, run: Run, sticks: Yardsticks, first_token_s: float 
         "read_bytes_per_step": run.read_bytes,
         "chain_ts": run.chain_ts or None,
         "chain_fraction": run.avg_ts / run.chain_ts if run.chain_ts else None,
-        "tokens": tokens,
+        "tokens": run.n_gen * run.n_batch or run.n_prompt,
         "start_to_first_token_s": first_token_s,
     }
     return out | _parts(subject, run) | _counts(run)
@@ -86,7 +86,7 @@ def _counts(run: Run) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: llama-bench's columns, then what was reached of the adapter's yardsticks and of the bare products."""
+    """Markdown: llama-bench's columns, then shares of the adapter's yardsticks and of the bare products."""
     head = ["model", "size", "params", "backend", "test", "t/s", "GB/s", "of copy", "G MAC/s", "of peak", "of chain"]
     rows = [head, ["---", *["---:"] * 2, "---", "---:", *["---:"] * 6]]
     for r in records:
@@ -110,7 +110,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def details(records: list[dict[str, Any]]) -> str:
-    """What a table has no room for: the yardsticks, and of each generation its parts and counts."""
+    """Facts beside the table: the yardsticks, and the parts and counts of each generation."""
     last, first = records[-1], records[0]["start_to_first_token_s"]
     lines = [
         f"{last['gpu_info']} · {last['versions']}",

@@ -1,4 +1,4 @@
-"""What the adapter does at best: the figures that others are read against."""
+"""The adapter's best rates, which other figures are compared with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 
 from llamagpu import gpu
 from llamagpu.gpu.timing import time_calls, time_plans
-from llamagpu.kernels import copy, multiply_add
-from llamagpu.kernels.yardsticks import GROUP
+from llamagpu.kernels.yardsticks import GROUP, copy, multiply_add
 
 _COPY_BYTES = {"software": 64_000_000}  # of one buffer; elsewhere far more than caches hold
 
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """What the adapter does at best: bytes copied a second (reads and writes), and multiply-adds a second, both f32."""
+    """Bytes copied a second (reads and writes), and multiply-adds a second, both in f32."""
 
     bandwidth: float
     multiply_adds: float
@@ -26,7 +25,7 @@ def yardsticks(device: gpu.Device) -> Yardsticks:
     """Measure the adapter: copying by the kernel ``copy`` or by the driver's own, whichever is faster; and the kernel
     ``multiply_add``."""
     size, steps = _COPY_BYTES.get(device.adapter.kind, 512_000_000), 2000
-    size = min(size, device.max_binding, device.max_buffer) // 1024 * 1024
+    size = min(size, device.memory.largest_binding) // 1024 * 1024
     with device.ledger.tracking() as made:
         x, y = (device.empty((size // 1024, 256)) for _ in range(2))
         chains = device.empty(((256 if device.adapter.kind == "software" else 16384) * GROUP, 4))
@@ -35,7 +34,9 @@ def yardsticks(device: gpu.Device) -> Yardsticks:
         "copy": device.record(lambda: copy(x, y)),
         "multiply_add": device.record(lambda: multiply_add(start, chains, steps)),
     }
-    seconds = time_plans(device, plans, 5) | time_calls(device, {"driver": lambda: device.copy(x.part, y.part)}, 3)
+    seconds = time_plans(device, plans, 5) | time_calls(
+        device, {"driver": lambda: device.memory.copy(x.part, y.part)}, 3
+    )
     work = plans["multiply_add"].work
     for plan in plans.values():
         plan.free()

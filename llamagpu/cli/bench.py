@@ -29,7 +29,7 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
 
 
 @click.command()
-@click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]")
+@click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
 @click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
 @click.option("-p", "--n-prompt", default="512", show_default=True, callback=numbers, help="Prompt lengths; 0: none.")
 @click.option("-n", "--n-gen", default="128", show_default=True, callback=numbers, help="Tokens to generate; 0: none.")
@@ -63,7 +63,7 @@ def bench(
     own copying and multiplying, and of the model's bare products, measured in the same run.
     """
     from llamagpu.bench import plots, report
-    from llamagpu.kernels import PAGE
+    from llamagpu.kernels.kv_write import PAGE
 
     plots.check_plot(plot)
     tests: list[tuple[int, int, int, int]] = [(p, 0, 0, 1) for p in n_prompt if p]

@@ -54,7 +54,7 @@ def chat(system: str | None, as_json: bool, **options: Any) -> int:
     with open_model(load) as llm:
         if llm.chat_template is None:
             raise UnsupportedModelError(
-                f"The model {llm.directory.name} has no chat template.",
+                f"The model {llm.name} has no chat template.",
                 "It was not made for conversations.",
                 "Use llamagpu generate, or a model whose name says chat or instruct.",
             )
@@ -83,7 +83,7 @@ class Session:
     def run(self, reader: Reader) -> int:
         """Talk until /exit or the end of input; the exit code."""
         if on_a_terminal():
-            note(f"{self._llm.directory.name} on {self._llm.device.adapter}. /help lists commands.")
+            note(f"{self._llm.name} on {self._llm.device.adapter}. /help lists commands.")
         while (typed := reader.read()) is not None:
             try:
                 if not self._take(typed):

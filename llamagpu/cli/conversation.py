@@ -7,7 +7,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamagpu.errors import UsageError
+from llamagpu.errors import ContextFullError, UsageError
 
 if TYPE_CHECKING:
     from llamagpu.engine import LLM
@@ -36,8 +36,10 @@ def fit(llm: LLM, messages: list[Message]) -> list[Message]:
 
 
 def _tokens(llm: LLM, messages: list[Message]) -> int:
-    assert llm.chat_template is not None
-    return len(llm.tokenize(llm.chat_template.render(messages), add_special_tokens=False))
+    try:
+        return len(llm.apply_chat_template(messages))
+    except ContextFullError:  # far too long to be tokenized
+        return llm.context + 1
 
 
 def save(messages: list[Message], name: str) -> Path:

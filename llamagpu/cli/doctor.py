@@ -13,9 +13,7 @@ from llamagpu.errors import KernelError, LlamaGPUError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from llamagpu.gpu import Device, Tuning
-    from llamagpu.kernels.base import Kernel
-
-_CUT = {"lanes", "tiles"}  # what changes between cuts
+    from llamagpu.kernels.entry import Kernel
 
 
 @click.command()
@@ -25,7 +23,7 @@ _CUT = {"lanes", "tiles"}  # what changes between cuts
 def doctor(device: str, variants: bool, as_json: bool) -> None:
     """Check this machine: GPU adapters, the choice among them, limits, and every kernel against its reference.
 
-    Ends with exit code 1 if a kernel gives wrong numbers. A case that the memory does not hold is skipped and named.
+    Ends with exit code 1 if a kernel gives wrong numbers. Cases that exceed the memory are skipped and named.
     """
     from llamagpu import gpu
 
@@ -40,12 +38,12 @@ def doctor(device: str, variants: bool, as_json: bool) -> None:
             "reason": opened.reason,
             "features": sorted(opened.features),
             "limits": {
-                "binding_bytes": opened.max_binding,
-                "buffer_bytes": opened.max_buffer,
+                "binding_bytes": opened.memory.max_binding,
+                "buffer_bytes": opened.memory.max_buffer,
                 "free_memory_bytes": opened.ledger.free_bytes(),
             },
             "tuning": asdict(opened.tuning),
-            "tuning_from": str(gpu.profile_path()) if opened.measured else "built-in",
+            "tuning_from": str(gpu.tuning_path()) if opened.measured else "built-in",
         }
         if not as_json:
             write(_describe(report))
@@ -73,10 +71,15 @@ def _describe(report: dict[str, Any]) -> str:
         f"free memory {memory}",
         f"tuning: {report['tuning_from']}",
         "  " + ", ".join(f"{k}={v}" for k, v in report["tuning"].items() if k != "lanes"),
-        *(f"  {key}: " + ", ".join(f"{k}={v}" for k, v in cut.items()) for key, cut in report["tuning"]["lanes"]),
+        *(_lanes_line(tuned) for tuned in report["tuning"]["lanes"]),
         "kernels:",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lanes_line(tuned: dict[str, Any]) -> str:
+    cut = ", ".join(f"{k}={v}" for k, v in tuned["cut"].items())
+    return f"  {tuned['format']} {tuned['rows']} × {tuned['columns']}: {cut}"
 
 
 def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dict[str, Any]]:
@@ -85,52 +88,53 @@ def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dic
     tunings = [device.tuning]
     if every_variant:
         tunings = gpu.variants(device.features, device.subgroup_size)
-    # Cuts were chosen for the matrices of models: here they are checked on the kernels' own cases.
-    cuts = dict.fromkeys(cut for _, cut in device.tuning.lanes)
-    tunings += [replace(device.tuning, lanes=(("*", cut),)) for cut in cuts]
-    every = kernels.REGISTRY.values()
-    todo = [(t, [k for k in every if t is tunings[0] or _changes(k, t)]) for t in tunings]
-    count = sum(len(chosen) for _, chosen in todo)
+    # Divisions were chosen for the matrices of models: here they are checked on the kernels' own cases.
+    cuts = dict.fromkeys(tuned.cut for tuned in device.tuning.lanes)
+    tunings += [replace(device.tuning, all_lanes=cut) for cut in cuts]
+    read: dict[str, set[str]] = {}  # fields of the tuning that each kernel reads
     out: list[dict[str, Any]] = []
-    for tuning, chosen in todo:
-        device.tuning = tuning
+    for tuning in tunings:
+        chosen = [k for k in kernels.REGISTRY.values() if read.get(k.name, {"all"}) & _changed(tuning, tunings[0])]
         if len(tunings) > 1 and not quiet:
             write("  " + ", ".join(f"{k}={v}" for k, v in vars(tuning).items()) + "\n")
-        for kernel in chosen:
+        for number, kernel in enumerate(chosen, 1):
             with progress_bar(f"checking {kernel.name}", "kernels") as progress:  # it leaves before the line
                 if progress is not None:
-                    progress(len(out) + 1, count)
+                    progress(number, len(chosen))
                 start = time.perf_counter()
-                out.append(_check_kernel(device, kernel))
+                found, fields = _check_kernel(device, kernel, tuning)
                 seconds = time.perf_counter() - start
+            read.setdefault(kernel.name, fields)
+            out.append(found)
             if not quiet:
-                write(_line(kernel, out[-1], seconds))
+                write(_line(kernel, found, seconds))
     return out
 
 
-def _changes(kernel: Kernel, tuning: Tuning) -> bool:
-    """Whether a tuning that is not the first changes a kernel's code."""
-    return bool(set(kernel.depends) & (_CUT if tuning.lanes else set(kernel.depends)))
+def _changed(tuning: Tuning, first: Tuning) -> set[str]:
+    """The fields in which a tuning differs from the first; "all" stands for the first itself."""
+    return {"all"} | {name for name, value in vars(tuning).items() if value != getattr(first, name)}
 
 
-def _check_kernel(device: Device, kernel: Kernel) -> dict[str, Any]:
-    """Every case of a kernel; those that the memory does not hold are left out and named."""
+def _check_kernel(device: Device, kernel: Kernel, tuning: Tuning) -> tuple[dict[str, Any], set[str]]:
+    """Check every case of a kernel, but for those that exceed the memory, which are named. Returns the outcome, and the
+    fields of the tuning that the kernel read."""
     from llamagpu import kernels
 
-    worst, failure, count, skipped = 0.0, "", 0, []
+    worst, failure, count, skipped, fields = 0.0, "", 0, [], set[str]()
     for dims in (*kernel.cases, *kernels.random_dims(kernel, 4)):
         try:
-            outcome = kernels.check(kernel, device, dims)
+            outcome = kernels.check(kernel, device, dims, tuning=tuning)
         except OutOfMemoryError:
             skipped.append(" ".join(f"{k}={v}" for k, v in dims.items()))
             continue
         except KernelError as e:
             count, failure = count + 1, failure or str(e)
             continue
-        count, worst = count + 1, max(worst, outcome.error)
+        count, worst, fields = count + 1, max(worst, outcome.error), fields | outcome.tuning_fields
         failure = failure or ("" if outcome.ok else str(outcome))
     found = {"kernel": kernel.name, "ok": not failure, "cases": count, "worst": worst, "failure": failure}
-    return found | {"skipped": skipped}
+    return found | {"skipped": skipped}, fields
 
 
 def _line(kernel: Kernel, found: dict[str, Any], seconds: float) -> str:

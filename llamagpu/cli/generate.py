@@ -75,7 +75,7 @@ def generate(
             with _prompt_progress(stream):
                 first = next(stream, "")
             if as_json:
-                write_json(stream.result.as_dict() | {"model": llm.directory.name, "adapter": str(llm.device.adapter)})
+                write_json(stream.result.as_dict() | {"model": llm.name, "adapter": str(llm.device.adapter)})
                 return
             write(source + first if echo else first)
             for piece in stream:

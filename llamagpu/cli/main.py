@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from llamagpu import __version__
 from llamagpu.cli.bench import bench
 from llamagpu.cli.chat import chat
 from llamagpu.cli.doctor import doctor
@@ -23,6 +22,7 @@ from llamagpu.cli.profile import profile
 from llamagpu.cli.quantize import quantize
 from llamagpu.cli.tune import tune
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
+from llamagpu.version import __version__
 
 USAGE, CLOSED_PIPE = 2, 141
 _VERBOSE = "llamagpu.verbose"

@@ -104,7 +104,7 @@ def model_options(command: F) -> F:
     """The options of every command that loads a model."""
     for option in reversed(
         (
-            click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]"),
+            click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]"),
             click.option("--revision", help="The hub id's revision."),
             click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."),
             click.option(

@@ -35,7 +35,7 @@ def perplexity(
             found = measure(llm, llm.tokenize(text), window=window, stride=stride, progress=progress)
         sizes = llm.sizes
         if as_json:
-            write_json(asdict(found) | {"model": llm.directory.name, "weight_bytes": sizes.weights})
+            write_json(asdict(found) | {"model": llm.name, "weight_bytes": sizes.weights})
             return
         write(f"{found.perplexity:.4f}\n")
         note(

@@ -13,7 +13,7 @@ from llamagpu.errors import UsageError
 
 
 @click.command()
-@click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]")
+@click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
 @click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
 @click.option("-d", "--n-depth", type=click.IntRange(0), default=128, show_default=True, help="Tokens in front.")
 @click.option("-b", "--batch", type=click.IntRange(1, 32), default=1, show_default=True, help="Sequences at once.")

@@ -1,4 +1,4 @@
-"""``llamagpu quantize``: write a quantised copy of a model."""
+"""``llamagpu quantize``: write a quantized copy of a model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from llamagpu.cli.output import note, progress_bar, write_json
-from llamagpu.errors import UsageError
+from llamagpu.errors import ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from llamagpu.model import Prepared
 
-_LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantises fewer is hardly what was meant
+_LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantizes fewer is probably a mistake
 
 
 @click.command()
@@ -35,7 +35,7 @@ def quantize(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """Quantise MODEL (a directory or a hub id) into the new directory OUT, in MLX's layout."""
+    """Quantize MODEL (a directory or a hub id) into the new directory OUT, in MLX's layout."""
     from llamagpu.model import find_model, prepare
     from llamagpu.model.quantize import quantize_checkpoint
 
@@ -55,7 +55,7 @@ def quantize(
         f"{out}: {written.nbytes / 1e6:,.1f} MB (before: {before / 1e6:,.1f} MB), {bits} bits in groups of {group_size}"
     )
     if written.unquantized:
-        note(f"not quantised, as {group_size} does not divide their rows: {', '.join(written.unquantized)}")
+        note(f"not quantized, as {group_size} does not divide their rows: {', '.join(written.unquantized)}")
 
 
 def _arguments(paths: tuple[str, ...], model: str | None) -> tuple[str, Path]:
@@ -74,8 +74,12 @@ def _check_tokenizer(prepared: Prepared) -> None:
     """Refuse to copy a tokenizer that cannot be read or belongs to another model."""
     from llamagpu.text import Tokenizer
 
-    if (prepared.directory / "tokenizer.json").exists():
-        Tokenizer(prepared.directory, prepared.config.vocab_size)
+    source = prepared.source
+    try:
+        text = source.tokenizer_json()
+    except ModelNotFoundError:
+        return  # there is nothing to copy
+    Tokenizer(text, source.tokenizer_config(), prepared.config.vocab_size)
 
 
 def _check_share(prepared: Prepared, group_size: int) -> None:
@@ -86,7 +90,7 @@ def _check_share(prepared: Prepared, group_size: int) -> None:
         return
     shares = ", ".join(f"{g}: {quantized_share(prepared, g):.0%}" for g in GROUP_SIZES)
     raise UsageError(
-        f"Groups of {group_size} would quantise {quantized_share(prepared, group_size):.0%} of the weights.",
-        f"A group must divide a row. What each size would quantise: {shares}.",
+        f"Groups of {group_size} would quantize {quantized_share(prepared, group_size):.0%} of the weights.",
+        f"A group must divide a row. What each size would quantize: {shares}.",
         "Choose another --group-size, or give --force.",
     )

@@ -24,7 +24,7 @@ class Terminal:
         self._session: PromptSession[str] = PromptSession(
             "> ",
             output=create_output(stdout=sys.stderr),
-            history=_History(gpu.profile_path().with_name("chat_history")),
+            history=_History(gpu.cache_folder() / "chat_history"),
             multiline=Condition(lambda: goes_on(self._session.default_buffer.text)),
             prompt_continuation="... ",
             enable_suspend=True,

@@ -13,7 +13,7 @@ from llamagpu.errors import LlamaGPUError
 
 
 @click.command()
-@click.option("-m", "--model", help="A model directory or a hub id. [default: the model that comes along]")
+@click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
 @click.option("--shape", help="The matrices of smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b instead.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4.")
 @click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
@@ -30,7 +30,7 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
     from llamagpu.model.tuner import tune as measure
 
     prepared = prepare_model(model, shape, dtype)
-    path = gpu.profile_path()
+    path = gpu.tuning_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8"):
@@ -41,6 +41,7 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
     with gpu.open(device) as opened:
         built_in = gpu.default_tuning(opened.adapter.kind, opened.features, opened.subgroup_size)
         chosen = measure(opened, prepared.layout, note if sys.stderr.isatty() else None)
+        gpu.store_tuning(opened.adapter, chosen)
         adapter = str(opened.adapter)
     seconds = time.perf_counter() - start
     if as_json:

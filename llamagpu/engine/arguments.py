@@ -1,29 +1,55 @@
-"""What callers hand in, turned into plain lists and numbers."""
+"""Values from callers, turned into plain lists and numbers, or refused."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
-from llamagpu.errors import UsageError
+from llamagpu.errors import UsageError, shown
 
 
 def items(given: Any, what: str) -> list[Any]:
-    """A list of what an iterable holds, which may be a generator or an array."""
+    """A list of the items of an iterable, which may be a generator or an array."""
     if isinstance(given, (str, bytes, Mapping)):
-        raise UsageError(f"{given!r:.60} is not {what}.", "It must be a list.")
+        raise UsageError(f"{shown(given)} is not {what}.", "It must be a list.")
     try:
         return list(given)
     except TypeError:
-        raise UsageError(f"{given!r:.60} is not {what}.", "It must be text or a list.") from None
+        raise UsageError(f"{shown(given)} is not {what}.", "It must be text or a list.") from None
 
 
 def whole_number(value: Any, what: str) -> int:
-    """A Python int of any whole number, numpy's too; no bool, no float."""
+    """A Python int of any whole number, numpy's too; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UsageError(f"{value!r:.60} is not {what}.", "It must be a whole number.")
+        raise UsageError(f"{shown(value)} is not {what}.", "It must be a whole number.")
     return int(value)
+
+
+def whole_in(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number in a range; ``name`` is that of the argument."""
+    allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        raise out_of_range(name, value, allowed)
+    return int(value)
+
+
+def number_in(name: str, value: Any, low: float, high: float, allowed: str = "") -> float:
+    """A number in a range."""
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not low <= number <= high:
+        raise out_of_range(name, value, allowed or f"from {low} to {high}")
+    return number
+
+
+def out_of_range(name: str, value: Any, allowed: str) -> UsageError:
+    """The error for an argument that is not as it must be."""
+    return UsageError(f"{name} is {shown(value)}.", f"It must be {allowed}.")
 
 
 def adapter_name(device: Any) -> str:

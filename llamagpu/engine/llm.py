@@ -13,41 +13,40 @@ import numpy.typing as npt
 
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_number
-from llamagpu.engine.engine import Engine
-from llamagpu.engine.options import GenerateOptions
-from llamagpu.engine.params import sampling_params
-from llamagpu.engine.request import Conversation, Request
+from llamagpu.engine.params import GenerateOptions, sampling_params, takes_options
+from llamagpu.engine.request import Request
 from llamagpu.engine.result import Result
+from llamagpu.engine.session import Session
 from llamagpu.engine.stream import Stream, next_event
-from llamagpu.errors import ContextFullError, DeviceLostError, LlamaGPUError, UsageError
-from llamagpu.model import Sizes, check_dtypes, find_model, load_generation_config, load_model, prepare
-from llamagpu.model.tuner import tune_anyway
+from llamagpu.errors import ContextFullError, DeviceLostError, LlamaGPUError, Unique, UsageError, shown
+from llamagpu.model import Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.weights import Progress
-from llamagpu.text import ChatTemplate, Tokenizer, load_chat_template
+from llamagpu.text import ChatTemplate, Tokenizer, special_tokens
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
-_CHAT_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that generation_config.json may set
+_CHAT_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # read from generation_config.json
 
 
-class LLM:
-    """A Llama on a GPU. Use it as a context manager, from any thread; calls that overlap take turns.
+class LLM(Unique):
+    """A Llama on a GPU. Use it as a context manager, from any thread; overlapping calls run together.
 
     Args:
         model: a directory in Hugging Face layout, a hub id, or None for the model that comes with the package.
         device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
-        kv_dtype: ``auto`` (float16 with float16 and quantised weights, otherwise float32), ``float32`` or ``float16``.
-        context: the most tokens of a sequence; None is the model's maximum, 4096, or what fits.
+        kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.
+        context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that fits.
         revision: of a hub id.
-        tune: measure the kernel variants for this model's matrices first, some seconds, and keep the fastest on this
-            machine, as ``llamagpu tune`` does; of a shared device before other models are loaded.
+        tune: first measure the kernel variants for this model's matrices, for some seconds, and keep the fastest on
+            this
+            machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
         fused: False runs a kernel for every step of the formula: slower, readable, and an oracle.
         progress: called with (bytes loaded, bytes in all).
 
     Raises:
-        ModelNotFoundError: the model or one of its files is not there.
-        UnsupportedModelError: its files are broken, contradict one another or ask for what is not implemented.
+        ModelNotFoundError: the model or one of its files is missing.
+        UnsupportedModelError: its files are broken, contradict one another, or need what is not implemented.
         NoAdapterError: no GPU adapter, or none that matches.
         OutOfMemoryError: it does not fit.
         UsageError: an argument is out of its range.
@@ -69,32 +68,19 @@ class LLM:
         fused: bool = True,
         progress: Progress | None = None,
     ):
-        self._closed = True
-        check_dtypes(dtype, kv_dtype)
+        dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
         if context is not None:
             context = whole_number(context, "context")
-        directory = find_model(model, revision)
-        prepared = prepare(directory, dtype)
-        self.config, self.directory = prepared.config, directory
-        self._tokenizer = Tokenizer(directory, prepared.config.vocab_size)
-        self._generation = load_generation_config(directory)
-        self._conversation = Conversation()
-        self._owns_device = not isinstance(device, gpu.Device)
-        self.device = gpu.open(device)
-        with self.device.ledger.tracking() as self._buffers:
-            try:
-                if tune:
-                    tune_anyway(self.device, prepared.layout)
-                self._model = load_model(prepared, self.device, context, kv_dtype, progress, fused)
-            except BaseException:
-                self._free()
-                if self._owns_device:
-                    self.device.close()
-                raise
-        self._engine = Engine(self.device, self._model)
-        self._closed = False
+        self._prepared = prepared = prepare(find_model(model, revision), dtype)
+        source, self.config, self.name = prepared.source, prepared.config, prepared.name
+        files = source.tokenizer_json(), source.tokenizer_config()
+        self._tokenizer = Tokenizer(*files, prepared.config.vocab_size, f"{self.name}'s tokenizer.json")
+        self._generation = source.generation_config()
+        self._session = Session(
+            prepared, device, context=context, kv_dtype=kv_dtype, tune=tune, fused=fused, progress=progress
+        )
 
     def __enter__(self) -> LLM:
         return self
@@ -103,58 +89,71 @@ class LLM:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<LLM {self.directory.name} on {self.device.adapter}{' closed' if self._closed else ''}>"
+        return f"<LLM {self.name} on {self.device.adapter}{' closed' if self._session.closed else ''}>"
+
+    @property
+    def device(self) -> gpu.Device:
+        """The device that the model is on."""
+        return self._session.device
 
     @property
     def context(self) -> int:
         """The most tokens of a sequence, prompt and new ones together."""
-        return self._model.context
-
-    @cached_property
-    def chat_template(self) -> ChatTemplate | None:
-        """The model's chat template, read when it is first needed; None where it has none."""
-        return load_chat_template(self.directory)
+        return self._session.model.context
 
     @property
     def sizes(self) -> Sizes:
         """The bytes that weights, cache and activations take, and the choices behind them."""
-        return self._model.sizes
+        return self._session.model.sizes
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's chat template, read when it is first needed; None if it has none."""
+        source = self._prepared.source
+        template = source.chat_template()
+        return None if template is None else ChatTemplate(template, special_tokens(source.tokenizer_config()))
 
     def close(self) -> None:
-        """Free the model's memory. Generations still running end with an error; calling it twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-
-        def close() -> None:  # one call: an interrupt while it is waited for leaves nothing behind
-            self._engine.close()
-            self._free()
-
-        try:
-            self.device.call(close)
-        except DeviceLostError:
-            pass  # the device was closed before the model
-        if self._owns_device:
-            self.device.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
-
-    def _free(self) -> None:
-        for buffer in self._buffers:
-            self.device.free(buffer)
-        self._buffers.clear()
+        """Free the model's memory. Running generations end with an error; closing twice is harmless."""
+        self._session.close()
 
     # --- text -------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with BOS where the tokenizer adds it."""
+        """Token ids of a text, with BOS if the tokenizer adds it."""
         return self._tokenizer.encode(text, special=add_special_tokens)
 
-    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self._tokenizer.decode(self._ids(ids), skip_special=skip_special_tokens)
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to the beginning of the answer.
+
+        Raises:
+            UsageError: the model has no chat template, or the template refuses the conversation.
+            ContextFullError: it is far longer than the context; it is not tokenized then.
+        """
+        template = self.chat_template
+        if template is None:
+            raise UsageError(
+                f"The model {self.name} has no chat template.",
+                "It was not made for conversations.",
+                "Use generate, or a model whose name says chat or instruct.",
+            )
+        messages = items(messages, "a conversation")
+        for message in messages:
+            parts = [message.get(k) for k in ("role", "content")] if isinstance(message, Mapping) else [None]
+            if not all(isinstance(p, str) for p in parts):
+                raise UsageError(
+                    f"{shown(message)} is not a message.", "A message has a role and a content, both text."
+                )
+        if not messages:
+            raise UsageError("The conversation is empty.", "There is nothing to answer.")
+        self._check_characters(sum(len(m["content"]) for m in messages), "conversation")
+        text = template.render(messages)
+        self._check_characters(len(text), "conversation")
+        return self.tokenize(text, add_special_tokens=False)
 
     # --- generation -------------------------------------------------------------------------
 
@@ -163,70 +162,65 @@ class LLM:
     @overload
     def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Result: ...
     @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[Result]: ...
-
     def generate(
-        self, prompt: str | Sequence[int] | Sequence[str], **options: Unpack[GenerateOptions]
+        self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateOptions]
+    ) -> list[Result]: ...
+
+    @takes_options
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        **options: Unpack[GenerateOptions],
     ) -> Result | list[Result]:
         """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
-        strings, which gives a list of results in order.
+        either, which gives a list of results in order.
 
-        A list runs together, each result as it would be alone. The keyword arguments are those of ``sampling_params``:
-        max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-        logit_bias, seed, stop, stop_token_ids, ignore_eos, logprobs.
+        A list runs together, and each result is what it would be alone. The keyword arguments are described in
+        ``llamagpu.engine.params.GenerateOptions``.
 
         Raises:
-            UsageError: an empty prompt, one longer than the context, or a value out of its range.
+            UsageError: an empty prompt, or a value out of its range.
+            ContextFullError: a prompt longer than the context.
             TypeError: an unknown keyword.
         """
         if not isinstance(prompt, str):
             prompt = items(prompt, "a prompt")
-        if isinstance(prompt, str) or not any(isinstance(p, str) for p in prompt):
-            with self.stream(cast(Prompt, prompt), **options) as stream:
+        if isinstance(prompt, str) or (prompt and not any(_is_prompt(p) for p in prompt)):
+            with self._stream(cast(Prompt, prompt), **options) as stream:
                 return stream.result
-        ids = [self._prompt_ids(p) for p in self._texts(prompt)]  # all are checked before any begins
-        streams = [self.stream(i, **options) for i in ids]
+        ids = [self._prompt_ids(p) for p in _prompts(prompt)]  # all are checked before any begins
+        streams = [self._stream(i, **options) for i in ids]
         try:
             return [s.result for s in streams]
         finally:
             for s in streams:
                 s.close()
 
+    @takes_options
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Leaving it stops it."""
-        return self._stream(prompt, None, **options)
+        return self._stream(prompt, **options)
 
+    @takes_options
     def chat(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Result:
         """The answer to a conversation: messages with ``role`` and ``content``, put into the model's chat template.
 
-        What the cache still holds of the last conversation is reused where this one begins the same. Sampling settings
-        that are not given come from the model's generation_config.json.
+        The cache keeps earlier conversations while it has room, and a conversation that begins the same reuses it.
+        Sampling settings that are not given come from the model's generation_config.json.
 
         Raises:
-            UsageError: the model has no chat template, or it refuses the conversation, or passes a limit.
+            UsageError: the model has no chat template, or it refuses the conversation.
+            ContextFullError: the conversation is longer than the context.
         """
         with self.chat_stream(messages, **options) as stream:
             return stream.result
 
+    @takes_options
     def chat_stream(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
         """As ``chat``, but an iterator of text pieces."""
-        template = self.chat_template
-        if template is None:
-            raise UsageError(
-                f"The model {self.directory.name} has no chat template.",
-                "It was not made for conversations.",
-                "Use generate, or a model whose name says chat or instruct.",
-            )
-        messages = items(messages, "a conversation")
-        for message in messages:
-            parts = [message.get(k) for k in ("role", "content")] if isinstance(message, Mapping) else [None]
-            if not all(isinstance(p, str) for p in parts):
-                raise UsageError(f"{message!r} is no message.", "A message has a role and a content, both text.")
-        if not messages:
-            raise UsageError("The conversation is empty.", "There is nothing to answer.")
-        text = template.render(messages)
+        ids = self.apply_chat_template(messages)
         merged = cast(GenerateOptions, {**self._chat_settings(), **options})
-        return self._stream(self.tokenize(text, add_special_tokens=False), self._conversation, **merged)
+        return self._stream(ids, reuse=True, **merged)
 
     def _chat_settings(self) -> dict[str, Any]:
         given = self._generation
@@ -234,26 +228,23 @@ class LLM:
             return {k: given[k] for k in ("repetition_penalty",) if given.get(k) is not None}
         return {"temperature": 1.0} | {k: given[k] for k in _CHAT_SETTINGS if given.get(k) is not None}
 
-    def _stream(self, prompt: Prompt, conversation: Conversation | None, **options: Unpack[GenerateOptions]) -> Stream:
-        params = sampling_params(**options)
+    def _stream(self, prompt: Prompt, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
+        params = sampling_params(self.config.vocab_size, **options)
         ids = self._prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
-        beyond = [t for t in params.bias if t >= self.config.vocab_size]
-        if beyond:
-            raise UsageError(f"logit_bias names the token {beyond[0]}.", f"Ids run to {self.config.vocab_size - 1}.")
         limit = min(params.max_tokens, self.context - len(ids) + 1)
-        request = Request(ids, limit, params.settings, stops, params.bias, conversation=conversation)
-        return Stream(self._engine, request, self._tokenizer, self.context, params.stop)
+        request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse)
+        return Stream(self._session.engine, request, self._tokenizer, self.context, params.stop)
 
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
         """The model's logits for every position: float32 [len(ids), vocab_size]. Adds no BOS."""
-        request = Request(self._prompt_ids(items(ids, "token ids")), 1, want_logits=True)
-        self._engine.submit(request)
+        request = Request(tuple(self._prompt_ids(items(ids, "token ids"))), 1, want_logits=True)
+        sequence = self._session.engine.submit(request)
         out: npt.NDArray[np.float32] | str
         try:
-            out = next_event(request)
+            out = next_event(sequence)
         finally:
-            request.cancelled.set()
+            sequence.cancelled.set()
         if isinstance(out, str):
             raise LlamaGPUError("The computation was cancelled.")
         return out
@@ -262,28 +253,26 @@ class LLM:
         """Token ids as ints, each one of this model."""
         ids = [whole_number(i, "a token id") for i in items(given, "token ids")]
         vocab = self.config.vocab_size
-        bad = [i for i in ids if not 0 <= i < vocab]
-        if bad:
-            raise UsageError(f"{bad[0]} is no token id of this model.", f"Ids run from 0 to {vocab - 1}.")
+        bad = next((i for i in ids if not 0 <= i < vocab), None)
+        if bad is not None:
+            raise UsageError(f"{shown(bad)} is not a token id of this model.", f"Ids run from 0 to {vocab - 1}.")
         return ids
 
-    @staticmethod
-    def _texts(prompts: Sequence[Any]) -> list[str]:
-        other = [p for p in prompts if not isinstance(p, str)]
-        if other:
-            raise UsageError("A list of prompts holds strings only.", f"It also holds {other[0]!r}.")
-        return list(prompts)
+    def _check_characters(self, count: int, what: str) -> None:
+        """Refuse text that cannot fit before it is tokenized, which could take minutes."""
+        most = self.context * self._tokenizer.longest
+        if count > most:
+            raise ContextFullError(
+                f"The {what} has {count:,} characters; the context holds at most {most:,}.",
+                f"It is {self.context} tokens. Nothing was cut.",
+                f"Shorten the {what}.",
+            )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        if self._closed:
+        if self._session.closed:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
-        most = self.context * self._tokenizer.longest
-        if isinstance(prompt, str) and len(prompt) > most:  # tokenising it could take minutes
-            raise ContextFullError(
-                f"The prompt has {len(prompt):,} characters; the context holds at most {most:,}.",
-                f"It is {self.context} tokens. Nothing was cut.",
-                "Shorten the prompt.",
-            )
+        if isinstance(prompt, str):
+            self._check_characters(len(prompt), "prompt")
         ids = self.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
         if not ids or (isinstance(prompt, str) and not prompt):
             raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
@@ -294,3 +283,15 @@ class LLM:
                 "Shorten the prompt, or load the model with a larger context if it has one.",
             )
         return ids
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether an item of a list is a prompt of its own: text, or a list or array of ids."""
+    return isinstance(value, str) or (hasattr(value, "__len__") and not isinstance(value, (bytes, Mapping)))
+
+
+def _prompts(given: Sequence[Any]) -> list[Prompt]:
+    other = [p for p in given if not _is_prompt(p)]
+    if other:
+        raise UsageError("A list of prompts holds texts or lists of token ids.", f"It also holds {shown(other[0])}.")
+    return list(given)

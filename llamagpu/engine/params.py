@@ -1,25 +1,102 @@
-"""Sampling parameters, checked before any work begins."""
+"""The keyword arguments of generation: their names and defaults, and their checks before any work begins."""
 
 from __future__ import annotations
 
-import math
+import functools
+import inspect
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as List
 from dataclasses import dataclass
-from numbers import Integral, Real
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from llamagpu.errors import UsageError
-from llamagpu.kernels import Settings
-from llamagpu.kernels.sampling import MOST_LOGPROBS
+import numpy as np
 
-_RANGES = {
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (0, 10),
-    "presence_penalty": (-100, 100),
-    "frequency_penalty": (-100, 100),
+from llamagpu.engine.arguments import items, number_in, out_of_range, whole_in
+from llamagpu.errors import UsageError, shown
+from llamagpu.kernels.step import LIKELY, Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_SEEDS = 2**32
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of ``LLM.generate`` and ``LLM.stream``.
+
+    They work in this order: penalties, bias, temperature, top-k, top-p, min-p, the draw.
+
+    max_tokens: the most new tokens, at least 1.
+    temperature: 0 is greedy; otherwise logits are divided by it before the draw, up to 100.
+    top_k: draw from the k likeliest tokens; 0 is all.
+    top_p: draw from the likeliest tokens whose probabilities reach p, above 0 up to 1.
+    min_p: draw from the tokens with at least this share of the likeliest one's probability, from 0 to below 1.
+    repetition_penalty: divides positive logits of tokens in prompt and text, and multiplies negative ones; above 0
+        up to 10.
+    presence_penalty: subtracted from the logits of tokens in the text, -100 to 100.
+    frequency_penalty: subtracted from them once for every time they occur in it, -100 to 100.
+    logit_bias: added to the logits of these token ids, -10000 to 10000.
+    seed: 0 to 2³² - 1; the same seed, prompt, device and tuning give the same text. None draws one.
+    stop: a string or strings that end the text; they are not part of it.
+    stop_token_ids: ids that end the text besides the model's own.
+    ignore_eos: continue when the model ends its text.
+    logprobs: return the log-probability (of the raw logits) of every token, and of this many likeliest ones, 1 to 20.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | List[str] | None
+    stop_token_ids: Iterable[int] | None
+    ignore_eos: bool
+    logprobs: int | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "max_tokens": 256,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": None,
+    "seed": None,
+    "stop": None,
+    "stop_token_ids": None,
+    "ignore_eos": False,
+    "logprobs": None,
 }
+
+
+def takes_options(fn: Callable[P, R]) -> Callable[P, R]:
+    """Show the keyword arguments of generation with their defaults in ``help(fn)``, and refuse others by fn's name."""
+    signature = inspect.signature(fn)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    annotations = {name: getattr(a, "__forward_arg__", a) for name, a in GenerateOptions.__annotations__.items()}
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotations[name])
+        for name, default in DEFAULTS.items()
+    ]
+
+    @functools.wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        unknown = sorted(kwargs.keys() - DEFAULTS.keys() - {p.name for p in own})
+        if unknown:
+            known = ", ".join(DEFAULTS)
+            raise TypeError(f"{fn.__name__}() got an unexpected keyword argument {unknown[0]!r}. It takes: {known}.")
+        return fn(*args, **kwargs)
+
+    wrapper.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return wrapper
 
 
 @dataclass(frozen=True)
@@ -34,94 +111,86 @@ class SamplingParams:
     ignore_eos: bool
 
 
-def sampling_params(
-    *,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = (),
-    stop_token_ids: Iterable[int] | None = (),
-    ignore_eos: bool = False,
-    logprobs: int | None = None,
-) -> SamplingParams:
-    """Checked parameters; ``GenerateOptions`` describes them.
+def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingParams:
+    """Checked parameters; ``GenerateOptions`` describes them. Token ids are checked against ``vocab_size`` if it is
+    known.
 
     Raises:
         UsageError: a value is out of its range.
+        TypeError: an unknown name.
     """
-    _whole("max_tokens", max_tokens, 1)
-    _whole("top_k", top_k, 0)
-    numbers = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-    }
-    for name, value in numbers.items():
-        _number(name, value, *_RANGES[name])
-    _check(temperature == 0 or temperature >= 1e-3, "temperature", temperature, "0, or from 0.001 to 100")
-    _check(top_p > 0, "top_p", top_p, "above 0 and at most 1")
-    _check(min_p < 1, "min_p", min_p, "from 0 to below 1")
-    _check(repetition_penalty > 0, "repetition_penalty", repetition_penalty, "above 0 and at most 10")
-    if seed is not None:
-        _whole("seed", seed, 0, 2**32 - 1)
-    if logprobs is not None:
-        _whole("logprobs", logprobs, 1, MOST_LOGPROBS)
-    bias = _bias(logit_bias or {})
-    settings = Settings(
-        seed=secrets.randbits(32) if seed is None else int(seed),
-        top_k=min(int(top_k), 2**32 - 1),
-        logprobs=int(logprobs or 0),
-        biased=bool(bias),
-        **{name: float(value) for name, value in numbers.items()},
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"There is no option {min(unknown)!r}. Known: {', '.join(DEFAULTS)}.")
+    o = DEFAULTS | options
+    bias = _bias(o["logit_bias"], vocab_size)
+    if not isinstance(o["ignore_eos"], (bool, np.bool_)):
+        raise out_of_range("ignore_eos", o["ignore_eos"], "true or false")
+    return SamplingParams(
+        whole_in("max_tokens", o["max_tokens"], 1),
+        _settings(o, bool(bias)),
+        bias,
+        _stops(o["stop"]),
+        _stop_ids(o["stop_token_ids"], vocab_size),
+        bool(o["ignore_eos"]),
     )
-    return SamplingParams(int(max_tokens), settings, bias, _stops(stop), _stop_ids(stop_token_ids), ignore_eos)
 
 
-def _bias(given: Mapping[int, float]) -> dict[int, float]:
-    _check(isinstance(given, Mapping), "logit_bias", given, "a mapping from token ids to numbers")
+def _settings(o: Mapping[str, Any], biased: bool) -> Settings:
+    temperature = number_in("temperature", o["temperature"], 0, 100)
+    if 0 < temperature < 1e-3:
+        raise out_of_range("temperature", o["temperature"], "0, or from 0.001 to 100")
+    smallest = 5e-324  # excludes 0
+    return Settings(
+        temperature=temperature,
+        seed=secrets.randbelow(_SEEDS) if o["seed"] is None else whole_in("seed", o["seed"], 0, _SEEDS - 1),
+        top_k=min(whole_in("top_k", o["top_k"], 0), _SEEDS - 1),
+        top_p=number_in("top_p", o["top_p"], smallest, 1, "above 0 and at most 1"),
+        min_p=number_in("min_p", o["min_p"], 0, 1 - 2.0**-53, "from 0 to below 1"),
+        repetition_penalty=number_in(
+            "repetition_penalty", o["repetition_penalty"], smallest, 10, "above 0 and at most 10"
+        ),
+        presence_penalty=number_in("presence_penalty", o["presence_penalty"], -100, 100),
+        frequency_penalty=number_in("frequency_penalty", o["frequency_penalty"], -100, 100),
+        logprobs=0 if o["logprobs"] is None else whole_in("logprobs", o["logprobs"], 1, LIKELY),
+        biased=biased,
+    )
+
+
+def _bias(given: Any, vocab_size: int | None) -> dict[int, float]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise out_of_range("logit_bias", given, "a mapping from token ids to numbers")
+    out = {}
     for token, value in given.items():
-        _whole("a token of logit_bias", token, 0)
-        _number(f"logit_bias[{token}]", value, -10000, 10000)
-    return {int(token): float(value) for token, value in given.items()}
+        id = _token_id("a token of logit_bias", token, vocab_size)
+        out[id] = number_in(f"logit_bias[{id}]", value, -10000, 10000)
+    return out
 
 
-def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    _check(stop is None or isinstance(stop, Iterable), "stop", stop, "a string, or strings")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    _check(all(isinstance(s, str) and s for s in stops), "stop", stop, "a string, or strings, none of them empty")
+def _stops(given: Any) -> tuple[str, ...]:
+    allowed = "a string, or strings, none of them empty"
+    if given is None:
+        return ()
+    if not isinstance(given, (str, Iterable)):
+        raise out_of_range("stop", given, allowed)
+    stops = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise out_of_range("stop", given, allowed)
     return stops
 
 
-def _stop_ids(given: Iterable[int] | None) -> frozenset[int]:
-    _check(given is None or isinstance(given, Iterable), "stop_token_ids", given, "token ids")
-    ids = tuple(given or ())
-    _check(all(isinstance(i, Integral) and i >= 0 for i in ids), "stop_token_ids", given, "token ids")
-    return frozenset(int(i) for i in ids)
+def _stop_ids(given: Any, vocab_size: int | None) -> frozenset[int]:
+    if given is None:
+        return frozenset()
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
+        raise out_of_range("stop_token_ids", given, "token ids")
+    return frozenset(_token_id("an id of stop_token_ids", i, vocab_size) for i in items(given, "token ids"))
 
 
-def _check(good: bool, name: str, value: object, allowed: str) -> None:
-    if not good:
-        raise UsageError(f"{name} is {value!r}.", f"It must be {allowed}.")
-
-
-def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    good = whole and low <= value and (high is None or value <= high)  # type: ignore[operator]
-    _check(good, name, value, allowed)
-
-
-def _number(name: str, value: object, low: float, high: float) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    good = number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type,operator]
-    _check(good, name, value, f"from {low} to {high}")
+def _token_id(name: str, value: Any, vocab_size: int | None) -> int:
+    id = whole_in(name, value, 0)
+    if vocab_size is not None and id >= vocab_size:
+        raise UsageError(f"{name} is {shown(value)}.", f"Token ids of this model run from 0 to {vocab_size - 1}.")
+    return id

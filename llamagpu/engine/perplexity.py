@@ -1,4 +1,4 @@
-"""Perplexity: how well a model predicts a text, for comparing dtypes of one model."""
+"""Perplexity of a model on a text, for comparing dtypes of one model."""
 
 from __future__ import annotations
 
@@ -50,11 +50,7 @@ def perplexity(
         part = list(ids[begin : begin + window])
         fresh = begin + len(part) - done  # tokens that no window has predicted yet
         if fresh > 0:
-            first = len(part) - fresh
-            rows = llm.logits(part)[first - 1 : -1].astype(np.float64)
-            top = rows.max(axis=1)
-            log_sum = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-            total += float((log_sum - rows[np.arange(fresh), part[first:]]).sum())
+            total += _surprise(llm, part, fresh)
             count += fresh
             done = begin + len(part)
         if progress is not None:
@@ -62,3 +58,12 @@ def perplexity(
         if done >= len(ids):
             break
     return Perplexity(float(np.exp(total / count)), total / count, count)
+
+
+def _surprise(llm: LLM, ids: list[int], fresh: int) -> float:
+    """Nats of the last ``fresh`` tokens, each predicted from those in front of it."""
+    first = len(ids) - fresh
+    rows = llm.logits(ids)[first - 1 : -1].astype(np.float64)
+    top = rows.max(axis=1)
+    log_sum = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
+    return float((log_sum - rows[np.arange(fresh), ids[first:]]).sum())

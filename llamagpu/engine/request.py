@@ -1,4 +1,4 @@
-"""One sequence on its way through the engine."""
+"""Requests and sequences: what a caller asks for, and how far the engine has come with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import LlamaGPUError
-from llamagpu.kernels import Settings
+from llamagpu.kernels.step import Settings
+from llamagpu.model.cache import Pages
+from llamagpu.model.step import Row
 
 
 @dataclass(frozen=True)
@@ -25,65 +27,84 @@ class Token:
 
 
 class NotFinite(LlamaGPUError):
-    """A request's logits hold NaN or infinity."""
+    """The logits of a sequence hold NaN or infinity."""
 
-    def __init__(self, tokens: int):
-        super().__init__(
+    @classmethod
+    def after(cls, tokens: int) -> NotFinite:
+        """The error for a sequence of this many tokens."""
+        return cls(
             f"The logits are not finite after {tokens} tokens.",
             "A NaN or an infinity came out of the model: broken weights, or values beyond float16.",
             "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
         )
 
 
-@dataclass(eq=False)
-class Conversation:
-    """What the cache keeps of a finished request, for the next prompt that begins the same. A slot of -1 is nothing."""
-
-    tokens: list[int] = field(default_factory=list)
-    slot: int = -1
-    pages: list[int] = field(default_factory=list)
-
-    def shared(self, prompt: list[int]) -> int:
-        """How many tokens at the prompt's beginning are in the cache; at least its last one must be run again."""
-        most = min(len(self.tokens), len(prompt) - 1) if self.slot >= 0 else 0
-        return next((i for i in range(most) if self.tokens[i] != prompt[i]), most)
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Request:
-    """What is asked for, and how far it is.
+    """What is asked for.
 
-    ``events`` carries Tokens, then a str (the finish reason), an array (logits) or an exception.
+    Attributes:
+        prompt: token ids.
+        limit: the most tokens to make, by max_tokens and the context.
+        want_logits: give the logits of every position instead of new tokens.
+        reuse: take the beginning of the prompt from the cache, where earlier sequences left it.
     """
 
-    prompt: list[int]
-    limit: int  # tokens that may be made before max_tokens or the context ends it
+    prompt: tuple[int, ...]
+    limit: int
     settings: Settings = field(default_factory=Settings)
     stop_ids: frozenset[int] = frozenset()
     bias: Mapping[int, float] = field(default_factory=dict)
     want_logits: bool = False
-    conversation: Conversation | None = None
-    events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    slot: int = -1
-    pages: list[int] = field(default_factory=list)
-    length: int = 0  # positions in the cache
-    last: int = 0  # the newest token, not in the cache yet
-    made: int = 0
-    in_flight: int = 0  # steps that were launched and have not landed
-    tokens: list[int] = field(default_factory=list)  # the new ones
-    logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    reuse: bool = False
 
     @property
     def most(self) -> int:
         """Positions that the sequence may come to take; its last token needs none."""
         return len(self.prompt) + (0 if self.want_logits else self.limit - 1)
 
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way: its tokens, and the pages that hold their keys and values.
+
+    ``events`` carries Tokens, then a str (the finish reason), an array (logits) or an exception.
+    """
+
+    request: Request
+    events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    tokens: list[int] = field(default_factory=list)  # the prompt's, and the new ones
+    pages: Pages | None = None
+    length: int = 0  # positions in the cache
+    in_flight: int = 0  # steps that were launched and not read yet
+    logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt)
+
     @property
-    def last_position(self) -> int:
-        """The position of the last token that may be made."""
-        return len(self.prompt) + self.limit - 1
+    def made(self) -> int:
+        """New tokens."""
+        return len(self.tokens) - len(self.request.prompt)
 
     @property
     def prefilled(self) -> bool:
-        return self.length >= len(self.prompt)
+        """Whether the whole prompt is in the cache."""
+        return self.length >= len(self.request.prompt)
+
+    @property
+    def slot(self) -> int:
+        """The sequence's row of the page table."""
+        assert self.pages is not None
+        return self.pages.slot
+
+    def row(self) -> Row:
+        """The sequence in a decode step: its newest token, which is not in the cache yet."""
+        return self.row_at(self.length)
+
+    def row_at(self, position: int) -> Row:
+        """The sequence in a step that continues after ``position``."""
+        request = self.request
+        last = len(request.prompt) + request.limit - 1
+        return Row(self.tokens[position], position, self.slot, request.settings, last, tuple(request.stop_ids))

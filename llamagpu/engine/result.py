@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""The result of a generation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Result:
     """A finished generation.
 
     Attributes:
-        text: the new text, without the prompt and without a stop string.
+        text: the new text, without a stop string: what decoding prompt and new tokens together adds to the prompt.
         token_ids: the new tokens, the one that ended it included.
         prompt_token_ids: the prompt's tokens.
         finish_reason: ``stop`` (an end token or a stop string), ``length`` (max_tokens, or the context is full) or
@@ -43,10 +43,12 @@ class Result:
 
     @property
     def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
         return len(self.prompt_token_ids)
 
     @property
     def completion_tokens(self) -> int:
+        """New tokens."""
         return len(self.token_ids)
 
     def as_dict(self) -> dict[str, Any]:

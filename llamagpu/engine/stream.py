@@ -1,4 +1,4 @@
-"""A running generation, seen from the caller's side: text pieces, then a result."""
+"""A running generation on the caller's side: pieces of text, then a result."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from types import TracebackType
 from typing import Any
 
 from llamagpu.engine.engine import Engine
-from llamagpu.engine.request import Request, Token
+from llamagpu.engine.request import Request, Sequence, Token
 from llamagpu.engine.result import Result, Stopwatch
+from llamagpu.errors import Unique
 from llamagpu.text import StopFilter, TextStream, Tokenizer
 
 
-def next_event(request: Request) -> Any:
-    """Wait for a request's next event; wakes often enough that Ctrl-C is seen on every platform."""
+def next_event(sequence: Sequence) -> Any:
+    """Wait for a sequence's next event. It wakes often, so that Ctrl-C is seen on every platform."""
     while True:
         try:
-            event = request.events.get(timeout=0.2)
+            event = sequence.events.get(timeout=0.2)
         except queue.Empty:
             continue
         if isinstance(event, Exception):
@@ -26,8 +27,8 @@ def next_event(request: Request) -> Any:
         return event
 
 
-class Stream(Iterator[str]):
-    """Iterate over it for pieces of text; ``result`` is there when it ends. ``close`` stops it early.
+class Stream(Unique, Iterator[str]):
+    """An iterator of text pieces; ``result`` is there when it ends. ``close`` stops it early.
 
     Pieces never split a character, and never hold a part of a stop string.
     """
@@ -36,15 +37,15 @@ class Stream(Iterator[str]):
         self, engine: Engine, request: Request, tokenizer: Tokenizer, context: int, stop: tuple[str, ...] = ()
     ):
         self._request, self._context = request, context
-        self._text = TextStream(tokenizer)
+        self._text = TextStream(tokenizer, request.prompt)
         self._filter = StopFilter(stop)
         self._watch = Stopwatch()
         self._pieces: list[str] = []
         self._tokens: list[Token] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
-        self._lock = threading.Lock()  # a stream may be read from several threads
-        engine.submit(request)
+        self._lock = threading.Lock()  # several threads may read a stream
+        self._sequence = engine.submit(request)
 
     def __enter__(self) -> Stream:
         return self
@@ -53,12 +54,12 @@ class Stream(Iterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_request"):
-            self._request.cancelled.set()
+        if hasattr(self, "_sequence"):
+            self._sequence.cancelled.set()
 
     @property
     def result(self) -> Result:
-        """The finished generation; runs it to its end first where it has not ended."""
+        """The finished generation; waits for its end."""
         for _ in self:
             pass
         assert self._result is not None
@@ -66,13 +67,13 @@ class Stream(Iterator[str]):
 
     @property
     def prompt_tokens(self) -> tuple[int, int]:
-        """How many tokens of the prompt have been through the model, and how many there are."""
+        """Tokens of the prompt that have been through the model, and tokens of the prompt in all."""
         total = len(self._request.prompt)
-        return min(self._request.length, total), total
+        return min(self._sequence.length, total), total
 
     def close(self) -> None:
         """Stop generating. The result so far stays available."""
-        self._request.cancelled.set()
+        self._sequence.cancelled.set()
 
     def __next__(self) -> str:
         with self._lock:
@@ -90,12 +91,12 @@ class Stream(Iterator[str]):
         if self._error is not None:
             raise self._error
         try:
-            return next_event(self._request)
+            return next_event(self._sequence)
         except Exception as e:
-            self._error = e  # there are no events behind it
+            self._error = e  # no events follow it
             raise
         except BaseException:
-            self._request.cancelled.set()
+            self._sequence.cancelled.set()
             raise
 
     def _token(self, token: Token) -> str:
@@ -106,7 +107,7 @@ class Stream(Iterator[str]):
         piece = self._filter.push(self._text.push(token.id))
         self._pieces.append(piece)
         if self._filter.stopped:
-            self._request.cancelled.set()
+            self._sequence.cancelled.set()
             self._done("stop")
         return piece
 
@@ -122,7 +123,7 @@ class Stream(Iterator[str]):
         self._result = Result(
             text="".join(self._pieces),
             token_ids=[t.id for t in self._tokens],
-            prompt_token_ids=self._request.prompt,
+            prompt_token_ids=list(self._request.prompt),
             finish_reason=reason,
             context_full=reason == "length" and full,
             seed=settings.seed if settings.temperature else None,

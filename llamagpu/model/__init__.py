@@ -1,19 +1,9 @@
-"""The model layer: config -> architecture row -> weights -> recorded forward pass."""
+"""The model layer: source -> config -> architecture row -> layout -> weights -> recorded forward pass."""
 
-from llamagpu.model.config import Config, Rope, load_config, load_generation_config, parse_config
-from llamagpu.model.model import (
-    DEFAULT_MODEL,
-    Model,
-    Prepared,
-    Sizes,
-    check_dtypes,
-    embedded_models,
-    find_model,
-    load_model,
-    prepare,
-    prepare_model,
-    prepare_shape,
-)
+from llamagpu.model.config import Config, Rope, parse_config
+from llamagpu.model.find import DEFAULT_MODEL, bundled_models, find_model
+from llamagpu.model.model import Model, Prepared, check_dtypes, load_model, prepare, prepare_model, prepare_shape
+from llamagpu.model.sizes import Sizes
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -22,11 +12,9 @@ __all__ = [
     "Prepared",
     "Rope",
     "Sizes",
+    "bundled_models",
     "check_dtypes",
-    "embedded_models",
     "find_model",
-    "load_config",
-    "load_generation_config",
     "load_model",
     "parse_config",
     "prepare",

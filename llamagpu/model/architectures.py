@@ -1,9 +1,9 @@
 """The architectures: rows of data over one decoder forward pass.
 
 To add one, write a row: the checkpoint's tensor names by role, the defaults of the config keys that it reads, a
-function from those keys to the spec of a layer, and the remaining keys that the reference implementation reads, each with
-a test for values that change nothing. ``tests/reference_keys.json`` lists the keys of the reference, and a test checks
-that each is accounted for.
+function from those keys to the spec of a layer, and the remaining keys that the reference implementation reads, each
+with a test for values that change nothing. ``tests/reference_keys.json`` lists the keys of the reference, and a test
+checks that each is accounted for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Test = Callable[[Any], bool]
+TENSORS = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attn_norm": "model.layers.{i}.input_layernorm.weight",
+    "mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
+    "q": "model.layers.{i}.self_attn.q_proj.weight",
+    "k": "model.layers.{i}.self_attn.k_proj.weight",
+    "v": "model.layers.{i}.self_attn.v_proj.weight",
+    "o": "model.layers.{i}.self_attn.o_proj.weight",
+    "gate": "model.layers.{i}.mlp.gate_proj.weight",
+    "up": "model.layers.{i}.mlp.up_proj.weight",
+    "down": "model.layers.{i}.mlp.down_proj.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +46,15 @@ class Architecture:
         defaults: the optional config keys that the row reads, with the reference's defaults.
         layer: the spec of layer i, from the config's values and i.
         neutral: keys that the reference reads and the row does not; values that fail the test are refused by name.
-        tensors: checkpoint names by role; ``{i}`` is the layer. Roles that are multiplied together are fused on loading.
+        tensors: checkpoint names by role; ``{i}`` is the layer. Roles that are multiplied together are fused on
+            loading.
         ignored: patterns of tensors that carry no weights of the model.
     """
 
     defaults: Mapping[str, Any]
     layer: Callable[[Mapping[str, Any], int], LayerSpec]
     neutral: Mapping[str, Test] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=lambda: TENSORS)
+    tensors: Mapping[str, str] = field(default_factory=lambda: dict(TENSORS))
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
 
 
@@ -53,20 +68,6 @@ def all_equal(wanted: str) -> Test:
     return lambda value: value is None or (isinstance(value, list) and all(v == wanted for v in value))
 
 
-TENSORS = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "attn_norm": "model.layers.{i}.input_layernorm.weight",
-    "mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
-    "q": "model.layers.{i}.self_attn.q_proj.weight",
-    "k": "model.layers.{i}.self_attn.k_proj.weight",
-    "v": "model.layers.{i}.self_attn.v_proj.weight",
-    "o": "model.layers.{i}.self_attn.o_proj.weight",
-    "gate": "model.layers.{i}.mlp.gate_proj.weight",
-    "up": "model.layers.{i}.mlp.up_proj.weight",
-    "down": "model.layers.{i}.mlp.down_proj.weight",
-}
 # Keys that every row reads, and keys that change no result of a forward pass.
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 DEFAULTS = {
@@ -82,9 +83,12 @@ DEFAULTS = {
     "rope_parameters": None,
 }
 WITHOUT_EFFECT = frozenset(
-    """_attn_implementation_autoset _name_or_path architectures attention_dropout auto_map chunk_size_feed_forward dtype
-    id2label initializer_range label2id model_type output_attentions output_hidden_states pad_token_id pretraining_tp
-    problem_type quantization quantization_config return_dict torch_dtype transformers_version use_cache""".split()
+    (
+        *("_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "auto_map"),
+        *("chunk_size_feed_forward", "dtype", "id2label", "initializer_range", "label2id", "model_type"),
+        *("output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type"),
+        *("quantization", "quantization_config", "return_dict", "torch_dtype", "transformers_version", "use_cache"),
+    )
 )
 NEUTRAL = {"partial_rotary_factor": one_of(None, 1, 1.0), "is_encoder_decoder": one_of(None, False)}
 

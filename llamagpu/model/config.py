@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamagpu.errors import UnsupportedModelError
+from llamagpu.errors import UnsupportedModelError, shown
 from llamagpu.model.architectures import ARCHITECTURES, REQUIRED, WITHOUT_EFFECT, Architecture, LayerSpec
-from llamagpu.model.config_values import Values, bad_config, shown
+from llamagpu.model.config_values import Values, bad_config
 
 log = logging.getLogger("llamagpu")
 _ROPE_KEYS = {
@@ -122,7 +122,9 @@ def _check_keys(raw: Mapping[str, Any], row: Architecture) -> None:
     activation = raw.get("hidden_act") or row.defaults["hidden_act"]
     if activation not in ("silu", "swish"):
         raise UnsupportedModelError(
-            f"The activation {shown(activation)} (hidden_act) is not supported.", "Supported: silu.", "Choose another model."
+            f"The activation {shown(activation)} (hidden_act) is not supported.",
+            "Supported: silu.",
+            "Choose another model.",
         )
     for key, neutral in row.neutral.items():
         value = raw[key] if key in raw else row.defaults.get(key)
@@ -131,7 +133,9 @@ def _check_keys(raw: Mapping[str, Any], row: Architecture) -> None:
     known = {*REQUIRED, *row.defaults, *row.neutral, *WITHOUT_EFFECT}
     unknown = sorted(str(key) for key in raw.keys() - known)
     if unknown:
-        log.warning("config.json has keys that the %s architecture does not read: %s", raw["model_type"], ", ".join(unknown))
+        log.warning(
+            "config.json has keys that the %s architecture does not read: %s", raw["model_type"], ", ".join(unknown)
+        )
 
 
 def _refused(key: str, value: Any, how: str) -> UnsupportedModelError:
@@ -158,7 +162,8 @@ def _heads(values: Values) -> tuple[int, int, int]:
 
 
 def _quantization(raw: Mapping[str, Any]) -> Quantization | None:
-    """The ``quantization`` block, which MLX also writes as ``quantization_config``. Other methods are refused by name."""
+    """The ``quantization`` block, which MLX also writes as ``quantization_config``. Other methods are refused by
+    name."""
     block = raw.get("quantization") or raw.get("quantization_config")
     if block is None:
         return None
@@ -198,7 +203,9 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
     kind = block.get("rope_type", block.get("type", "default"))
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise UnsupportedModelError(
-            f"The rope_type {shown(kind)} is not supported.", f"Supported: {', '.join(_ROPE_KEYS)}.", "Choose another model."
+            f"The rope_type {shown(kind)} is not supported.",
+            f"Supported: {', '.join(_ROPE_KEYS)}.",
+            "Choose another model.",
         )
     if block.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise _refused("partial_rotary_factor", block["partial_rotary_factor"], "sets")

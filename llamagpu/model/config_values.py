@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llamagpu.errors import UnsupportedModelError
+from llamagpu.errors import UnsupportedModelError, shown
 
 # The largest values that a config may state; a file with larger ones is broken or hostile.
 _MOST = {
@@ -71,14 +71,6 @@ class Values:
         value = self.get(key)
         ids = value if isinstance(value, list) else [value]
         return tuple(_token_id(i, key, vocab) for i in ids if i is not None)
-
-
-def shown(value: Any) -> str:
-    """A value in an error message, kept short."""
-    try:
-        return f"{value!r:.60}"
-    except ValueError:  # an integer with thousands of digits
-        return "a number with thousands of digits"
 
 
 def _token_id(value: Any, key: str, vocab: int) -> int:

@@ -1,4 +1,5 @@
-"""The decoder, stated once over a set of operations (``operations``): fused or unfused, of a prompt or of a decode step."""
+"""The decoder, stated once over a set of operations (``operations``): fused or unfused, of a prompt or of a decode
+step."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ class Forward:
         return self._plan(("first", plain), lambda: self._sample(self._head(1), plain))
 
     def decode(self, batch: int, positions: int, plain: bool) -> Plan:
-        """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and leaves
-        that of the next step. ``plain`` omits the kernels of penalties and filters."""
+        """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and
+        leaves that of the next step. ``plain`` omits the kernels of penalties and filters."""
         splits = split_bucket(positions)
         return self._plan(("decode", batch, splits, plain), lambda: self._step(batch, splits, plain))
 

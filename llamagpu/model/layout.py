@@ -74,7 +74,8 @@ class Layout:
     interleaved by rows (``gate_up``).
 
     Args:
-        dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``. Quantizing uses groups of
+        dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``. Quantizing uses
+            groups of
             64; a tensor whose columns they do not divide stays as it is stored, and ``unquantized`` names it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Writing a quantised checkpoint in MLX's layout: packed ``weight``, ``scales``, ``biases``, a ``quantization`` block.
+"""Writing a quantized checkpoint in MLX's layout: packed ``weight``, ``scales``, ``biases``, a ``quantization`` block.
 
 One tensor at a time, into a folder beside the target that takes its name only when it is whole.
 """
@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.gpu import Affine, widen_bf16
-from llamagpu.kernels import quantize
-from llamagpu.model.checkpoint import SINGLE
-from llamagpu.model.config import load_json
+from llamagpu.kernels.quantization import quantize_rows
+from llamagpu.model.layout import Layout
 from llamagpu.model.model import Prepared
+from llamagpu.model.sources import HuggingFace
+from llamagpu.model.sources.safetensors import SINGLE, Checkpoint
 from llamagpu.model.weights import Progress, require_finite
 
 _FILE_TYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -33,7 +34,8 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: bytes of tensors, and the matrices that groups do not divide, which stay as they were."""
+    """A written copy: bytes of its tensors, and the matrices that stay as they were because groups do not divide
+    them."""
 
     path: Path
     nbytes: int
@@ -41,7 +43,7 @@ class Written:
 
 
 def quantized_share(prepared: Prepared, group_size: int) -> float:
-    """The share of the weights' elements that groups of a size would quantise: those whose rows they divide."""
+    """The share of the weights' elements that groups of a size would quantize: those whose rows they divide."""
     divided = sum(m.rows * m.columns for m in prepared.layout.matrices.values() if m.columns % group_size == 0)
     return divided / prepared.layout.parameters
 
@@ -49,19 +51,22 @@ def quantized_share(prepared: Prepared, group_size: int) -> float:
 def quantize_checkpoint(
     prepared: Prepared, out: Path, bits: int, group_size: int, progress: Progress | None = None
 ) -> Written:
-    """Quantise a float checkpoint to ``out``, a directory that must not exist.
+    """Quantize a float checkpoint to ``out``, a directory which must not exist.
 
-    Scales and biases have the dtype of the weights, as MLX has them.
+    Scales and biases have the dtype of the weights, as in MLX.
 
     Raises:
-        UsageError: ``out`` exists, bits or group size are not known, or the model is quantised already.
+        UsageError: ``out`` exists, bits or group size are not known, or the model is quantized already.
         LlamaGPUError: writing failed (a full disk, say); nothing is left behind.
     """
+    source = prepared.source
+    if not isinstance(source, HuggingFace):
+        raise UsageError(f"{prepared.name} is not a model directory.", "Only directories can be quantized.")
     _check(prepared, out, bits, group_size)
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        written = _write(prepared, folder, bits, group_size, progress)
+        written = _write(source, prepared.layout, folder, bits, group_size, progress)
         folder.chmod(0o755)
         os.rename(folder, out)
     except OSError as e:
@@ -83,7 +88,7 @@ def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
         raise UsageError(f"group_size is {group_size}.", "It must be 32, 64 or 128, the sizes that MLX has.")
     if prepared.config.quantization is not None:
         raise UsageError(
-            "The model is quantised already.", "Quantising twice adds up errors.", "Take the float version."
+            "The model is quantized already.", "Quantizing twice adds up errors.", "Take the float version."
         )
     if os.path.lexists(out):
         raise UsageError(f"{out} exists.", "It would be overwritten.", "Choose another directory, or remove it.")
@@ -94,61 +99,68 @@ def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
 
 
 def _write(
-    prepared: Prepared, folder: Path, bits: int, group: int, progress: Progress | None
+    source: HuggingFace, layout: Layout, folder: Path, bits: int, group: int, progress: Progress | None
 ) -> tuple[int, tuple[str, ...]]:
-    layout = prepared.layout
-    matrices = {s.name: m.columns for m in layout.matrices.values() for s in m.sources}
-    vectors = [s.name for v in layout.vectors.values() for s in v]
+    checkpoint = source.checkpoint
+    matrices = {source.own_name(p.name): m.columns for m in layout.matrices.values() for p in m.pieces}
+    vectors = [source.own_name(p.name) for v in layout.vectors.values() for p in v]
     kept = tuple(n for n, columns in matrices.items() if columns % group)
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-    at = 0
-
-    def entry(name: str, dtype: str, shape: tuple[int, ...], item: int) -> None:
-        nonlocal at
-        size = int(np.prod(shape)) * item
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-
-    for name in (*matrices, *vectors):
-        rows, dtype = layout.checkpoint.entries[name].shape[0], layout.checkpoint.dtype(name)
-        item, kind = 4 if dtype == "f32" else 2, _FILE_TYPE[dtype]
-        if name in kept or name in vectors:
-            entry(name, kind, layout.checkpoint.entries[name].shape, item)
-            continue
-        columns = matrices[name]
-        entry(name, "U32", (rows, columns * bits // 32), 4)
-        for suffix in ("scales", "biases"):
-            entry(name.removesuffix("weight") + suffix, kind, (rows, columns // group), item)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    formats = {
+        name: None if name in kept or name in vectors else Affine(bits, group, checkpoint.dtype(name))
+        for name in (*matrices, *vectors)
+    }
+    header, size = _header(checkpoint, formats)
     with (folder / SINGLE).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in (*matrices, *vectors):
-            plain = name in kept or name in vectors
-            _write_tensor(file, prepared, name, None if plain else Affine(bits, group, layout.checkpoint.dtype(name)))
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name, affine in formats.items():
+            _write_tensor(file, checkpoint, name, affine)
             if progress is not None:
-                progress(file.tell(), at + 8 + len(text))
+                progress(file.tell(), size + 8 + len(header))
         file.flush()
         os.fsync(file.fileno())
     block: dict[str, Any] = {"group_size": group, "bits": bits, "mode": "affine"}
     block |= {n.removesuffix(".weight"): False for n in kept}
-    config = load_json(prepared.directory / "config.json") | {"quantization": block, "quantization_config": block}
+    config = source.config() | {"quantization": block, "quantization_config": block}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for pattern in _COPIED:
-        for path in prepared.directory.glob(pattern):
+        for path in source.directory.glob(pattern):
             shutil.copyfile(path, folder / path.name)
-    return at, kept
+    return size, kept
 
 
-def _write_tensor(file: BinaryIO, prepared: Prepared, name: str, affine: Affine | None) -> None:
-    values = prepared.layout.checkpoint.read(name)
+def _header(checkpoint: Checkpoint, formats: dict[str, Affine | None]) -> tuple[bytes, int]:
+    """The header of the new file, and the bytes of its tensors. A format of None keeps a tensor as it is."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    at = 0
+
+    def entry(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        nonlocal at
+        size = int(np.prod(shape)) * (4 if dtype in ("F32", "U32") else 2)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+
+    for name, affine in formats.items():
+        shape, dtype = checkpoint.entries[name].shape, _FILE_TYPE[checkpoint.dtype(name)]
+        if affine is None:
+            entry(name, dtype, shape)
+            continue
+        rows, columns = shape
+        entry(name, "U32", (rows, columns * affine.bits // 32))
+        for suffix in ("scales", "biases"):
+            entry(name.removesuffix("weight") + suffix, dtype, (rows, columns // affine.group))
+    text = json.dumps(header).encode()
+    return text + b" " * (-len(text) % 8), at
+
+
+def _write_tensor(file: BinaryIO, checkpoint: Checkpoint, name: str, affine: Affine | None) -> None:
+    values = checkpoint.read(name)
     if affine is None:
         file.write(np.ascontiguousarray(values).data)
         return
     others: list[npt.NDArray[Any]] = []
     for part in _slices(values):
         wide = widen_bf16(part) if affine.scales == "bf16" else part.astype(np.float32)
-        packed, scales, biases = quantize(require_finite(wide, name), affine)
+        packed, scales, biases = quantize_rows(require_finite(wide, name), affine)
         file.write(np.ascontiguousarray(packed).data)
         others += [scales, biases]
     for which in (0, 1):

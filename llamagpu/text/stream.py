@@ -1,4 +1,4 @@
-"""Ids become text as they come: never half a character, never a part of a stop string."""
+"""Decoding ids to text as they come: never half a character, never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Sequence
 from llamagpu.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
+_WINDOW = 16  # ids of the prompt in front of the new ones; enough for every character
 
 
 class TextStream:
-    """Incremental decoding: ``push`` ids, take text. All pieces together are the decode of all ids.
+    """Incremental decoding: ``push`` ids, take text. All pieces together are the text that the ids add to the prompt.
 
     A window of ids is decoded with and without the new ones, and the difference is the new text. Its last character is
-    held back if it is U+FFFD, which an unfinished character looks like. The window starts at the ids of the previous
-    piece, because decoders treat the first token differently (a leading space, for one).
+    held back if it is U+FFFD, as an unfinished character is decoded so. The window begins with ids whose text is out,
+    first the end of the prompt, because decoders treat the first token differently: they drop its leading space. What
+    follows a special token begins a text of its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, skip_special: bool = True):
         self._tokenizer, self._skip = tokenizer, skip_special
-        self._ids: list[int] = []
+        self._ids = _after_special(tokenizer, prompt)[-_WINDOW:]
         self._begin = 0  # of the window
-        self._read = 0  # ids whose text is out
+        self._read = len(self._ids)  # ids whose text is out
         self._out = 0  # characters of the later ids that are out too
 
     def push(self, token: int) -> str:
-        """Add an id; the text that is now certain."""
+        """Add an id; returns the text that is now certain."""
         if self._skip and token in self._tokenizer.special_ids:
             return ""
         self._ids.append(token)
@@ -52,8 +54,14 @@ class TextStream:
         return out
 
 
+def _after_special(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """The ids behind the last special token."""
+    last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in tokenizer.special_ids), -1)
+    return list(ids[last + 1 :])
+
+
 class StopFilter:
-    """Lets text through up to the first stop string; holds back what may become one."""
+    """Passes text up to the first stop string, and holds back the beginning of a possible one."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
@@ -61,7 +69,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; the text that is certainly not part of a stop string. Nothing after ``stopped``."""
+        """Add text; returns the text that is certainly not part of a stop string. Nothing after ``stopped``."""
         if self.stopped:
             return ""
         self._held += text
@@ -76,7 +84,7 @@ class StopFilter:
         return out
 
     def flush(self) -> str:
-        """What was held back and did not become a stop string."""
+        """The text that was held back and did not become a stop string."""
         out, self._held = self._held, ""
         return out
 

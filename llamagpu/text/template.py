@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,7 +32,7 @@ class TemplateStopped(Exception):
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox of transformers' templates, and no products or powers that make something huge at once."""
+    """The sandbox of transformers' templates. Products and powers that make something huge at once are refused."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -72,7 +71,7 @@ class ChatTemplate:
     """A model's chat template.
 
     Raises:
-        UnsupportedModelError: it is no valid template.
+        UnsupportedModelError: the template is not valid.
     """
 
     def __init__(self, source: str, special: Mapping[str, str]):
@@ -87,7 +86,7 @@ class ChatTemplate:
             raise UnsupportedModelError("The model's chat template is not valid.", str(e)) from None
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt for a conversation, up to where the answer begins.
+        """The prompt for a conversation, up to the beginning of the answer.
 
         Raises:
             UsageError: the template refuses the conversation, fails on it, or passes a limit.
@@ -117,22 +116,12 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def load_chat_template(directory: Path) -> ChatTemplate | None:
-    """The template of a model directory: chat_template.jinja, or ``chat_template`` of tokenizer_config.json (a string,
-    or a list of which ``default`` is taken); None where there is none."""
-    config_path, jinja_path = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-    config: dict[str, Any] = {}
-    if config_path.exists():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    source = jinja_path.read_text(encoding="utf-8") if jinja_path.exists() else config.get("chat_template")
-    if isinstance(source, list):
-        source = next((t.get("template") for t in source if t.get("name") == "default"), None)
-    if not isinstance(source, str):
-        return None
-    special = {}
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens of tokenizer_config.json that templates may name."""
+    out = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token = config.get(key)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
-            special[key] = token
-    return ChatTemplate(source, special)
+            out[key] = token
+    return out

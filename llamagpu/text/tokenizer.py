@@ -2,65 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
 
-from llamagpu.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from llamagpu.errors import UnsupportedModelError, UsageError, shown
 
 
 class Tokenizer:
-    """tokenizer.json of a model directory, and what tokenizer_config.json adds to it."""
+    """A tokenizer from the text of tokenizer.json, and from the keys of tokenizer_config.json."""
 
-    def __init__(self, directory: Path, vocab_size: int):
-        """Read and check.
+    def __init__(self, source: str, config: Mapping[str, Any], vocab_size: int, name: str = "tokenizer.json"):
+        """Read and check. ``name`` is what errors call it.
 
         Raises:
-            ModelNotFoundError: there is no tokenizer.json.
             UnsupportedModelError: it cannot be read, or has ids that the model lacks.
         """
-        path = directory / "tokenizer.json"
-        if not path.exists():
-            raise ModelNotFoundError(
-                f"There is no tokenizer.json in {directory}.",
-                "Text cannot become tokens without it.",
-                "Download it again, or convert tokenizer.model with transformers.",
-            )
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(source)
         except Exception as e:  # the library raises bare Exception
-            raise UnsupportedModelError(f"{path} cannot be read.", str(e), "Download the file again.") from None
+            raise UnsupportedModelError(f"{name} cannot be read.", str(e), "Download the file again.") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.longest = max(map(len, vocab), default=1)  # characters that a token stands for, at most
+        self.longest = max(map(len, vocab), default=1)  # characters of the longest token
         largest = max(vocab.values(), default=-1)
         if largest >= vocab_size:
             raise UnsupportedModelError(
                 f"The tokenizer has ids up to {largest}, the model only {vocab_size} tokens.",
-                f"{path} does not belong to these weights.",
+                f"{name} does not belong to these weights.",
                 "Download the model again.",
             )
         # Not skip_special_tokens: some checkpoints mark them `normalized`, and then it drops nothing.
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
-        self.bos_id = self._bos(directory / "tokenizer_config.json", vocab)
+        self.bos_id = self._bos(config, vocab)
 
-    def _bos(self, path: Path, vocab: dict[str, int]) -> int | None:
-        """The id to put in front where tokenizer_config.json asks for it and tokenizer.json does not do it."""
-        if not path.exists():
-            return None
-        try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as e:
-            raise UnsupportedModelError(f"{path} cannot be read as JSON.", str(e), "Download the file again.") from None
+    def _bos(self, config: Mapping[str, Any], vocab: dict[str, int]) -> int | None:
+        """The id to put in front if tokenizer_config.json asks for it and tokenizer.json does not do it."""
         token = config.get("bos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if config.get("add_bos_token") is not True or token not in vocab:
+        if config.get("add_bos_token") is not True or not isinstance(token, str) or token not in vocab:
             return None
         does_it = vocab[token] in self._tokenizer.encode("a").ids
         return None if does_it else vocab[token]
@@ -70,23 +54,25 @@ class Tokenizer:
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         except TypeError:  # no text, or lone surrogates in it
-            raise UsageError(f"{text!r:.60} is no text.", "It must be a string of whole Unicode characters.") from None
+            raise UsageError(
+                f"{shown(text)} is not text.", "It must be a string of whole Unicode characters."
+            ) from None
         if special and self.bos_id is not None:
             ids = [self.bos_id, *ids]
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of ids. Bytes that are no UTF-8 become U+FFFD."""
+        """Text of ids. Bytes that are not UTF-8 become U+FFFD."""
         kept = [i for i in ids if not (skip_special and i in self.special_ids)]
         cut = self._unfinished_bytes(kept)
         text: str = self._tokenizer.decode(kept[: len(kept) - cut], skip_special_tokens=False)
         return text + "\ufffd" if cut else text
 
     def _unfinished_bytes(self, ids: Sequence[int]) -> int:
-        """How many byte tokens at the end begin a UTF-8 character that is not finished.
+        """The number of byte tokens at the end that begin an unfinished UTF-8 character.
 
-        They are decoded apart, because the library turns every byte of a run that is no UTF-8 as a whole into U+FFFD,
-        the finished characters in front of them too.
+        They are decoded apart: the library turns every byte of a run into U+FFFD if the run as a whole is not UTF-8,
+        also the finished characters in front.
         """
         for back in range(1, min(3, len(ids)) + 1):
             byte = self._bytes.get(ids[-back])

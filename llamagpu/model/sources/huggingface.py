@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
@@ -74,7 +72,8 @@ class HuggingFace:
         return _read(path)
 
     def chat_template(self) -> str | None:
-        """chat_template.jinja, or ``chat_template`` of tokenizer_config.json: a string, or a list with a ``default``."""
+        """chat_template.jinja, or ``chat_template`` of tokenizer_config.json: a string, or a list with a
+        ``default``."""
         path = self.directory / "chat_template.jinja"
         source = _read(path) if path.exists() else self.tokenizer_config().get("chat_template")
         if isinstance(source, list):
@@ -92,9 +91,11 @@ class HuggingFace:
     @cached_property
     def _stored(self) -> dict[str, Stored]:
         entries = self.checkpoint.entries
-        return {
-            name: Stored(entries[own].shape, self.checkpoint.dtype(own)) for name, own in self._own_names.items()
-        }
+        return {name: Stored(entries[own].shape, self.checkpoint.dtype(own)) for name, own in self._own_names.items()}
+
+    def own_name(self, name: str) -> str:
+        """The checkpoint's own name of a tensor, for its ``checkpoint``."""
+        return self._own_names[name]
 
     def tensors(self) -> Mapping[str, Stored]:
         """See ``Source.tensors``."""
@@ -138,8 +139,8 @@ class Mlx(HuggingFace):
         if pair is None or packed.shape != (rows, groups * pair[1] * pair[0] // 32):
             raise UnsupportedModelError(
                 f"The tensor {name} is quantized, and config.json does not say how.",
-                f"Its shape is {list(packed.shape)}, that of its scales {list(scales.shape)}; its quantization block must "
-                "give bits and group_size for it.",
+                f"Its shape is {list(packed.shape)}, and that of its scales {list(scales.shape)}. "
+                "The quantization block must give matching bits and group_size.",
                 "Download the model again.",
             )
         bits, group = pair

@@ -51,7 +51,8 @@ class Checkpoint:
         self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype by our name: f32, f16, bf16, or u32 (packed values). Others keep the file's, in lower case."""
+        """A tensor's dtype by our name: f32, f16, bf16, or u32 (packed values). Others keep the file's, in lower
+        case."""
         dtype = self.entries[name].dtype
         return _TYPES[dtype][0] if dtype in _TYPES else dtype.lower()
 

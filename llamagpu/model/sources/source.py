@@ -1,8 +1,8 @@
 """Where a model comes from: its config, tokenizer, template, generation settings, and its tensors.
 
-A source speaks in the names of Hugging Face checkpoints and in this project's order of rows. Whatever a file format does
-otherwise (other names, rotary pairs half a head apart, weights packed in a way of its own) the source translates, so that
-layout and loading know no format.
+A source speaks in the names of Hugging Face checkpoints and in this project's order of rows. Whatever a file format
+does otherwise (other names, rotary pairs half a head apart, weights packed in a way of its own) the source translates,
+so that layout and loading know no format.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ class Source(Protocol):
         """Every tensor, by its name in a Hugging Face checkpoint. A quantized one appears once, as its ``weight``."""
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
-        """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; packed values, scales and biases of
-        a quantized one. Rotary pairs of q and k are adjacent rows."""
+        """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; packed values, scales and biases
+        of a quantized one. Rotary pairs of q and k are adjacent rows."""

@@ -1,0 +1,126 @@
+"""The memory that a model takes on a device: choosing the context, the cache's dtype and its pool."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from llamagpu.errors import OutOfMemoryError, UsageError, shown
+from llamagpu.gpu import Affine, Device
+from llamagpu.kernels.kv_write import PAGE
+from llamagpu.model.cache import kv_bytes, layer_bytes
+from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, arena_bytes, bucket
+from llamagpu.model.layout import Layout
+
+log = logging.getLogger("llamagpu")
+DEFAULT_CONTEXT = 4096
+KV_DTYPES = {"float32": "f32", "float16": "f16"}
+_POOLS = (8, 4, 2)  # whole contexts that the cache holds at once, if they take little beside the weights
+_POOL_BYTES = 32_000_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The bytes of a load, and the choices behind them. ``pool`` counts the tokens of all sequences in the cache,
+    ``rows`` those of the largest prefill chunk."""
+
+    context: int
+    pool: int
+    kv_dtype: str
+    rows: int
+    weights: int
+    kv: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.kv + self.activations
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """A layout and a device, and the dtypes chosen for them."""
+
+    layout: Layout
+    device: Device
+    kv: str
+    fused: bool
+
+    def sizes(self, tokens: int, pool: int | None = None) -> Sizes:
+        c, pool = self.layout.config, pool or tokens
+        rows = bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
+        activations = arena_bytes(c, rows, tokens, self.fused) + tokens * c.head_dim * 4
+        return Sizes(tokens, pool, self.kv, rows, self.layout.nbytes, kv_bytes(c, pool, self.kv), activations)
+
+    def fits(self, tokens: int, pool: int | None = None) -> bool:
+        free = self.device.ledger.free_bytes()
+        layer = layer_bytes(self.layout.config, pool or tokens, self.kv)
+        bound = layer <= self.device.memory.largest_binding
+        return bound and (free is None or self.sizes(tokens, pool).total <= free)
+
+    def largest(self, wanted: int) -> int:
+        """The largest context up to ``wanted`` that fits, in whole pages."""
+        low, high = 0, wanted // PAGE
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.fits(middle * PAGE) else (low, middle - 1)
+        return low * PAGE
+
+    def with_pool(self, wanted: int) -> Sizes:
+        """A context, and as many more for other sequences as take little beside the weights."""
+        c, allowed = self.layout.config, max(_POOL_BYTES, self.layout.nbytes // 2)
+        pools = (n * wanted for n in _POOLS if kv_bytes(c, n * wanted, self.kv) <= allowed)
+        return self.sizes(wanted, next((p for p in pools if self.fits(wanted, p)), wanted))
+
+    def refusal(self, need: Sizes, would: int) -> OutOfMemoryError:
+        """The error for sizes that do not fit, with those that would."""
+        free = self.device.ledger.free_bytes()
+        have = "unknown" if free is None else f"{free / 1e6:,.1f} MB"
+        fit = [f"a context of {would} tokens fits"] if would else []
+        for dtype in ("float16", "int8", "int4") if not would else ():
+            smaller = self.layout.with_dtype(dtype).nbytes
+            if smaller < need.weights and smaller + need.kv + need.activations <= (free or 0):
+                fit.append(f"with --dtype {dtype} the weights take {smaller / 1e6:,.1f} MB")
+        return OutOfMemoryError(
+            f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have} are free.",
+            f"Weights {need.weights / 1e6:,.1f} MB, cache for {need.context} tokens {need.kv / 1e6:,.1f} MB, "
+            f"activations {need.activations / 1e6:,.1f} MB; "
+            f"a binding holds {self.device.memory.max_binding / 1e6:,.1f} MB.",
+            f"To make it fit: {', '.join(fit)}." if fit else "Use a smaller model, or an adapter with more memory.",
+        )
+
+
+def plan_sizes(
+    layout: Layout,
+    device: Device,
+    context: int | None,
+    kv_dtype: str,
+    most_context: int = DEFAULT_CONTEXT,
+    fused: bool = True,
+    at_once: int = 0,
+) -> Sizes:
+    """Choose context and cache dtype, and add up their bytes; ``at_once`` is the least number of tokens that the cache
+    is to hold, of all sequences together.
+
+    Raises:
+        UsageError: a context that the model does not have.
+        OutOfMemoryError: it does not fit; the message has the numbers, and choices that would fit.
+    """
+    narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
+    planner = _Planner(layout, device, KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32"), fused)
+    most = layout.config.max_position_embeddings
+    if context is not None and not 1 <= context <= most:
+        raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"The model has from 1 to {most}.")
+    wanted = min(most, most_context) if context is None else context
+    if at_once > wanted:
+        if not planner.fits(wanted, at_once):
+            raise planner.refusal(planner.sizes(wanted, at_once), 0)
+        return planner.sizes(wanted, at_once)
+    if planner.fits(wanted):
+        return planner.with_pool(wanted)
+    would = planner.largest(wanted)
+    if would and context is None:
+        log.warning("the context is %d tokens: %d do not fit the memory or the binding limit", would, wanted)
+        return planner.sizes(would)
+    raise planner.refusal(planner.sizes(wanted), would)
