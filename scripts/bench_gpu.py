@@ -23,12 +23,18 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from llamagpu import __version__, gpu
+from llamagpu import gpu
 from llamagpu.bench import Subject, measure, profile, yardsticks
 from llamagpu.gpu.timing import time_plans
-from llamagpu.kernels import add, matmul, matvec
+from llamagpu.kernels import add
+from llamagpu.kernels.matmul import matmul_nt
+from llamagpu.kernels.matvec import matvec
+from llamagpu.kernels.noise import noise
 from llamagpu.model import prepare_shape
-from llamagpu.model.tuner import Shape, make_weights, tune, tune_shapes
+from llamagpu.model.layout import Matrix
+from llamagpu.model.tuner import Shape, tune, tune_shapes
+from llamagpu.model.weights import empty_matrix
+from llamagpu.version import __version__
 
 FORMATS: dict[str, str | gpu.Affine] = {
     "f32": "f32",
@@ -91,12 +97,12 @@ class Bench:
         vectors = 64 if self.short else 512
         self.out |= {"matvec": [], "matmul": []}
         for name, format in FORMATS.items():
-            shapes = {size: Shape(*size, format, 1) for size in (*many, *few)}
-            device.tuning = tune_shapes(device, list(shapes.values()), lambda line: None)
+            matrices = {size: Matrix.bare(*size, format) for size in (*many, *few)}
+            tuning = tune_shapes(device, [Shape(m, 1) for m in matrices.values()])
             for size in few:
-                shape = shapes[size]
-                seconds = self.chain(device, shape, 1, matvec)
-                speed = shape.bytes / seconds
+                shape = matrices[size]
+                seconds = self.chain(device, shape, 1, matvec, tuning)
+                speed = shape.nbytes / seconds
                 row = {
                     "format": name,
                     "rows": shape.rows,
@@ -105,12 +111,12 @@ class Bench:
                     "bytes_per_s": speed,
                 }
                 row |= {"of_copy": speed / self.out["copy_bytes_per_s"]}
-                row |= {"cut": vars(device.tuning.lanes_for(shape.name, shape.columns, shape.rows))}
+                row |= {"cut": vars(tuning.lanes_for(shape.format_name, shape.columns, shape.rows))}
                 self.out["matvec"].append(row)
                 self.say(f"  matvec {name} {size}: {speed / 1e9:.0f} GB/s, {row['of_copy']:.0%} {row['cut']}")
             for size in many:
-                shape = shapes[size]
-                seconds = self.chain(device, shape, vectors, matmul)
+                shape = matrices[size]
+                seconds = self.chain(device, shape, vectors, matmul_nt, tuning)
                 rate = vectors * shape.rows * shape.columns / seconds
                 row = {
                     "format": name,
@@ -120,22 +126,22 @@ class Bench:
                     "seconds": seconds,
                 }
                 row |= {"multiply_adds_per_s": rate, "of_peak": rate / self.out["multiply_adds_per_s"]}
-                row |= {"tiles": device.tuning.tiles}
+                row |= {"tiles": tuning.tiles}
                 self.out["matmul"].append(row)
-                self.say(
-                    f"  matmul {name} {size}: {rate / 1e12:.2f} T/s, {row['of_peak']:.0%}, tiles {device.tuning.tiles}"
-                )
+                self.say(f"  matmul {name} {size}: {rate / 1e12:.2f} T/s, {row['of_peak']:.0%}, tiles {tuning.tiles}")
 
-    def chain(self, device: gpu.Device, shape: Shape, rows: int, product: Callable[..., Any]) -> float:
+    def chain(
+        self, device: gpu.Device, shape: Matrix, rows: int, product: Callable[..., Any], tuning: gpu.Tuning
+    ) -> float:
         """Seconds of one product out of a chain of at least ten."""
-        copies = 1 if self.short else int(max(1, min(32, -(-ROTATE_BYTES // shape.bytes))))
+        copies = 1 if self.short else int(max(1, min(32, -(-ROTATE_BYTES // shape.nbytes))))
         with device.ledger.tracking() as made:
-            weights = [make_weights(device, shape, device.tuning.order == "woven") for _ in range(copies)]
+            weights = [noise(empty_matrix(device, shape, tuning.order == "woven")) for _ in range(copies)]
             x = device.tensor(np.random.default_rng(0).standard_normal((rows, shape.columns)).astype(np.float32))
             y = device.empty((rows, shape.rows))
-        turns = -(-10 // copies)
-        plan = device.record(lambda: [product(x, w, None, y) for _ in range(turns) for w in weights])
-        seconds = time_plans(device, {"": plan}, 5)[""] / (turns * copies)
+        rounds = -(-10 // copies)
+        plan = device.record(lambda: [product(x, w, None, y) for _ in range(rounds) for w in weights], tuning)
+        seconds = time_plans(device, {"": plan}, 5)[""] / (rounds * copies)
         plan.free()
         for buffer in made:
             device.free(buffer)
@@ -145,12 +151,15 @@ class Bench:
         """A model's decode and prefill, tuned for it."""
         device = gpu.open(self.asked)
         start = time.perf_counter()
-        tune(device, prepare_shape(shape, DTYPES[dtype]).layout)
+        tuning = tune(device, prepare_shape(shape, DTYPES[dtype]).layout)
         row: dict[str, Any] = {"shape": shape, "dtype": dtype, "tune_s": time.perf_counter() - start}
         context = 1024 if self.short else 4096 + 512
         sizes = {"context": context, "at_once": 32 * (context - 256)}
-        with measure.open_subject(None, shape, device=device, dtype=DTYPES[dtype], **sizes) as subject:
-            row |= {"tuning": str(device.tuning), "weight_bytes": subject.weight_bytes}
+        with (
+            device.using(tuning),
+            measure.open_subject(None, shape, device=device, dtype=DTYPES[dtype], **sizes) as subject,
+        ):
+            row |= {"tuning": str(tuning), "weight_bytes": subject.weight_bytes}
             self.say(f"  tuned in {row['tune_s']:.1f} s")
             tokens, repeat = (8, 1) if self.short else (128, 2)
             depths = (128,) if self.short else (128, 4096)

@@ -4,7 +4,7 @@
 Development only; needs the ``oracle`` extra:
 
     python scripts/make_goldens.py          # logits by transformers
-    python scripts/make_goldens.py --mlx    # hashes of quantised weights by mlx (pip install "mlx[cpu]")
+    python scripts/make_goldens.py --mlx    # hashes of quantized weights by mlx (pip install "mlx[cpu]")
 
 Weights come from numpy seeds (tests/random_models.py), so only logits are kept: the last positions of four prompts.
 They are scaled until the largest logit passes 5, so that errors have something to show on.

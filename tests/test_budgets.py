@@ -116,14 +116,9 @@ def test_raw_calls_and_objects_are_one(story: LLM, objects: Callable[[], None]) 
 def test_checked_and_trusted_are_one(device: gpu.Device) -> None:
     """Shaders with and without bounds checks write the same text; and so does the plain form of the forward pass."""
     texts = []
-    before = device.tuning
-    try:
-        for trusted, fused in ((True, True), (False, True), (True, False)):
-            device.tuning = replace(before, trusted=trusted)
-            with LLM(device=device, fused=fused) as llm:
-                texts.append([r.token_ids for r in llm.generate([PROMPT, "The cat"], max_tokens=60)])
-    finally:
-        device.tuning = before
+    for trusted, fused in ((True, True), (False, True), (True, False)):
+        with device.using(replace(device.tuning, trusted=trusted)), LLM(device=device, fused=fused) as llm:
+            texts.append([r.token_ids for r in llm.generate([PROMPT, "The cat"], max_tokens=60)])
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -133,9 +128,9 @@ def test_a_row_that_ended_writes_nothing_more(story: LLM) -> None:
     ended = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8]], ignore_eos=True)
     assert ended.token_ids == ids[:9]
     assert ended.finish_reason == "stop"
-    rows = story._model.forward.arena.step_rows.numpy()
-    assert rows[0, 2] == story._model.cache.dump
-    many = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8], *range(3000, 3030)], ignore_eos=True)
+    model = story._session.model
+    assert model.forward.state.rows.numpy()[0, 2] == model.cache.dump
+    many = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8], *range(2010, 2040)], ignore_eos=True)
     assert many.token_ids == ids[:9]  # more stop ids than the device is told of
 
 
@@ -228,7 +223,7 @@ def test_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_profile_in_passes_of_their_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without timestamps inside passes every dispatch has a pass; without timestamps there is an error."""
-    wanted = "llamagpu.gpu.device._WANTED_FEATURES"
+    wanted = "llamagpu.gpu.adapter.WANTED_FEATURES"
     monkeypatch.setattr(wanted, ("timestamp-query",))
     assert run(["profile", "-r", "1", "-d", "5", "--context", "64"]) == 0
     assert "a pass per dispatch" in capsys.readouterr().err

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from llamagpu.gpu.profile import Span, Timeline
 
 from llamagpu.bench import Yardsticks, plots
 from llamagpu.bench.profile import Line, Profile
 from llamagpu.cli.main import run
 from llamagpu.errors import UsageError
+from llamagpu.gpu import Program
+from llamagpu.gpu.timeline import Span, Timeline
 
 pytest.importorskip("matplotlib")
 
@@ -74,7 +75,7 @@ def test_names_beside_points_do_not_overlap(tmp_path: Path, monkeypatch: pytest.
 
     speeds = [1.0, 1.01, 1.02, 3.0, 3.05, 9.0]
     lines = [Line(f"kernel {i}", 1, 1e-3 / s, 0.1, 1e6 * (1 + i % 2), 1e6) for i, s in enumerate(speeds)]
-    gpu = [(Span("k", 0.2, 0.8), SimpleNamespace(label="k", work=1))]
+    gpu = [(Span("k", 0.2, 0.8), SimpleNamespace(program=Program("k"), work=1))]
     timeline = Timeline(True, gpu, [Span("wait", 0.0, 1.0)], 1e-6)
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))

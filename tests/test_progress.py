@@ -104,7 +104,7 @@ def test_a_hub_that_does_not_answer_is_named(
         raise EOFError("the connection broke")  # as httpx has it, no OSError
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    monkeypatch.setattr("llamagpu.model.elsewhere._SILENCE_S", 0.05)
+    monkeypatch.setattr("llamagpu.model.find._SILENT_SECONDS", 0.05)
     assert run(["generate", "-m", "owner/name", "x"]) == 3
     err = capsys.readouterr().err
     assert err.index("the hub is being asked for owner/name") < err.index("error: The model owner/name could not")

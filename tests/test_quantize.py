@@ -1,4 +1,4 @@
-"""Affine quantisation: MLX's bytes, quantised models against their dequantised weights, the quantize command."""
+"""Affine quantization: MLX's bytes, quantized models against their dequantized weights, the quantize command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_quantize_gives_the_bytes_of_mlx(case: dict) -> None:
 
 
 @pytest.mark.parametrize("format", ["int8-g64-f16", "int4-g32-f32", "int4-g32-f16-z8", "int8-g32-f16-z128"])
-def test_quantisation_error_is_half_a_step(format: str) -> None:
+def test_quantization_error_is_half_a_step(format: str) -> None:
     affine = Affine.parse(format)
     rng = np.random.default_rng(0)
     w = rng.standard_normal((50, 256)).astype(np.float32)
@@ -59,10 +59,10 @@ def test_affine_formats_are_checked() -> None:
     "torch_dtype", ["float16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "bfloat16"))]
 )
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (4, 128)])
-def test_a_quantised_checkpoint_is_its_dequantised_weights(
+def test_a_quantized_checkpoint_is_its_dequantized_weights(
     tmp_path: Path, device: gpu.Device, bits: int, group: int, torch_dtype: str
 ) -> None:
-    """Written in MLX's layout, loaded as it is: the logits are those of the dequantised weights in float32."""
+    """Written in MLX's layout, loaded as it is: the logits are those of the dequantized weights in float32."""
     c = EVEN | {"torch_dtype": torch_dtype, "attention_bias": True}
     random_models.write_model(tmp_path / "a", c, random_models.tensors(c, 5))
     prepared = prepare(tmp_path / "a")
@@ -70,8 +70,8 @@ def test_a_quantised_checkpoint_is_its_dequantised_weights(
     assert not written.unquantized
     assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]["bits"] == bits
     assert (tmp_path / "q" / "tokenizer.json").exists()
-    quantised = prepare(tmp_path / "q")
-    assert {str(m.format) for m in quantised.layout.matrices.values()} == {
+    quantized = prepare(tmp_path / "q")
+    assert {str(m.format) for m in quantized.layout.matrices.values()} == {
         f"int{bits}-g{group}-{ {'float32': 'f32', 'float16': 'f16', 'bfloat16': 'bf16'}[torch_dtype] }"
     }
     ids = random_models.prompt(c, 40, 1)
@@ -85,7 +85,7 @@ def test_a_quantised_checkpoint_is_its_dequantised_weights(
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_quantising_while_loading(story: LLM, device: gpu.Device, dtype: str) -> None:
+def test_quantizing_while_loading(story: LLM, device: gpu.Device, dtype: str) -> None:
     ids = story.tokenize("Once upon a time there was a little girl who had a big red ball.")
     exact = story.logits(ids)
     with LLM(device=device, dtype=dtype) as llm:
@@ -114,7 +114,7 @@ def test_what_groups_do_not_divide_stays_and_is_listed(
         assert llm.logits([1, 2, 3]).shape == (3, 105)
 
 
-def test_broken_quantised_checkpoints(tmp_path: Path, device: gpu.Device) -> None:
+def test_broken_quantized_checkpoints(tmp_path: Path, device: gpu.Device) -> None:
     random_models.write_model(tmp_path / "a", EVEN, random_models.tensors(EVEN, 5))
     quantize_checkpoint(prepare(tmp_path / "a"), tmp_path / "q", 4, 64)
     path = tmp_path / "q" / "model.safetensors"
@@ -186,7 +186,7 @@ def test_groups_that_divide_little_are_refused(tmp_path: Path, capsys: pytest.Ca
     command.append(str(tmp_path / "out"))
     assert run(command) == 2
     err = capsys.readouterr().err
-    assert "Groups of 64 would quantise 0% of the weights" in err
+    assert "Groups of 64 would quantize 0% of the weights" in err
     assert "32: 100%" in err
     assert not (tmp_path / "out").exists()
     assert run([*command, "--group-size", "32"]) == 0

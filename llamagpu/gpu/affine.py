@@ -1,4 +1,4 @@
-"""Quantised rows: w = scale · q + bias, in groups along a row, as packed u32 and a buffer of scales and biases."""
+"""Quantized rows: w = scale · q + bias, in groups along a row, as packed u32 and a buffer of scales and biases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALES = {"f16": 2, "bf16": 2, "f32": 4}
 
 @dataclass(frozen=True)
 class Affine:
-    """The format of a quantised tensor.
+    """The format of a quantized tensor.
 
     Attributes:
         bits: 4 or 8; q is unsigned, packed into u32 lowest first (MLX's layout).

@@ -136,7 +136,7 @@ class Device(Unique):
     def empty_affine(
         self, rows: int, columns: int, affine: Affine, *, purpose: str = "weights", tail: int = 0, woven: bool = False
     ) -> Tensor:
-        """A zeroed quantised tensor [rows, columns]; the group size must divide the columns."""
+        """A zeroed quantized tensor [rows, columns]; the group size must divide the columns."""
         if columns % affine.group:
             raise KernelError(f"Groups of {affine.group} do not divide {columns} columns.")
         data, meta = affine.data_bytes(columns), affine.meta_bytes(columns)

@@ -74,7 +74,7 @@ class Tensor:
 
     Kernel calls and writes are queued; ``numpy`` waits for them.
 
-    Most tensors have one part. Weights larger than a binding of the device have more. A quantised tensor has the dtype
+    Most tensors have one part. Weights larger than a binding of the device have more. A quantized tensor has the dtype
     ``affine``, and ``meta`` holds the scales and biases of each part. Woven weights store their rows in another order,
     see ``woven_order``.
     """
@@ -154,17 +154,17 @@ class Tensor:
             KernelError: the tensor has several; only weights of products and look-ups may.
         """
         if len(self.parts) != 1 or self.affine is not None:
-            raise KernelError(f"{self!r} cannot be used here.", "The kernel takes a tensor in one unquantised part.")
+            raise KernelError(f"{self!r} cannot be used here.", "The kernel takes a tensor in one unquantized part.")
         return self.parts[0]
 
     def numpy(self) -> Array:
         """The values on the host, after all queued work; bf16 becomes float32.
 
         Raises:
-            KernelError: the tensor is quantised; ``kernels.dequantize`` widens it.
+            KernelError: the tensor is quantized; ``kernels.dequantize`` widens it.
         """
         if self.affine is not None:
-            raise KernelError(f"{self!r} is quantised.", "", "Use kernels.dequantize(tensor).numpy().")
+            raise KernelError(f"{self!r} is quantized.", "", "Use kernels.dequantize(tensor).numpy().")
         memory = self.device.memory
         whole = [memory.read(p)[: p.size - p.tail] for p in self.parts]
         if not self.woven:

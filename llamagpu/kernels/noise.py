@@ -15,7 +15,7 @@ _KINDS = {"u32": 0, "affine": 0, "f32": 1, "f16": 2, "bf16": 3}
 def noise(tensor: Tensor, seed: int = 0, amplitude: float = 0.03) -> Tensor:
     """Fill a tensor, padding included: floats are uniform from -amplitude to amplitude, packed values any bits.
 
-    Of a quantised tensor the scales and biases are left as they are.
+    Of a quantized tensor the scales and biases are left as they are.
     """
     owner("noise", tensor=tensor)
     for number, part in enumerate(tensor.parts):

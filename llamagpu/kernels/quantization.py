@@ -11,10 +11,10 @@ from llamagpu.errors import KernelError
 from llamagpu.gpu import Affine, Tensor, narrow_bf16, widen_bf16
 from llamagpu.kernels.arguments import owner
 
-Quantised = tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any]]
+Quantized = tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any]]
 
 
-def quantize_rows(w: npt.NDArray[Any], affine: Affine) -> Quantised:
+def quantize_rows(w: npt.NDArray[Any], affine: Affine) -> Quantized:
     """Round rows to affine groups, in float32, as MLX does (``mlx.core.quantize``): the end of the group with the
     larger magnitude is represented exactly.
 
@@ -66,7 +66,7 @@ def unpack(packed: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint32]:
     return ((packed[..., None] >> shifts) & np.uint32((1 << bits) - 1)).reshape(len(packed), -1)
 
 
-def dequantize_rows(stored: Quantised, affine: Affine) -> npt.NDArray[np.float64]:
+def dequantize_rows(stored: Quantized, affine: Affine) -> npt.NDArray[np.float64]:
     """The exact values scale · q + bias, float64 [rows, columns]."""
     packed, scales, biases = stored
     if affine.scales == "bf16":
@@ -78,7 +78,7 @@ def dequantize_rows(stored: Quantised, affine: Affine) -> npt.NDArray[np.float64
     return out
 
 
-def upload(tensor: Tensor, first: int, stored: Quantised) -> None:
+def upload(tensor: Tensor, first: int, stored: Quantized) -> None:
     """Write quantized rows from row ``first`` (a multiple of ``UPLOAD_ROWS``) on."""
     affine = tensor.affine
     assert affine is not None

@@ -36,6 +36,11 @@ class Matrix:
     columns: int
     format: Format
 
+    @classmethod
+    def bare(cls, rows: int, columns: int, format: Format) -> Matrix:
+        """A matrix of any size, whose tensor nobody reads."""
+        return cls((Piece("", np.arange(rows), Stored((rows, columns), format)),), columns, format)
+
     @property
     def rows(self) -> int:
         """Rows of all pieces."""

@@ -75,7 +75,12 @@ def tune(device: Device, layout: Layout, progress: Progress | None = None) -> Tu
     Raises:
         KernelError: no variant runs.
     """
-    return _Tuner(device, shapes_of(layout), progress or (lambda line: None)).run()
+    return tune_shapes(device, shapes_of(layout), progress)
+
+
+def tune_shapes(device: Device, shapes: Sequence[Shape], progress: Progress | None = None) -> Tuning:
+    """As ``tune``, for any matrices; the last one stands for the head."""
+    return _Tuner(device, shapes, progress or (lambda line: None)).run()
 
 
 def passes(device: Device, tuning: Tuning, kernels: Iterable[str]) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from runner import options, serve
 
-from llamagpu import __version__, gpu
+from llamagpu import gpu
 from llamagpu.bench import measure
+from llamagpu.version import __version__
 
 DTYPES = {"f32": "float32", "f16": "float16", "8-bit": "int8", "4-bit": "int4"}
 

@@ -5,7 +5,7 @@ struct Params {
     first: u32,       // row of the whole of W that the part begins with
     k4: u32,          // groups of four along k
     stride: u32,      // loads of 16 bytes from a row of W to the next
-    groups: u32,      // quantisation groups in a row of W
+    groups: u32,      // quantization groups in a row of W
     x_stride4: u32,   // groups of four from a row of x to the next
     out_stride: u32,
     sums: u32,        // norm/rms: where in a row of x the partial sums begin, in groups of four

@@ -1,7 +1,7 @@
 //! needs meta
 //! const GROUP
-// How the product of a quantisation group joins the row's sum: w = scale · q + bias, so Σ w·x = scale · Σ q·x + bias · Σ x.
-const FOLD4 = GROUP / 4u;   // groups of four in a quantisation group
+// How the product of a quantization group joins the row's sum: w = scale · q + bias, so Σ w·x = scale · Σ q·x + bias · Σ x.
+const FOLD4 = GROUP / 4u;   // groups of four in a quantization group
 
 fn fold_join(sum: f32, part: f32, x_sum: f32, group: u32) -> f32 {
     let m = meta_load(group);

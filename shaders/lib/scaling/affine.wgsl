@@ -2,7 +2,7 @@
 //! const GROUP
 // How what a piece of four rows adds joins their sums, where w = scale · q + bias and the piece gave p = 1 + q / UNIT:
 // Σ w·x = UNIT · scale · Σ p·x + (bias - UNIT · scale) · Σ x.
-const SCALING_GROUP4 = GROUP / 4u;    // groups of four in a quantisation group
+const SCALING_GROUP4 = GROUP / 4u;    // groups of four in a quantization group
 
 fn scaling_load(at: u32) -> vec2<f32> {
     let m = meta_load(at);
