@@ -149,7 +149,11 @@ class Bench:
 
     def model(self, shape: str, dtype: str) -> None:
         """A model's decode and prefill, tuned for it."""
-        device = gpu.open(self.asked)
+        with gpu.open(self.asked) as device:
+            self.model_on(device, shape, dtype)
+
+    def model_on(self, device: gpu.Device, shape: str, dtype: str) -> None:
+        """The same, on an open device."""
         start = time.perf_counter()
         tuning = tune(device, prepare_shape(shape, DTYPES[dtype]).layout)
         row: dict[str, Any] = {"shape": shape, "dtype": dtype, "tune_s": time.perf_counter() - start}

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Make tests/goldens.*: logits of random Llamas by transformers, float32 on the CPU.
+"""Make tests/goldens.*: logits of random models by transformers, float32 on the CPU.
 
 Development only; needs the ``oracle`` extra:
 
-    python scripts/make_goldens.py          # logits by transformers
+    python scripts/make_goldens.py          # logits by transformers, and the config keys that it reads
+    python scripts/make_goldens.py qwen2    # only those of the models named; the others stay
     python scripts/make_goldens.py --mlx    # hashes of quantized weights by mlx (pip install "mlx[cpu]")
 
 Weights come from numpy seeds (tests/random_models.py), so only logits are kept: the last positions of four prompts.
@@ -21,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS.parent))
 import random_models  # noqa: E402
 
 
@@ -55,16 +57,35 @@ def mlx_goldens() -> None:
     (TESTS / "goldens_mlx.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
+def reference_keys() -> None:
+    """The keys that transformers' config classes read, with their defaults, for every architecture that has a row."""
+    from llamagpu.model.architectures import ARCHITECTURES
+
+    found = {}
+    for name in ARCHITECTURES:
+        config = transformers.CONFIG_MAPPING[name]()
+        declared = {key for base in type(config).__mro__ for key in getattr(base, "__annotations__", {})}
+        found[name] = {k: v for k, v in sorted(config.to_dict().items()) if k in declared}
+    about = {"made_with": f"transformers {transformers.__version__}", "architectures": found}
+    (TESTS / "reference_keys.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
 def main() -> None:
     if "--mlx" in sys.argv:
         mlx_goldens()
         return
+    reference_keys()
+    wanted = sys.argv[1:] or list(random_models.CONFIGS)
     kept: dict[str, np.ndarray] = {}
     about: dict[str, object] = {
         "made_with": f"transformers {transformers.__version__}, torch {torch.__version__}, float32, CPU",
         "models": {},
     }
+    if sys.argv[1:]:
+        kept, about = load_file(TESTS / "goldens.safetensors"), json.loads((TESTS / "goldens.json").read_text())
     for seed, (name, config) in enumerate(random_models.CONFIGS.items(), 1):
+        if name not in wanted:
+            continue
         gain, largest = 1.0, 0.0
         with tempfile.TemporaryDirectory() as folder:
             while largest < 5:

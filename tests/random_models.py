@@ -1,4 +1,4 @@
-"""Random Llama checkpoints, the same from the same seed on every machine: for goldens and for tests."""
+"""Random checkpoints, the same from the same seed on every machine, for goldens and tests."""
 
 from __future__ import annotations
 
@@ -70,11 +70,29 @@ CONFIGS = {
 }
 
 
+def without(c: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A config without some keys."""
+    return {k: v for k, v in c.items() if k not in keys}
+
+
+MISTRAL = without(config(architectures=["MistralForCausalLM"], model_type="mistral"), "attention_bias", "mlp_bias")
+QWEN2 = without(
+    config(architectures=["Qwen2ForCausalLM"], model_type="qwen2"), "attention_bias", "mlp_bias", "rope_scaling"
+)
+CONFIGS |= {
+    "mistral": MISTRAL | {"sliding_window": None, "rope_theta": 1000000.0},
+    "qwen2": QWEN2 | {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 128, "max_window_layers": 1},
+    "qwen2-tied": QWEN2 | {"num_attention_heads": 8, "num_key_value_heads": 1, "tie_word_embeddings": True},
+}
+
+
 def tensors(c: dict[str, Any], seed: int, gain: float = 1.0) -> dict[str, np.ndarray]:
     """float32 weights under their checkpoint names. Matrices have variance gain² / columns, norms are random."""
     rng = np.random.default_rng(seed)
     h, d, mlp = c["hidden_size"], c["head_dim"], c["intermediate_size"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
+    qkv_bias = c.get("attention_bias", c["model_type"] == "qwen2")
+    o_bias, mlp_bias = c.get("attention_bias", False), c.get("mlp_bias", False)
     out: dict[str, np.ndarray] = {}
 
     def matrix(name: str, rows: int, columns: int, bias: bool = False) -> None:
@@ -91,9 +109,9 @@ def tensors(c: dict[str, Any], seed: int, gain: float = 1.0) -> dict[str, np.nda
         norm(f"{p}.input_layernorm")
         norm(f"{p}.post_attention_layernorm")
         for name, rows, columns in (("q", q, h), ("k", kv, h), ("v", kv, h), ("o", h, q)):
-            matrix(f"{p}.self_attn.{name}_proj", rows, columns, c["attention_bias"])
+            matrix(f"{p}.self_attn.{name}_proj", rows, columns, o_bias if name == "o" else qkv_bias)
         for name, rows, columns in (("gate", mlp, h), ("up", mlp, h), ("down", h, mlp)):
-            matrix(f"{p}.mlp.{name}_proj", rows, columns, c["mlp_bias"])
+            matrix(f"{p}.mlp.{name}_proj", rows, columns, mlp_bias)
     norm("model.norm")
     if not c["tie_word_embeddings"]:
         matrix("lm_head", c["vocab_size"], h)

@@ -1,4 +1,4 @@
-"""Random Llamas against logits that transformers computed (scripts/make_goldens.py)."""
+"""Random models against logits that transformers computed (scripts/make_goldens.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import random_models
 from safetensors.numpy import load_file
 
 from llamagpu import LLM, gpu
+from llamagpu.model import parse_config
+from llamagpu.model.architectures import ARCHITECTURES, REQUIRED, WITHOUT_EFFECT
 
 HERE = Path(__file__).parent
 GOLDENS = load_file(HERE / "goldens.safetensors")
@@ -33,7 +35,7 @@ def error(
     weights = random_models.tensors(golden, about["seed"], about["gain"])
     for key, suffix in (("attention_bias", "_proj.bias"), ("mlp_bias", "_proj.bias")):
         part = "self_attn" if key == "attention_bias" else "mlp"
-        if golden[key] and not config[key]:
+        if golden.get(key) and not config.get(key):
             weights = {k: v for k, v in weights.items() if not (part in k and k.endswith(suffix))}
     random_models.write_model(folder, config, weights)
     worst = 0.0
@@ -46,7 +48,7 @@ def error(
 
 
 @pytest.mark.parametrize(
-    "name", some(random_models.CONFIGS, "mqa", "gqa", "head80", "all-biases", "llama3", "deep-bf16")
+    "name", some(random_models.CONFIGS, "mqa", "gqa", "head80", "all-biases", "llama3", "deep-bf16", "qwen2", "mistral")
 )
 def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path) -> None:
     assert ABOUT[name]["max_logit"] >= 5
@@ -106,12 +108,43 @@ def scaled(**changes: Any) -> dict[str, Any]:
         ("mha-tied", {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}),
         ("gqa", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}),
         ("deep-bf16", {"rms_norm_eps": 1e-3}),
+        ("mistral", {"rope_theta": 1050000.0}),
+        ("qwen2", {"rms_norm_eps": 3e-5}),
+        ("qwen2", {"rope_theta": 10500.0}),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else v,
 )
 def test_the_bar_sees_every_field(name: str, changes: dict[str, Any], device: gpu.Device, tmp_path: Path) -> None:
     """Each config field changed alone misses the bar, so a field that is not read would be found."""
     assert error(name, random_models.CONFIGS[name] | changes, device, tmp_path, lengths=(600,)) > 2 * BAR
+
+
+REFERENCE = json.loads((HERE / "reference_keys.json").read_text())["architectures"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_key_of_the_reference_is_accounted_for(name: str) -> None:
+    """It is read, or tested for neutral values, or changes no result; and defaults are the reference's."""
+    row, keys = ARCHITECTURES[name], REFERENCE[name]
+    known = {*REQUIRED, *row.defaults, *row.neutral, *WITHOUT_EFFECT}
+    assert not keys.keys() - known
+    for key in ("rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "hidden_act", "sliding_window"):
+        if key in row.defaults:
+            assert row.defaults[key] == keys[key], key
+    for key in ("attention_bias", "mlp_bias", "num_key_value_heads"):
+        if row.defaults.get(key) is not None:
+            assert row.defaults[key] == keys[key], key
+
+
+def test_unknown_keys_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """transformers does not read them either."""
+    parse_config(random_models.config(is_llama_config=True, final_logit_softcapping=30.0))
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "final_logit_softcapping, is_llama_config" in line
+    caplog.clear()
+    for config in random_models.CONFIGS.values():
+        parse_config(config)
+    assert not caplog.records
 
 
 def test_goldens_are_small() -> None:
