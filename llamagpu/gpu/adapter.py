@@ -71,6 +71,7 @@ class Adapter:
 
 def list_adapters() -> list[Adapter]:
     """Every adapter of the machine, in the driver's order."""
+    native.check_process()
     with native.errors("listing the adapters"):
         handles = native.wgpu.gpu.enumerate_adapters_sync()
     out = []

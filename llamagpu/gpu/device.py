@@ -286,5 +286,8 @@ def open_device(device: str | Device = "auto", *, baseline: bool = False, memory
 
 @atexit.register
 def _close_all() -> None:
+    """Close what is still open. Only daemon threads still run now, and they are about to end: telling those that wait
+    for tokens would only make them print errors."""
     for device in list(_open_devices):
+        device.thread.stop_steps()
         device.close()

@@ -121,12 +121,13 @@ class Gate:
 
     def _read_raw(self, slot: Slot, size: int) -> bytes:
         ffi, libf = native.ffi, native.libf
-        slot.answer.clear()
+        answer = slot.answer  # the callback keeps the list alone: with the slot it would be a cycle around the device
+        answer.clear()
         if slot.callback is None:
 
             @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
             def done(status: int, message: Any, one: Any, two: Any) -> None:
-                slot.answer.append(status)
+                answer.append(status)
 
             slot.callback = ffi.new("WGPUBufferMapCallbackInfo *")
             slot.callback.mode, slot.callback.callback = native.lib.WGPUCallbackMode_AllowProcessEvents, done
@@ -134,10 +135,10 @@ class Gate:
         buffer = slot.buffer.handle._internal
         with native.errors("reading results"):
             libf.wgpuBufferMapAsync(buffer, native.lib.WGPUMapMode_Read, 0, size, slot.callback[0])
-            self._poll_until(slot.answer)
-            if slot.answer[0] != native.lib.WGPUMapAsyncStatus_Success:
+            self._poll_until(answer)
+            if answer[0] != native.lib.WGPUMapAsyncStatus_Success:
                 self.check()
-                raise native.lost(f"mapping a result failed with status {slot.answer[0]}")
+                raise native.lost(f"mapping a result failed with status {answer[0]}")
             slot.mapped = True
             data = bytes(ffi.buffer(libf.wgpuBufferGetMappedRange(buffer, 0, size), size))
             libf.wgpuBufferUnmap(buffer)

@@ -167,4 +167,4 @@ class Memory:
         for buffer in self.ledger.live():
             self.free(buffer)
         self._slots.clear()
-        self.handle.destroy()
+        native.destroy_device(self.handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -142,6 +143,49 @@ def trusted_module(device: Any, code: str, label: str) -> Any:
     descriptor.label.data, descriptor.label.length = c_name, len(name)
     handle = getattr(libf, _TRUSTED_NAME)(device._internal, descriptor, 0)
     return wgpu.backends.wgpu_native.GPUShaderModule(label, handle, device)
+
+
+def destroy_device(device: Any) -> None:
+    """Destroy a device. wgpu-py's objects of a device and its queue refer to the device, and would keep its memory
+    until a cyclic collection."""
+    queue = device.queue
+    device.destroy()
+    for owned in (queue, device):
+        if getattr(owned, "_device", None) is device:
+            owned._device = None
+
+
+_used = False  # whether adapters were listed in this process, or before a fork in its parent
+_forked = False  # whether the process is a child of one that had
+
+
+def check_process() -> None:
+    """Raises DeviceLostError in a forked child whose parent used the GPU before."""
+    global _used
+    _used = True
+    if _forked:
+        raise DeviceLostError(
+            "A GPU cannot be used after fork.",
+            "The parent process had used it; its threads and driver did not come along.",
+            'Start the child with multiprocessing\'s "spawn" method, and open the model there.',
+        )
+
+
+def _after_fork() -> None:
+    """In a forked child, leave native objects alone, and end without the exit handlers of native libraries. The drivers'
+    threads stayed in the parent, and both would wait for them or crash. Python's own exit handlers run all the same."""
+    global _forked
+    _forked = _used
+    for kind in vars(wgpu.backends.wgpu_native).values():
+        if isinstance(kind, type) and hasattr(kind, "_release"):
+            kind._release = lambda self: None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc: _exit gets the status as its first argument
+        libc.on_exit(libc._exit, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def object_counts() -> dict[str, int]:

@@ -11,6 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from llamagpu.errors import DeviceLostError
+from llamagpu.gpu import native
 
 T = TypeVar("T")
 
@@ -52,12 +53,7 @@ class DeviceThread:
         Raises:
             DeviceLostError: the thread is closed, or stayed behind in the parent process of a fork.
         """
-        if os.getpid() != self._process:
-            raise DeviceLostError(
-                "A GPU device cannot be used after fork.",
-                f"Process {self._process} opened it; its threads and driver did not come along.",
-                'Open it in the child, or start the child with multiprocessing\'s "spawn" method.',
-            )
+        native.check_process()
         if self._closed:
             raise DeviceLostError("The device is closed.", "", "Open it again, or keep it open while results are read.")
         future: Future[T] = Future()
@@ -70,7 +66,12 @@ class DeviceThread:
 
     def remove(self, step: Callable[[], bool]) -> None:
         """Stop calling ``step``; on the thread itself."""
-        self._steps.remove(step)
+        if step in self._steps:
+            self._steps.remove(step)
+
+    def stop_steps(self) -> None:
+        """Call no background step any more."""
+        self._steps.clear()
 
     def close(self) -> None:
         """Finish what is queued, then end. Safe to call twice."""

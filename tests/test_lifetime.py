@@ -1,0 +1,103 @@
+"""Life cycles: what closing frees, copies and forks, errors that travel, threads at the end of the interpreter."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from llamagpu import LLM, errors
+from llamagpu.engine.request import NotFinite
+
+START = "import gc, os, sys, threading, time\nfrom llamagpu import LLM\n"
+
+
+def script(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run([sys.executable, "-c", START + code], capture_output=True, text=True, timeout=120)
+
+
+CYCLES = """
+from llamagpu.gpu import native
+gc.disable()
+for _ in range(3):
+    with LLM() as llm:
+        llm.generate("Once upon a time", max_tokens=3)
+    del llm
+print(sum(native.object_counts().values()))
+"""
+
+
+def test_closed_models_leave_nothing_to_a_cyclic_collection() -> None:
+    """Every native object, the device's too, is gone as soon as the model is."""
+    done = script(CYCLES)
+    assert done.stdout.split() == ["0"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [copy.copy, copy.deepcopy, pickle.dumps, lambda llm: copy.copy(llm.device), lambda llm: pickle.dumps(llm.device)],
+)
+def test_copies_are_refused(story: LLM, attempt: Callable[[LLM], object]) -> None:
+    with pytest.raises(errors.UsageError, match="cannot be copied or pickled"):
+        attempt(story)
+    assert story.generate("a", max_tokens=1).completion_tokens == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFinite.after(3),
+        errors.ModelNotFoundError("what", "why", "hint"),
+        *(kind("what", "why") for kind in vars(errors).values() if isinstance(kind, type) and "Error" in kind.__name__),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_errors_survive_pickling(error: errors.LlamaGPUError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.what, again.why, again.hint) == (str(error), error.what, error.why, error.hint)
+
+
+FORK = """
+llm = LLM()
+pid = os.fork()
+if not pid:
+    for attempt in (lambda: llm.generate("x"), LLM):
+        try:
+            attempt()
+        except Exception as e:
+            print(type(e).__name__, e, flush=True)
+    sys.exit(7)
+print(os.waitpid(pid, 0)[1] >> 8, llm.generate("Once upon a time", max_tokens=2).completion_tokens)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_is_told_and_ends() -> None:
+    done = script(FORK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("DeviceLostError A GPU cannot be used after fork.")
+    assert done.stdout.count('"spawn"') == 2
+    assert done.stdout.splitlines()[-1] == "7 2"
+
+
+DAEMON = """
+llm = LLM()
+def work():
+    while True:
+        llm.generate("Once upon a time", max_tokens=300, ignore_eos=True)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.7)
+"""
+
+
+def test_a_daemon_thread_at_the_end_of_the_interpreter() -> None:
+    done = script(DAEMON)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
