@@ -25,10 +25,12 @@ from llamagpu.cli.main import run
 from llamagpu.engine.perplexity import perplexity
 from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.model import bundled_models
+from llamagpu.model import bundled_models, parse_config
+from llamagpu.model.cache import PagedCache
 from llamagpu.model.sources import HuggingFace
 from llamagpu.text import ChatTemplate, special_tokens
 
+LLAMA = parse_config(random_models.config())
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi <b>"},
@@ -178,6 +180,46 @@ def test_bad_conversations(story: LLM, tmp_path: Path, device: gpu.Device) -> No
     random_models.write_model(tmp_path, c, random_models.tensors(c, 1))
     with LLM(tmp_path, device=device) as llm, pytest.raises(UsageError, match="no chat template"):
         llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_huge_conversation_is_refused_before_it_is_tokenized(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story, "_tokenizer", SimpleNamespace(longest=story._tokenizer.longest))
+    for content in ("word " * 1_000_000, "Once"):
+        template = SimpleNamespace(render=lambda messages: "word " * 1_000_000)
+        monkeypatch.setitem(story.__dict__, "chat_template", template)
+        with pytest.raises(ContextFullError, match="conversation has 5,000,000 characters"):
+            story.chat([{"role": "user", "content": content}])
+
+
+def test_pages_are_shared_by_prefix(device: gpu.Device) -> None:
+    """Any number of conversations stay known until their pages are needed, the least recently used first."""
+    cache = PagedCache(device, LLAMA, context=160, pool=160, dtype="f32")
+    first, second = list(range(40)), list(range(32)) + [7] * 20
+    held = cache.take(41, first)
+    assert held is not None
+    assert (held.cached, len(held.pages), cache.free_pages) == (0, 3, 7)
+    cache.give(held, first)
+    assert cache.free_pages == 10
+    again, other = cache.take(41, first), cache.take(53, second)
+    assert again is not None
+    assert other is not None
+    assert again.cached == other.cached == 32
+    assert again.pages[:2] == other.pages[:2] == held.pages[:2]
+    assert len({*again.pages, *other.pages}) == 5
+    whole = cache.take(32, first[:32])  # the last token always runs again
+    assert whole is not None
+    assert whole.cached == 16
+    assert cache.take(161) is None
+    for pages, tokens in ((again, first), (other, second), (whole, first[:32])):
+        cache.give(pages, tokens)
+    everything = cache.take(160)
+    assert everything is not None
+    cache.give(everything)
+    cold = cache.take(41, first)
+    assert cold is not None
+    assert cold.cached == 0
+    cache.give(cold)
+    assert (cache.free_pages, cache.free_slots) == (10, 32)
 
 
 # --- the chat command ----------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -344,6 +346,98 @@ def test_a_device_destroyed_in_mid_generation() -> None:
     assert done.stdout.splitlines() == ["lost: The GPU device was lost."] * 3 + ["3"]
 
 
+# --- one request's error is its own ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop_token_ids": [2**32]}, "stop_token_ids is 4294967296"),
+        ({"stop_token_ids": np.array([2048])}, "stop_token_ids is 2048"),
+        ({"logit_bias": {2**70: 1.0}}, "a token of logit_bias is"),
+        ({"logit_bias": {1: 10**400}}, r"logit_bias\[1\] is"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": 10**5000}, "a number with thousands of digits"),
+        ({"seed": 10**5000}, "a number with thousands of digits"),
+        ({"top_k": -(10**5000)}, "a number with thousands of digits"),
+        ({"max_tokens": 0.5 + 1j}, "max_tokens is"),
+        ({"ignore_eos": "yes"}, "ignore_eos is"),
+    ],
+)
+def test_values_beyond_every_range(story: LLM, options: dict, message: str) -> None:
+    """They are refused before they are queued; a generation that runs beside them goes on."""
+    with story.stream(PROMPT, max_tokens=8) as other:
+        with pytest.raises(UsageError, match=message):
+            story.generate("a", **options)
+        assert other.result.completion_tokens == 8
+    with pytest.raises(UsageError, match="thousands of digits"):
+        story.generate([10**5000])
+
+
+def test_huge_values_that_are_in_range(story: LLM) -> None:
+    """More tokens than the context, more candidates than tokens, and ids in arrays."""
+    ids = np.array(story.tokenize(PROMPT))
+    expected = story.generate(PROMPT, max_tokens=4).token_ids
+    options = {"stop_token_ids": np.array([5, 6]), "logit_bias": {np.int64(3): np.float32(0)}}
+    assert story.generate(ids, max_tokens=4, top_k=10**5000, **options).token_ids == expected
+    context_full = story.generate(PROMPT, max_tokens=10**400, stop_token_ids=[expected[2]])
+    assert context_full.token_ids == expected[:3]
+
+
+@pytest.mark.parametrize("where", ["begin", "prefill", "launch"])
+def test_an_error_ends_its_request_alone(where: str, device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(device=device, context=64) as llm:
+        expected = llm.generate(PROMPT, max_tokens=20).token_ids
+        runner = llm._session.engine._runner
+        original = getattr(runner, where)
+
+        def failing(subject: Any) -> Any:
+            sequences = subject if isinstance(subject, tuple) else (subject,)
+            if any(s.request.settings.seed == 13 for s in sequences):
+                raise ZeroDivisionError("odd")
+            return original(subject)
+
+        monkeypatch.setattr(runner, where, failing)
+        # Filtered requests do not share a step with plain ones, so a failing step is theirs alone.
+        good, bad = llm.stream(PROMPT, max_tokens=20), llm.stream("Tom", max_tokens=20, seed=13, logprobs=1)
+        with pytest.raises(ZeroDivisionError):
+            _ = bad.result
+        assert good.result.token_ids == expected
+        assert llm.generate("Tom", max_tokens=3).completion_tokens == 3
+        assert llm._session.model.cache.free_slots == 32
+
+
+def test_lists_of_prompts(story: LLM) -> None:
+    ids = story.tokenize(PROMPT)
+    alone = story.generate(ids, max_tokens=4).token_ids
+    assert story.generate([], max_tokens=4) == []
+    found = story.generate([ids, np.array(ids), PROMPT], max_tokens=4)
+    assert [r.token_ids for r in found] == [alone] * 3
+
+
+def test_the_signature_shows_defaults() -> None:
+    parameters = inspect.signature(LLM.generate).parameters
+    assert parameters["max_tokens"].default == 256
+    assert parameters["temperature"].default == 0.0
+    assert "options" not in parameters
+    with pytest.raises(TypeError, match=r"chat\(\) got an unexpected keyword argument 'temprature'"):
+        LLM.chat(None, [], temprature=1)  # type: ignore[call-arg,arg-type]
+
+
+# --- the text at the join ----------------------------------------------------------------------
+
+
+def test_new_text_is_what_it_adds_to_the_prompt(shared: Path, device: gpu.Device) -> None:
+    """A SentencePiece tokenizer drops the space of the first token that it decodes."""
+    with LLM(shared / "models" / "stories260k", device=device) as llm:
+        result = llm.generate("Lily and Tim", max_tokens=12)
+        assert result.text.startswith(" were")
+        assert "".join(llm.stream("Lily and Tim", max_tokens=12)) == result.text
+        whole = result.prompt_token_ids + result.token_ids
+        assert "Lily and Tim" + result.text == llm.detokenize(whole)
+        assert not llm.generate([1], max_tokens=5).text.startswith(" ")  # behind BOS a text begins
+
+
 # --- real models ---------------------------------------------------------------------------
 
 
@@ -362,6 +456,7 @@ def test_real_models(shared: Path, device: gpu.Device, name: str) -> None:
             ended = result.finish_reason == "stop"
             text = llm.detokenize(result.token_ids[:-1] if ended else result.token_ids, skip_special_tokens=False)
             assert text == case["greedy_text"].removesuffix("<|end_story|>" if ended else "")
+            assert result.text == case["continuation_text"].removesuffix("<|end_story|>" if ended else "")
             ids = (case["prompt_ids"] + case["greedy_ids"])[: case["logits_over_first_n_tokens"]]
             error = np.abs(llm.logits(ids) - expected[case["logits_tensor"]]).max()
             print(f"{name}: logits within {error:.1e}")

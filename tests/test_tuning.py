@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from llamagpu import LLM, gpu, kernels
 from llamagpu.gpu import Lanes, TunedLanes, Tuning, store_tuning, tuning_path
 from llamagpu.gpu.tuning_store import stored_tuning
 from llamagpu.model import prepare, prepare_shape
-from llamagpu.model.tuner import cuts_for, passes, shapes_of, tune
+from llamagpu.model.tuner import _Tuner, cuts_for, passes, shapes_of, tune
 
 GPU = Tuning(matvec="lanes", matmul="tiled", attention="whole", trusted=True)
 FULL = frozenset({"shader-f16", "subgroup"})
@@ -110,6 +111,44 @@ def test_tuning_a_model(kept: Path, tmp_path: Path) -> None:
         assert any("a token" in line for line in lines)
         assert any("bounds checks" in line for line in lines)
         assert device.ledger.held("weights") == 0
+
+
+def test_models_on_a_shared_device_keep_their_tunings(device: gpu.Device, tmp_path: Path) -> None:
+    """A model runs with the tuning it was loaded with, whatever other threads use or measure meanwhile."""
+    config = random_models.config(max_position_embeddings=128)
+    random_models.write_model(tmp_path, config, random_models.tensors(config, 0, 1.0))
+    other = replace(gpu.variants(frozenset(), 0)[1], trusted=device.tuning.trusted)
+    with LLM(tmp_path, device=device) as first:
+        with device.using(other):
+            second = LLM(tmp_path, device=device)
+            seen: list[Tuning] = []
+            thread = threading.Thread(target=lambda: seen.append(device.tuning))
+            thread.start()
+            thread.join()
+        assert seen == [device.tuning] != [other]
+        with second:
+            found = [llm.generate([1, 2, 3], max_tokens=6, ignore_eos=True).token_ids for llm in (first, second)]
+            assert found[0] == found[1]
+            for llm, tuning in ((first, device.tuning), (second, other)):
+                plan = llm._session.model.forward.decode(1, 10, True)
+                shaders = {d.program.shader for d in plan.dispatches}
+                assert f"product_{tuning.matvec}" in shaders
+                assert llm._session.model.weights.head.woven == (tuning.order == "woven")
+
+
+def test_trust_needs_every_kernel_that_models_run(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong entry is enough, whichever it is."""
+    tuner = _Tuner(device, [], print)
+    checked: list[str] = []
+
+    def passes(device: gpu.Device, tuning: Tuning, names: list[str]) -> bool:
+        checked.extend(names)
+        return "sample" not in names
+
+    monkeypatch.setattr("llamagpu.model.tuner.passes", passes)
+    assert not tuner._trusts(device.tuning)
+    used = ("sample", "softmax", "attention_prefill", "attention_decode", "begin_step", "embedding", "rms_norm", "qkv")
+    assert set(used) <= set(checked)
 
 
 def test_shapes_of_a_model() -> None:

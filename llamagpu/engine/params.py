@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 import numpy as np
 
 from llamagpu.engine.arguments import items, number_in, out_of_range, whole_in
-from llamagpu.errors import UsageError, shown
+from llamagpu.errors import UsageError
 from llamagpu.kernels.step import LIKELY, Settings
 
 P = ParamSpec("P")
@@ -192,5 +192,5 @@ def _stop_ids(given: Any, vocab_size: int | None) -> frozenset[int]:
 def _token_id(name: str, value: Any, vocab_size: int | None) -> int:
     id = whole_in(name, value, 0)
     if vocab_size is not None and id >= vocab_size:
-        raise UsageError(f"{name} is {shown(value)}.", f"Token ids of this model run from 0 to {vocab_size - 1}.")
+        raise UsageError(f"{name} is {id}.", f"Token ids of this model run from 0 to {vocab_size - 1}.")
     return id
