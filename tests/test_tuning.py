@@ -11,8 +11,8 @@ import random_models
 from test_cli import run
 
 from llamagpu import LLM, gpu, kernels
-from llamagpu.gpu import Lanes, Tuning
-from llamagpu.gpu.profiles import profile_path, store_tuning, stored_tuning
+from llamagpu.gpu import Lanes, TunedLanes, Tuning, store_tuning, tuning_path
+from llamagpu.gpu.tuning_store import stored_tuning
 from llamagpu.model import prepare, prepare_shape
 from llamagpu.model.tuner import cuts_for, passes, shapes_of, tune
 
@@ -29,9 +29,10 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_stored_comes_back(kept: Path, device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuning = replace(GPU, lanes=(("f16 2048 512", Lanes(64, True, 2, 4, 256)), ("affine4 2048 512", Lanes())))
+    lanes = TunedLanes("f16", 2048, 512, Lanes(64, True, 2, 4, 256)), TunedLanes("affine4", 2048, 512, Lanes())
+    tuning = replace(GPU, lanes=lanes)
     assert stored_tuning(device.adapter, FULL, 8) is None
-    assert store_tuning(device.adapter, tuning) == kept == profile_path()
+    assert store_tuning(device.adapter, tuning) == kept == tuning_path()
     assert stored_tuning(device.adapter, FULL, 8) == tuning
     with gpu.open() as other:
         assert other.tuning == tuning
@@ -52,7 +53,8 @@ def test_what_does_not_fit_is_not_taken(kept: Path, device: gpu.Device) -> None:
         "no JSON",
         json.dumps({key: 3}),
         json.dumps({key: values | {"reduce": 3}}),
-        json.dumps({key: values | {"lanes": [["f16 8 8", {"lanes": "many"}]]}}),
+        json.dumps({key: values | {"lanes": [{"format": "f16", "columns": 8, "rows": 8, "cut": {"lanes": "many"}}]}}),
+        json.dumps({key: values | {"lanes": [["f16 8 8", {"lanes": 64}]]}}),
         json.dumps({key: values | {"unknown": 1}}),
         json.dumps({key + "0": values}),  # another version or driver
     ):
@@ -62,19 +64,22 @@ def test_what_does_not_fit_is_not_taken(kept: Path, device: gpu.Device) -> None:
 
 def test_models_are_kept_beside_one_another(kept: Path, device: gpu.Device) -> None:
     """What a later model chose for a format and columns changes the order of additions: earlier cuts of another go."""
-    first = (("f16 64 8", Lanes(32)), ("f16 64 80", Lanes(32, rows=4)), ("f16 96 8", Lanes(64)))
-    store_tuning(device.adapter, replace(GPU, lanes=first))
-    store_tuning(device.adapter, replace(GPU, lanes=(("f16 64 24", Lanes(64)), ("bf16 64 8", Lanes()))))
+    small, large = TunedLanes("f16", 64, 8, Lanes(32)), TunedLanes("f16", 64, 80, Lanes(32, rows=4))
+    kept_one = TunedLanes("f16", 96, 8, Lanes(64))
+    later = TunedLanes("f16", 64, 24, Lanes(64)), TunedLanes("bf16", 64, 8, Lanes())
+    store_tuning(device.adapter, replace(GPU, lanes=(small, large, kept_one)))
+    store_tuning(device.adapter, replace(GPU, lanes=later))
     found = stored_tuning(device.adapter, FULL, 8)
     assert found is not None
-    assert dict(found.lanes) == {"f16 96 8": Lanes(64), "f16 64 24": Lanes(64), "bf16 64 8": Lanes()}
+    assert set(found.lanes) == {kept_one, *later}
+    assert len(found.lanes) == 3
 
 
 def test_the_order_of_additions_depends_on_columns_and_format_alone() -> None:
     for format in ("f32", "f16", "bf16", "affine8", "affine4"):
         for columns in (64, 576, 2048, 8192, 14336):
             assert len({Tuning().lanes_for(format, columns, rows).order for rows in (1, 64, 9000, 128256)}) == 1
-    tuned = replace(GPU, lanes=(("f16 2048 512", Lanes(64, False, 2, 4, 256)),))
+    tuned = replace(GPU, lanes=(TunedLanes("f16", 2048, 512, Lanes(64, False, 2, 4, 256)),))
     assert tuned.lanes_for("f16", 2048, 512) == Lanes(64, False, 2, 4, 256)
     for rows in (3, 128256):
         cut = tuned.lanes_for("f16", 2048, rows)
@@ -134,14 +139,10 @@ def test_every_cut_that_is_tried_is_right(columns: int, device: gpu.Device) -> N
         {"m": 1, "n": 97, "k": 332, "format": format, "bias": True}
         for format in ("f32", "f16", "bf16", "int8-g64-f16", "int4-g64-f16")
     ]
-    before = device.tuning
-    try:
-        for cut in cuts_for(columns):
-            device.tuning = replace(GPU, lanes=(("*", cut),))
-            bad = [str(r) for c in cases if not (r := kernels.check(kernel, device, c)).ok]
-            assert not bad, (cut, bad)
-    finally:
-        device.tuning = before
+    for cut in cuts_for(columns):
+        tuning = replace(GPU, all_lanes=cut)
+        bad = [str(r) for c in cases if not (r := kernels.check(kernel, device, c, 0, tuning)).ok]
+        assert not bad, (cut, bad)
 
 
 @pytest.mark.slow
@@ -150,8 +151,8 @@ def test_every_cut_that_is_tried_is_right(columns: int, device: gpu.Device) -> N
     [
         pytest.param("float16", None, id="built-in"),
         pytest.param("float16", GPU, id="gpu"),
-        pytest.param("int8", replace(GPU, lanes=(("*", Lanes(32, False, 2, 2, 128, 2)),)), id="narrow"),
-        pytest.param("int4", replace(GPU, lanes=(("*", Lanes(64, True, 4, 4, 256)),)), id="wide"),
+        pytest.param("int8", replace(GPU, all_lanes=Lanes(32, False, 2, 2, 128, 2)), id="narrow"),
+        pytest.param("int4", replace(GPU, all_lanes=Lanes(64, True, 4, 4, 256)), id="wide"),
     ],
 )
 def test_company_changes_no_bit_however_long_it_is(dtype: str, tuning: Tuning | None, tmp_path: Path) -> None:
