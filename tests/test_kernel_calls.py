@@ -59,7 +59,7 @@ def test_quantised_weights(device: gpu.Device) -> None:
 
 
 def test_causal_masks_end_at_the_last_position(device: gpu.Device) -> None:
-    """The last query sees everything, the first of three not the last two; what it does not see changes no bit."""
+    """The last query sees everything, the first of three not the last two, whose values change none of its bits."""
     q, k, v = floats(3, 8), floats(7, 8, seed=1), floats(7, 8, seed=2)
     tensors = [device.tensor(t) for t in (q, k, v)]
     masked, open_ = kernels.attention(*tensors).numpy(), kernels.attention(*tensors, causal=False).numpy()

@@ -1,8 +1,9 @@
 """Kernels: one module each, with a wrapper, a float64 reference, cases and a tolerance; and their registry.
 
 The functions here work on tensors of ``llamagpu.gpu`` and are named as in numpy and torch. A call is queued and returns
-at once; ``tensor.numpy()`` waits. Inside ``Device.record`` a call becomes a step of the plan. An ``out`` shares no buffer
-with another argument. The kernels of the decoder that work on its paged cache and step state are in the submodules.
+at once; ``tensor.numpy()`` waits. Inside ``Device.record`` a call becomes a step of the plan. An ``out`` shares no
+buffer with another argument. The kernels of the decoder, which work on its paged cache and step state, are in the
+submodules.
 """
 
 from llamagpu.kernels.attention_dense import attention

@@ -65,7 +65,7 @@ def require_matrices(kernel: str, **tensors: Tensor) -> None:
 
 
 def require_vectors(kernel: str, columns: int, **tensors: Tensor | None) -> None:
-    """Raises KernelError if a tensor is not a vector of so many elements; None stands for an optional tensor."""
+    """Raises KernelError if a tensor is not a vector of ``columns`` elements; None stands for an optional tensor."""
     for name, tensor in tensors.items():
         fits = tensor is None or (tensor.rows == 1 and tensor.columns == columns)
         require(fits, f"{kernel}: {name} must be a vector of {columns} elements, not {tensor!r}")

@@ -28,18 +28,34 @@ def attention(
     positions up to r + positions - rows.
 
     Args:
-        q: f32 [rows, heads · head_dim], head_dim a multiple of 4 up to 2048.
+        q: f32 [rows, heads · head_dim], as out; head_dim is a multiple of 4 up to 2048.
         k: f32 [positions, kv_heads · head_dim]. kv_heads divides heads: with fewer of them, neighbouring heads of q
             share one (grouped-query attention).
         v: f32, as k.
-        causal: whether a query sees only the positions up to its own; then there are at least as many positions as
-            rows.
+        causal: whether a query sees only the positions up to its own; then positions ≥ rows.
         scale: factor of the scores; the default is head_dim^-½.
-        heads: heads of q.
-        out: f32, as q.
     """
     device = require_floats("attention", q=q, k=k, v=v, out=out)
     require_matrices("attention", q=q, k=k, v=v)
+    group = _check_sizes(q, k, v, heads, causal)
+    d = q.columns // heads
+    scale = d**-0.5 if scale is None else require_number("attention", "scale", scale)
+    out = out or device.empty(q.shape)
+    require(out.shape == q.shape, f"attention: out must have the shape of {q!r}")
+    queries = min(_QUERIES, QUERY_BYTES // (4 * d))
+    sizes = {"rows": q.rows, "positions": k.rows, "heads": heads, "group": group, "scale": scale}
+    device.dispatch(
+        Program("attention", consts=(("D4", d // 4), ("QUERIES", queries))),
+        heads * -(-q.rows // queries),
+        sizes | {"ahead": k.rows - q.rows if causal else k.rows},
+        parts(q=q, k=k, v=v, out=out),
+        work=2 * q.rows * k.rows * q.columns,
+    )
+    return out
+
+
+def _check_sizes(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> int:
+    """Heads of q that share a head of k and v; raises KernelError if rows or columns do not fit."""
     require(heads >= 1 and q.columns % heads == 0, f"attention: {heads} heads do not divide the columns of {q!r}")
     d = q.columns // heads
     require(d % 4 == 0 and 4 * d <= QUERY_BYTES, f"attention: head_dim is {d}; it must be a multiple of 4 up to 2048")
@@ -48,19 +64,7 @@ def attention(
     fits = k.columns % d == 0 and heads % kv_heads == 0
     require(fits, f"attention: k has {k.columns} columns, which are not heads of {d} elements that divide {heads}")
     require(k.rows >= q.rows or not causal, f"attention: a causal mask needs {q.rows} positions, k has {k.rows}")
-    scale = d**-0.5 if scale is None else require_number("attention", "scale", scale)
-    out = out or device.empty(q.shape)
-    require(out.shape == q.shape, f"attention: out must have the shape of {q!r}")
-    queries = min(_QUERIES, QUERY_BYTES // (4 * d))
-    sizes = {"rows": q.rows, "positions": k.rows, "heads": heads, "group": heads // kv_heads}
-    device.dispatch(
-        Program("attention", consts=(("D4", d // 4), ("QUERIES", queries))),
-        heads * -(-q.rows // queries),
-        sizes | {"ahead": k.rows - q.rows if causal else k.rows, "scale": scale},
-        parts(q=q, k=k, v=v, out=out),
-        work=2 * q.rows * k.rows * q.columns,
-    )
-    return out
+    return heads // kv_heads
 
 
 # --- registry ----------------------------------------------------------------------------------
