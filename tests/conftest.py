@@ -6,10 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from llamagpu import LLM, gpu
+from llamagpu import gpu
+
+if TYPE_CHECKING:
+    from llamagpu import LLM
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -34,6 +38,8 @@ def baseline() -> Iterator[gpu.Device]:
 @pytest.fixture(scope="session")
 def story(device: gpu.Device) -> Iterator[LLM]:
     """The model that comes with the package."""
+    from llamagpu import LLM  # the tests of the lower rooms do not load the upper ones
+
     with LLM(device=device) as llm:
         yield llm
 

@@ -2,130 +2,158 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from llamagpu.kernels.affine import FORMATS
-from llamagpu.kernels.base import Kernel
-from llamagpu.kernels.sampling_twin import gumbel
 
 from llamagpu import gpu, kernels
-from llamagpu.errors import KernelError
-from llamagpu.gpu import native
-from llamagpu.kernels.sampling import NO_CUT
+from llamagpu.gpu import Program
+from llamagpu.kernels.dequantize import FLOATS, FORMATS
+from llamagpu.kernels.embedding import embedding
+from llamagpu.kernels.entry import Bench, Dims, Kernel
+from llamagpu.kernels.matmul import matmul_nt
+from llamagpu.kernels.matvec import matvec
+from llamagpu.kernels.sampling import make_sampler, sample
+from llamagpu.kernels.sampling_reference import gumbel
+from llamagpu.kernels.step import Settings, no_cuts, step_rows
 
 REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
 FULL = frozenset({"shader-f16", "subgroup"})
+MOST_GROUPS = 65535  # of one dimension of a grid
+# Their grids fold in the shader of another kernel: elementwise, product_rows. That of copy needs more than a binding.
+FOLD_ELSEWHERE = {"multiply", "scale", "silu", "qkv", "residual", "swiglu", "copy"}
+SMALL = 2_000_000  # elements of a case's inputs
 RANDOM = 20
 
 
-def check_all(kernel: Kernel, device: gpu.Device, tuning: gpu.Tuning, cases: list) -> None:
-    before, device.tuning = device.tuning, tuning
-    try:
-        reports = [kernels.check(kernel, device, dims, seed) for seed, dims in enumerate(cases)]
-    finally:
-        device.tuning = before
-    bad = [str(r) for r in reports if not r.ok]
-    assert not bad, "\n".join(bad)
+@contextmanager
+def noted(device: gpu.Device, run: bool) -> Iterator[list[tuple[Program, int]]]:
+    """The programs and workgroups that are dispatched inside the block; they only run if ``run`` is set."""
+    calls: list[tuple[Program, int]] = []
+    dispatch = device.dispatch
+
+    def note(program: Program, groups: int, *more: object, **named: object) -> None:
+        calls.append((program, groups))
+        if run:
+            dispatch(program, groups, *more, **named)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "dispatch", note)
+        yield calls
+
+
+def check_all(kernel: Kernel, device: gpu.Device, tuning: gpu.Tuning, cases: list[Dims]) -> list[str]:
+    """The cases that are wrong."""
+    reports = [kernels.check(kernel, device, dims, seed, tuning) for seed, dims in enumerate(cases)]
+    return [str(r) for r in reports if not r.ok]
 
 
 @REGISTRY
 def test_reference(kernel: Kernel, device: gpu.Device) -> None:
-    """The cases, and random shapes from the kernel's domain, in the tuning that is in use."""
-    check_all(kernel, device, device.tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM)])
+    """The cases, and random shapes from the kernel's domain, in the tuning that is in use. One case has more workgroups
+    than one dimension of a grid holds."""
+    with noted(device, run=True) as calls:
+        bad = check_all(kernel, device, device.tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM)])
+    assert not bad, "\n".join(bad)
+    assert max(groups for _, groups in calls) > MOST_GROUPS or kernel.name in FOLD_ELSEWHERE
+
+
+# --- variants ------------------------------------------------------------------------------
+
+
+def programs(kernel: Kernel, device: gpu.Device, dims: Dims, tuning: gpu.Tuning) -> tuple[Program, ...]:
+    """What a case would dispatch in a tuning."""
+    bench = Bench(device)
+    with noted(device, run=False) as calls, device.using(tuning):
+        kernel.run(bench, kernel.inputs(np.random.default_rng(0), dims), dims)
+    bench.free()
+    return tuple(program for program, _ in calls)
+
+
+def is_small(kernel: Kernel, dims: Dims) -> bool:
+    """Whether a case is none of those with a folded grid or the tables of real models."""
+    folded = any(type(v) is int and v > MOST_GROUPS for v in dims.values())
+    return not folded and sum(a.size for a in kernel.inputs(np.random.default_rng(0), dims).values()) < SMALL
+
+
+def formats(kernel: Kernel, number: int, variant: gpu.Tuning) -> list[Dims]:
+    """Every weight format, with and without a bias, for one, several and many vectors. Both families of shaders meet
+    all formats; the variants of a family share the quantised ones among them."""
+    if kernel.name not in ("matvec", "matmul") or variant.order != "plain":
+        return []
+    chosen = FORMATS if number < 2 else (*FLOATS, *FORMATS[len(FLOATS) :][number % 3 :: 3])
+    counts = (1, 8) if kernel.name == "matvec" else (9,)
+    return [{"n": 37, "k": 45, "format": f, "bias": m == 8, "m": m} for f in chosen for m in counts]
 
 
 @pytest.mark.slow
 @REGISTRY
-def test_baseline_limits(kernel: Kernel, baseline: gpu.Device) -> None:
-    """Within WebGPU's default limits and without features, in both families of variants and both orders of rows."""
-    families = [t for t in gpu.variants(baseline.features, 0) if not t.lanes]
-    assert len(families) == 3
+def test_every_variant(kernel: Kernel, device: gpu.Device, baseline: gpu.Device) -> None:
+    """Every linked combination is compiled, dispatched and right. What needs no feature runs within WebGPU's default
+    limits. Shaders are those that the default tuning does not take: with bounds checks or without.
+
+    A case runs again where a variant links other programs for it; random shapes run for programs that are new.
+    """
+    cases = [c for c in kernel.cases if is_small(kernel, c)]
+    random = kernels.random_dims(kernel, 2, seed=2)
+    seen: set[object] = set()
+    bad = []
+    for number, variant in enumerate(gpu.variants(device.features, device.subgroup_size)):
+        tuning = replace(variant, trusted=not device.tuning.trusted)
+        where = baseline if variant in gpu.variants(baseline.features, 0) else device
+        for dims in [*cases, *random, *formats(kernel, number, variant)]:
+            linked = programs(kernel, where, dims, tuning)
+            new = (str(dims), linked) if dims in cases else linked
+            if new not in seen:
+                seen |= {new, linked}
+                bad += [f"{variant}: {text}" for text in check_all(kernel, where, tuning, [dims])]
+    assert not bad, "\n".join(bad)
+
+
+def test_the_variants_that_need_features(device: gpu.Device, baseline: gpu.Device) -> None:
+    """``test_every_variant`` runs what the adapter can."""
     assert not baseline.features
-    for tuning in families:
-        small = [c for c in kernel.cases if np.prod([v for v in c.values() if isinstance(v, int)]) < 5e6]
-        check_all(kernel, baseline, tuning, [*small, *kernels.random_dims(kernel, 2, seed=1)])
-
-
-def name_of(tuning: gpu.Tuning) -> str:
-    cut = "".join(f"-{v}" for _, c in tuning.lanes for v in vars(c).values())
-    return f"{tuning.matvec}-{tuning.matmul}-{tuning.reduce}-{tuning.share}-{tuning.order}-{tuning.f16}{cut}"
-
-
-def changed(tuning: gpu.Tuning) -> set[str]:
-    """The fields that make a variant; of one that reads f16 natively or is cut otherwise only that, as the others are
-    variants too."""
-    fields = {k for k, v in vars(tuning).items() if v != vars(gpu.Tuning())[k]}
-    return {"f16"} if "f16" in fields else {"lanes", "tiles"} & fields or fields
-
-
-def skip_what_is_missing(tuning: gpu.Tuning, device: gpu.Device) -> None:
-    needed = {
-        "shader-f16": tuning.f16 == "native" and "shader-f16" not in device.features,
-        "subgroups": tuning.reduce == "subgroup" and "subgroup" not in device.features,
-        "subgroups of eight": tuning.share == "subgroup" and device.subgroup_size != 8,
-    }
-    if any(needed.values()):
-        pytest.skip(f"this adapter lacks {', '.join(k for k, lacks in needed.items() if lacks)}")
+    assert len(gpu.variants(baseline.features, 0)) == 6
+    if gpu.variants(device.features, device.subgroup_size) != gpu.variants(FULL, 8):
+        pytest.skip(f"this adapter has {set(device.features)} and subgroups of {device.subgroup_size}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tuning", "kernel"),
-    [
-        pytest.param(t, k, id=f"{k.name}-{name_of(t)}")
-        for t in gpu.variants(FULL, 8)
-        for k in kernels.REGISTRY.values()
-        if changed(t) & set(k.depends)
-    ],
-)
-def test_every_variant(kernel: Kernel, tuning: gpu.Tuning, device: gpu.Device) -> None:
-    """Every linked combination is compiled, dispatched and right."""
-    skip_what_is_missing(tuning, device)
-    check_all(kernel, device, tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM // 4, seed=2)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tuning", [t for t in gpu.variants(FULL, 8) if t.order == "plain"], ids=name_of)
-def test_every_linked_product(tuning: gpu.Tuning, device: gpu.Device) -> None:
-    """Every weight format, with and without a bias, for one, several and many columns."""
-    skip_what_is_missing(tuning, device)
-    formats = FORMATS if tuning.f16 == "unpack" else ("f16",)
-    shape = {"n": 37, "k": 45}
-    few = [shape | {"format": f, "bias": m > 1, "m": m} for f in formats for m in (1, 8)]
-    check_all(kernels.REGISTRY["matvec"], device, tuning, few)
-    check_all(kernels.REGISTRY["matmul"], device, tuning, [d | {"m": 9} for d in few[::2]])
-
-
-@pytest.mark.slow
-@REGISTRY
-def test_checked_and_trusted(kernel: Kernel, device: gpu.Device) -> None:
-    """Shaders with bounds checks and those without, whichever is the default here, are both right."""
-    if not native.has_trusted:
-        pytest.skip("this wgpu has no trusted shader modules")
-    other = replace(device.tuning, trusted=not device.tuning.trusted)
-    check_all(kernel, device, other, kernels.random_dims(kernel, 3, seed=3))
+def test_folded_grids_of_the_other_family(device: gpu.Device) -> None:
+    """``test_reference`` runs the case with the most workgroups in one family of shaders; this is the other one."""
+    tiny = {"format": "f32", "bias": False}
+    lanes = gpu.variants(frozenset(), 0)[1]
+    for tuning, name, dims in (
+        (lanes, "matvec", kernels.REGISTRY["matvec"].cases[-1]),
+        (lanes, "attention_decode", kernels.REGISTRY["attention_decode"].cases[-1]),
+        (replace(lanes, tiles=10**9), "matmul", {"m": 4194310, "n": 3, "k": 1} | tiny),  # the smallest tiles
+        (gpu.Tuning(), "matvec", kernels.REGISTRY["matvec"].cases[-1]),
+    ):
+        if (tuning.matvec, tuning.matmul) == (device.tuning.matvec, device.tuning.matmul):
+            continue
+        with noted(device, run=True) as calls:
+            bad = check_all(kernels.REGISTRY[name], device, tuning, [dims])
+        assert not bad, "\n".join(bad)
+        assert max(groups for _, groups in calls) > MOST_GROUPS, name
 
 
 def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
     """A vector's product is the same bits alone and among others, in every variant."""
     rng = np.random.default_rng(5)
     x, w = rng.standard_normal((70, 333)).astype("f4"), rng.standard_normal((129, 333)).astype("f4")
-    before = device.tuning
-    try:
-        for tuning in gpu.variants(device.features, device.subgroup_size):
-            device.tuning = tuning
+    for tuning in gpu.variants(device.features, device.subgroup_size):
+        with device.using(tuning):
             for dtype in ("f32", "f16", "bf16"):
                 weights = device.tensor(w, dtype)
-                company = kernels.matvec(device.tensor(x[:19]), weights).numpy()
+                company = matvec(device.tensor(x[:19]), weights).numpy()
                 for i in (0, 1, 8, 18):
-                    alone = kernels.matvec(device.tensor(x[i : i + 1]), weights).numpy()
+                    alone = matvec(device.tensor(x[i : i + 1]), weights).numpy()
                     assert np.array_equal(alone[0], company[i])
-                nine, many = (kernels.matmul(device.tensor(x[:n]), weights).numpy() for n in (9, 70))
+                nine, many = (matmul_nt(device.tensor(x[:n]), weights).numpy() for n in (9, 70))
                 assert np.array_equal(nine, many[:9])
-    finally:
-        device.tuning = before
 
 
 def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
@@ -135,14 +163,11 @@ def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
         normal = np.isfinite(wide) & ((wide == 0) | (np.abs(wide) >= np.finfo(np.float32).tiny))
         table = np.where(normal, bits, 0).reshape(64, 1024)
         tensor = device.empty((64, 1024), dtype)
-        device.upload_rows(tensor.parts, 0, table.view(np.uint8).reshape(64, -1))
-        rows = device.tensor(kernels.step_rows(np.arange(64), 0), "u32")
+        tensor.write_rows(0, table.view(np.uint8).reshape(64, -1))
+        rows = device.tensor(step_rows(np.arange(64), 0), "u32")
         for native_f16 in ("unpack", "native") if "shader-f16" in device.features else ("unpack",):
-            before, device.tuning = device.tuning, replace(device.tuning, f16=native_f16)
-            try:
-                got = kernels.embedding(tensor, rows).numpy()
-            finally:
-                device.tuning = before
+            with device.using(replace(device.tuning, f16=native_f16)):
+                got = embedding(tensor, rows).numpy()
             assert np.array_equal(got, np.where(normal, wide, 0).reshape(64, 1024))
 
 
@@ -161,7 +186,7 @@ def test_a_broken_tail_is_seen(device: gpu.Device) -> None:
     def outside(bench, arrays, dims):
         out = kernel.run(bench, arrays, dims)
         part = out.part
-        device.write_bytes(part.buffer, part.size - part.tail, np.zeros(1, np.uint32))
+        device.memory.write(part.buffer, part.size - part.tail, np.zeros(1, np.uint32))
         return out
 
     assert kernels.check(kernel, device, dims).ok
@@ -169,16 +194,27 @@ def test_a_broken_tail_is_seen(device: gpu.Device) -> None:
     assert not kernels.check(replace(kernel, run=outside), device, dims).guards
 
 
+def test_a_report_names_the_fields_that_were_read(device: gpu.Device) -> None:
+    """``llamagpu tune`` relies on them."""
+    fields = {
+        name: kernels.check(kernels.REGISTRY[name], device, kernels.REGISTRY[name].cases[1], 0, tuning).tuning_fields
+        for name, tuning in (("add", gpu.Tuning()), ("softmax", gpu.Tuning()), ("matvec", gpu.Tuning(matvec="lanes")))
+    }
+    assert fields["add"] == {"trusted"}
+    assert fields["softmax"] == {"reduce", "trusted"}
+    assert {"matvec", "lanes", "all_lanes", "reduce", "f16", "order"} <= fields["matvec"]
+
+
 def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
     """Frequencies over seeds match the probabilities, and the noise is that of the reference."""
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
     rows = 4000
     x = device.tensor(np.tile(logits, (rows, 1)))
-    sampler = kernels.make_sampler(device, rows, 1, 4)
-    sampler.draws.write(np.stack([kernels.Settings(temperature=1.0, seed=r).draw(plain=True) for r in range(rows)]))
-    sampler.cuts.write(np.tile(np.array(NO_CUT, np.uint32), (rows, 1)))
-    state = device.tensor(kernels.step_rows(np.zeros(rows), 3), "u32")
-    tokens = kernels.sample(x, x, state, sampler).numpy()[:, 0]
+    sampler = make_sampler(device, rows, 1, 4)
+    sampler.draws.write(np.stack([Settings(temperature=1.0, seed=r).draw(plain=True) for r in range(rows)]))
+    sampler.cuts.write(no_cuts(rows))
+    state = device.tensor(step_rows(np.zeros(rows), 3), "u32")
+    tokens = sample(x, x, state, sampler).numpy()[:, 0]
     assert np.abs(np.bincount(tokens, minlength=4) / rows - np.exp(logits)).max() < 0.03
     noisy = logits + np.stack([gumbel(seed, 4, np.arange(4)) for seed in range(rows)])
     margin = np.diff(np.sort(noisy, axis=1)[:, -2:], axis=1)[:, 0]
@@ -186,17 +222,3 @@ def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
     state_after = state.numpy()
     assert np.array_equal(state_after[:, 0], tokens)
     assert (state_after[:, 1] == 4).all()
-
-
-def test_wrappers_refuse_what_does_not_fit(device: gpu.Device) -> None:
-    x, w = device.tensor(np.ones((9, 8), "f4")), device.tensor(np.ones((4, 8), "f4"))
-    with pytest.raises(KernelError, match="f32 tensor"):
-        kernels.matmul(device.tensor(np.ones((9, 8), "i8")), w)
-    with pytest.raises(KernelError, match="matrices"):
-        kernels.matmul(device.tensor(np.ones((2, 3, 8), "f4")), w)
-    with pytest.raises(KernelError, match="columns"):
-        kernels.matmul(x, device.tensor(np.ones((4, 7), "f4")))
-    with pytest.raises(KernelError, match="out must be"):
-        kernels.matmul(x, w, out=device.empty((9, 5)))
-    with pytest.raises(KernelError, match="one shape"):
-        kernels.add(x, w)

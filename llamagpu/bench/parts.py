@@ -13,7 +13,7 @@ import numpy as np
 from llamagpu.errors import OutOfMemoryError
 from llamagpu.gpu import Device, Plan, native
 from llamagpu.gpu.timing import time_plans
-from llamagpu.kernels.attention import attention_decode, partial_shape, splits_for
+from llamagpu.kernels.attention_paged import attention_decode, partial_shape, splits_for
 from llamagpu.kernels.matmul import linear
 from llamagpu.kernels.matvec import matvec
 from llamagpu.model import Config, Model

@@ -3,7 +3,7 @@
 from llamagpu import gpu, kernels
 with gpu.open() as device:
     x, w = device.tensor(np.ones((2, 64), "f4")), device.tensor(np.ones((8, 64), "f4"))
-    print(kernels.matmul(x, w).numpy())
+    print(kernels.linear(x, w).numpy())
 """
 
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters

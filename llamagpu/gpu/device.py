@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +18,16 @@ from llamagpu.gpu.adapter import Adapter, choose_adapter
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
 from llamagpu.gpu.ledger import Buffer, Ledger, Part, memory_limit
-from llamagpu.gpu.linker import Program, link
+from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
-from llamagpu.gpu.plan import Call, Plan
+from llamagpu.gpu.plan import Call, Plan, checked_call
 from llamagpu.gpu.tensor import WOVEN_ROWS, Tensor, allocated_rows, pack_rows, row_items
 from llamagpu.gpu.thread import DeviceThread
 from llamagpu.gpu.tuning import SUBGROUP, ReadTuning, Tuning, default_tuning
 from llamagpu.gpu.tuning_store import stored_tuning
 
 T = TypeVar("T")
-_PARAM_CODES = {"u32": "I", "i32": "i", "f32": "f"}
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
@@ -228,15 +226,11 @@ class Device(Unique):
             bindings: a window for every storage variable, by its name in the shader.
             work: multiply-adds, for pacing long plans and for profiles.
             reads: bytes of weights or cache that it reads, for profiles.
+
+        Raises:
+            KernelError: params or bindings are missing or not known, or an output shares a buffer with another binding.
         """
-        linked = link(program)
-        if set(params) != {name for name, _ in linked.params}:
-            raise KernelError(f"{program.label}: params {sorted(params)} do not match {linked.params}.")
-        names = {b.name for b in linked.bindings if b.kind != "uniform"}
-        if names != set(bindings):
-            raise KernelError(f"{program.label}: bindings {sorted(names ^ set(bindings))} are missing or not known.")
-        packed = b"".join(struct.pack("<" + _PARAM_CODES[kind], params[name]) for name, kind in linked.params)
-        call = Call(program, groups, packed.ljust(-(-len(packed) // 16) * 16, b"\0"), dict(bindings), work, reads)
+        call = checked_call(program, groups, params, bindings, work, reads)
         if self._kernels.recorded is not None:
             self._kernels.recorded.append(call)
             return

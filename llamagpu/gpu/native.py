@@ -172,8 +172,9 @@ def check_process() -> None:
 
 
 def _after_fork() -> None:
-    """In a forked child, leave native objects alone, and end without the exit handlers of native libraries. The drivers'
-    threads stayed in the parent, and both would wait for them or crash. Python's own exit handlers run all the same."""
+    """In a forked child, leave native objects alone, and end without the exit handlers of native libraries. The
+    drivers' threads stayed in the parent, and both would wait for them or crash. Python's own exit handlers run all
+    the same."""
     global _forked
     _forked = _used
     for kind in vars(wgpu.backends.wgpu_native).values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,12 @@ from llamagpu.gpu import native
 from llamagpu.gpu.encode import Dispatch, Encoder
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.ledger import Buffer, Part
-from llamagpu.gpu.linker import Program
+from llamagpu.gpu.linker import Linked, Program, link
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
 
 PARAMS_ALIGN = 256  # WebGPU's default offset alignment of a uniform binding
+_PARAM_CODES = {"u32": "I", "i32": "i", "f32": "f"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,34 @@ class Call:
     bindings: Mapping[str, Part]
     work: int
     reads: int
+
+
+def checked_call(
+    program: Program, groups: int, params: Mapping[str, float], bindings: Mapping[str, Part], work: int, reads: int
+) -> Call:
+    """The call that ``Device.dispatch`` describes, its params packed."""
+    linked = link(program)
+    if set(params) != {name for name, _ in linked.params}:
+        raise KernelError(f"{program.label}: params {sorted(params)} do not match {linked.params}.")
+    names = {b.name for b in linked.bindings if b.kind != "uniform"}
+    if names != set(bindings):
+        raise KernelError(f"{program.label}: bindings {sorted(names ^ set(bindings))} are missing or not known.")
+    _refuse_shared_buffers(program, linked, bindings)
+    packed = b"".join(struct.pack("<" + _PARAM_CODES[kind], params[name]) for name, kind in linked.params)
+    return Call(program, groups, packed.ljust(-(-len(packed) // 16) * 16, b"\0"), dict(bindings), work, reads)
+
+
+def _refuse_shared_buffers(program: Program, linked: Linked, bindings: Mapping[str, Part]) -> None:
+    """Raises KernelError if a binding that the shader writes lies in the buffer of another binding. WebGPU refuses that
+    even where the windows are apart, but only when the commands are finished and without names."""
+    for written in (b.name for b in linked.bindings if b.kind == "storage"):
+        for other, part in bindings.items():
+            if other != written and part.buffer is bindings[written].buffer:
+                raise KernelError(
+                    f"{program.label}: {written} lies in the buffer of {other}.",
+                    "A kernel cannot write to a buffer that it also binds otherwise.",
+                    f"Give another tensor for {written}, or copy rows of one with kernels.slice_rows.",
+                )
 
 
 def fold(groups: int, limit: int) -> tuple[int, int]:

@@ -216,13 +216,15 @@ class Tensor:
 
     def rows_between(self, begin: int, end: int) -> Tensor:
         """Rows ``begin`` to ``end`` as a tensor over the same memory; they begin where a binding may start."""
+        if self.woven:
+            raise KernelError(f"{self!r} cannot be sliced.", "Its rows are woven: they do not follow one another.")
         part, row_bytes = self.part, self.stride * ITEM_SIZE[self.dtype]
         offset = part.offset + begin * row_bytes
         if offset % 256:
             raise KernelError(
                 f"Row {begin} of {self!r} cannot begin a slice.",
                 f"It lies at byte {offset}; bindings begin at multiples of 256.",
-                "Slice at another row, or copy the rows.",
+                f"Copy the rows with kernels.slice_rows(x, {begin}, {end}), or slice at another row.",
             )
         window = Part(part.buffer, offset, (end - begin) * row_bytes, 0, end - begin)
         return Tensor(self.device, (end - begin, self.columns), self.dtype, (window,))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from llamagpu.errors import KernelError
 from llamagpu.gpu import Part, Tensor
@@ -10,6 +13,7 @@ from llamagpu.gpu.tensor import WOVEN_ROWS, Owner
 
 Pairs = tuple[tuple[str, str], ...]
 Consts = tuple[tuple[str, int], ...]
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def require(condition: bool, message: str) -> None:
@@ -52,6 +56,27 @@ def require_floats(kernel: str, **tensors: Any) -> Owner:
     for name, tensor in tensors.items():
         require(tensor is None or tensor.dtype == "f32", f"{kernel}: {name} must be an f32 tensor, not {tensor!r}")
     return device
+
+
+def require_matrices(kernel: str, **tensors: Tensor) -> None:
+    """Raises KernelError if a tensor does not have two axes."""
+    for name, tensor in tensors.items():
+        require(len(tensor.shape) == 2, f"{kernel}: {name} must be a matrix, not {tensor!r}")
+
+
+def require_vectors(kernel: str, columns: int, **tensors: Tensor | None) -> None:
+    """Raises KernelError if a tensor is not a vector of ``columns`` elements; None stands for an optional tensor."""
+    for name, tensor in tensors.items():
+        fits = tensor is None or (tensor.rows == 1 and tensor.columns == columns)
+        require(fits, f"{kernel}: {name} must be a vector of {columns} elements, not {tensor!r}")
+
+
+def require_number(kernel: str, name: str, value: Any) -> float:
+    """The value of a number; raises KernelError if it is something else, or not finite in float32."""
+    require(
+        isinstance(value, Real) and abs(float(value)) <= _LARGEST, f"{kernel}: {name} must be a number, not {value!r}"
+    )
+    return float(value)
 
 
 def require_rows(kernel: str, rows: Tensor) -> None:

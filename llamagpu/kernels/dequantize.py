@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Affine, Program, Tensor, widen_bf16
-from llamagpu.kernels.arguments import owner, require, weight_parts, weights_libs
+from llamagpu.kernels.arguments import owner, require, require_floats, weight_parts, weights_libs
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel, as_stored
 from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload
 
@@ -26,10 +26,12 @@ FORMATS = (
 
 
 def dequantize(w: Tensor, out: Tensor | None = None) -> Tensor:
-    """A weight tensor of any format as f32 [rows, columns]."""
+    """A tensor of any weight format (f32, f16, bf16 or affine) as f32 of the same shape."""
     device = owner("dequantize", w=w, out=out)
-    out = out or device.empty((w.rows, w.columns))
-    require(out.shape == (w.rows, w.columns), "dequantize: out must have the shape of the weights")
+    require(w.dtype != "u32", f"dequantize: {w!r} does not hold weights")
+    out = out or device.empty(w.shape)
+    require_floats("dequantize", out=out)
+    require(out.shape == w.shape, f"dequantize: out must have the shape of {w!r}")
     libs, consts = weights_libs(w)
     columns4 = -(-w.columns // 4)
     for part, bindings in weight_parts(w):
@@ -105,7 +107,7 @@ KERNEL = Kernel(
         *({"rows": 1, "columns": 1, "format": f} for f in FORMATS),
         *({"rows": 33, "columns": 97, "format": f} for f in FORMATS),
         {"rows": 576, "columns": 1536, "format": "int4-g64-f16"},
-        {"rows": 140000, "columns": 120, "format": "int8-g16-f32"},
+        {"rows": 140000, "columns": 120, "format": "bf16"},
     ),
     random=_random,
     tolerance=1e-6,

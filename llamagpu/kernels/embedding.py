@@ -22,6 +22,7 @@ def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """
     device = owner("embedding", table=table, rows=rows, out=out)
     require_rows("embedding", rows)
+    require(table.dtype != "u32", f"embedding: {table!r} does not hold weights")
     count = rows.rows
     out = out or device.empty((count, table.columns))
     require_floats("embedding", out=out)

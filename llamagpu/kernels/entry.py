@@ -72,7 +72,7 @@ def normal(*shape: int | str, names: tuple[str, ...] = ("x",)) -> Callable[[np.r
 
     def inputs(rng: np.random.Generator, d: Dims) -> Arrays:
         axes = tuple(d[axis] if isinstance(axis, str) else axis for axis in shape)
-        return {name: rng.standard_normal(axes).astype(np.float32) for name in names}
+        return {name: rng.standard_normal(axes, np.float32) for name in names}
 
     return inputs
 

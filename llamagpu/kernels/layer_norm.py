@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats, require_vectors
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 from llamagpu.kernels.rms_norm import WORKGROUP
 
@@ -14,14 +14,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor 
     """``out[r] = (x[r] - mean) / sqrt(variance + eps) · weight + bias`` (arXiv:1607.06450).
 
     Args:
-        x: f32 [rows, columns].
+        x: f32 [..., columns].
         weight: f32 [columns].
         bias: f32 [columns].
-        out: f32 [rows, columns], not the memory of x.
+        out: f32, as x; not the memory of x.
     """
     device = require_floats("layer_norm", x=x, weight=weight, bias=bias, out=out)
     out = out or device.empty(x.shape)
-    require(weight.columns == bias.columns == x.columns, "layer_norm: weight and bias must have the columns of x")
+    require_vectors("layer_norm", x.columns, weight=weight, bias=bias)
     require(out.shape == x.shape, "layer_norm: out must have the shape of x")
     device.dispatch(
         Program("layer_norm", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),

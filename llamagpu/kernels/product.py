@@ -17,10 +17,11 @@ from llamagpu.kernels.arguments import (
     require,
     require_floats,
     require_rows,
+    require_vectors,
     weight_parts,
     weights_libs,
 )
-from llamagpu.kernels.attention import RUN
+from llamagpu.kernels.attention_paged import RUN
 from llamagpu.kernels.prenorm import prenorm_columns
 
 MAX_VECTORS = 8  # vectors that an invocation of product_rows or product_lanes takes
@@ -94,6 +95,7 @@ def merged(partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: in
 def store(out: Tensor) -> Epilogue:
     """``out[m, n] = product``, f32 [m, n]."""
     require_floats("product", out=out)
+    require(len(out.shape) <= 2, "product: out must be a matrix")
     return Epilogue(out.rows, out.columns, "store", {"out": out.part}, {"out_stride": out.stride})
 
 
@@ -110,7 +112,7 @@ def product(source: Source, w: Tensor, bias: Tensor | None, epilogue: Epilogue, 
     require(w.dtype != "u32", "product: weights are f32, f16, bf16 or affine")
     require(source.k == w.columns, f"product: x has {source.k} columns, the weights {w.columns}")
     require(epilogue.m == source.m and epilogue.rows == w.rows, f"product: out must be [{source.m}, {w.rows}]")
-    require(bias is None or bias.columns == w.rows, "product: one bias for every row of the weights")
+    require_vectors("product", w.rows, bias=bias)
     aligned = epilogue.lib == "store" or all(p.first % 4 == 0 for p in w.parts)
     require(aligned, "product: parts begin at multiples of four")
     kind = device.tuning.matmul if many else device.tuning.matvec

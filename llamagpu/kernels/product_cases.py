@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.attention import RUN, partial_shape, splits_for
+from llamagpu.kernels.attention_paged import RUN, partial_shape, splits_for
 from llamagpu.kernels.dequantize import FLOATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.dequantize import reference as weight_reference
 from llamagpu.kernels.entry import Arrays, Bench, Dims

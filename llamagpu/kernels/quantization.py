@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from llamagpu.errors import KernelError
 from llamagpu.gpu import Affine, Tensor, narrow_bf16, widen_bf16
-from llamagpu.kernels.arguments import owner
+from llamagpu.kernels.arguments import owner, require, require_matrices
 
 Quantized = tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any]]
 
@@ -100,7 +100,9 @@ def quantize(tensor: Tensor, bits: int, group: int = 64, scales: str = "f16") ->
         KernelError: such a format does not exist, or the values are not finite.
     """
     owner("quantize", tensor=tensor)
-    values = tensor.numpy().reshape(-1, tensor.columns)
+    require_matrices("quantize", tensor=tensor)
+    require(tensor.dtype in ("f32", "f16", "bf16"), f"quantize: {tensor!r} does not hold floats")
+    values = tensor.numpy()
     if not np.isfinite(values).all():
         raise KernelError("quantize: the tensor holds NaN or infinity.", "Groups have no scale for them.")
     affine = Affine(bits, group, scales)

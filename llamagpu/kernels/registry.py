@@ -1,9 +1,10 @@
 """The registry: every kernel, in the order of a forward pass. The tests and ``llamagpu doctor`` walk it."""
 
-from llamagpu.kernels.add import KERNEL as ADD
-from llamagpu.kernels.attention import DECODE, PREFILL
+from llamagpu.kernels.attention_dense import KERNEL as ATTENTION
+from llamagpu.kernels.attention_paged import DECODE, PREFILL
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
 from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
+from llamagpu.kernels.elementwise import ADD, MULTIPLY, SCALE, SILU
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
 from llamagpu.kernels.gelu import KERNEL as GELU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
@@ -17,8 +18,10 @@ from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
 from llamagpu.kernels.sampling_reference import KERNEL as SAMPLE
 from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
+from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 from llamagpu.kernels.swiglu import KERNEL as SWIGLU
+from llamagpu.kernels.transpose import KERNEL as TRANSPOSE
 from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
 REGISTRY = {
@@ -42,6 +45,12 @@ REGISTRY = {
         GELU,
         SOFTMAX,
         ADD,
+        MULTIPLY,
+        SCALE,
+        SILU,
+        TRANSPOSE,
+        SLICE_ROWS,
+        ATTENTION,
         SAMPLE,
         NOISE,
         COPY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.arguments import parts, require, require_floats
+from llamagpu.kernels.arguments import parts, require, require_floats, require_vectors
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 
 WORKGROUP = 64
@@ -15,13 +15,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     """``out[r] = x[r] · weight / sqrt(mean(x[r]²) + eps)`` (arXiv:1910.07467).
 
     Args:
-        x: f32 [rows, columns].
+        x: f32 [..., columns].
         weight: f32 [columns].
-        out: f32 [rows, columns], not the memory of x.
+        out: f32, as x; not the memory of x.
     """
     device = require_floats("rms_norm", x=x, weight=weight, out=out)
     out = out or device.empty(x.shape)
-    require(weight.columns == x.columns and out.shape == x.shape, "rms_norm: x, weight and out must agree in columns")
+    require_vectors("rms_norm", x.columns, weight=weight)
+    require(out.shape == x.shape, f"rms_norm: out must have the shape of {x!r}")
     device.dispatch(
         Program("rms_norm", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),
         x.rows,

@@ -145,7 +145,8 @@ def reference(a: Arrays, d: Dims) -> Expected:
         logits = np.where(np.isnan(a["logits"][r]), np.float32(-1e30), a["logits"][r])
         scores = process_row(logits, s, a["counts"][r], a["bias"][r])
         token, margin = choose_row(scores, s, position)
-        near = {choose_row(scores, s, position, slack)[0] for slack in (-1e-5, 1e-5)}
+        slacks = (-1e-5, 1e-5) if s.temperature else ()  # an arg max has no thresholds
+        near = {token} | {choose_row(scores, s, position, slack)[0] for slack in slacks}
         value[r] = token, not finite
         if (margin < 1e-5 and margin > 0) or near != {token}:
             scale[r, 0] = np.inf

@@ -11,7 +11,7 @@ from llamagpu.kernels.rms_norm import WORKGROUP
 
 
 def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """``out[r] = e^(x[r] - max) / Σ e^(x[r] - max)``; x and out are f32 [rows, columns]."""
+    """``out[r] = e^(x[r] - max) / Σ e^(x[r] - max)``; x and out are f32 [..., columns]."""
     device = require_floats("softmax", x=x, out=out)
     out = out or device.empty(x.shape)
     require(out.shape == x.shape, "softmax: out must have the shape of x")

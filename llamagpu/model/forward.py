@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llamagpu.gpu import Device, Plan, Tensor, Tuning
-from llamagpu.kernels.attention import splits_for
+from llamagpu.kernels.attention_paged import splits_for
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.sampling import choose, sampler_columns
 from llamagpu.model.cache import SLOTS, PagedCache

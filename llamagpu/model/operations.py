@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.add import add
-from llamagpu.kernels.attention import attention_decode, attention_merge, attention_prefill, partial_shape
+from llamagpu.kernels.attention_paged import attention_decode, attention_merge, attention_prefill, partial_shape
 from llamagpu.kernels.begin_step import begin_step
+from llamagpu.kernels.elementwise import add
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.kv_write import Cache, kv_write
 from llamagpu.kernels.matmul import linear

@@ -1,0 +1,18 @@
+//! needs operation
+// out = operation(item), elementwise. The padding of rows is taken like the rest: every operation makes 0 of zeros.
+// Grid: ceil(count4 / 64) workgroups; an invocation makes four elements.
+struct Params {
+    count4: u32,    // groups of four elements, padding included
+    factor: f32,    // of lib/operation/scale
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [rows, columns]
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = (id.y * grid.x + id.x) * 64u + local;
+    if (item < params.count4) {
+        out[item] = operation(item);
+    }
+}

@@ -1,0 +1,6 @@
+// x · factor
+@group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;           // [rows, columns]
+
+fn operation(item: u32) -> vec4<f32> {
+    return x[item] * params.factor;
+}

@@ -1,0 +1,8 @@
+//! needs silu
+// silu(x) = x / (1 + e^-x)
+@group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;           // [rows, columns]
+
+fn operation(item: u32) -> vec4<f32> {
+    let v = x[item];
+    return vec4<f32>(silu(v.x), silu(v.y), silu(v.z), silu(v.w));
+}
