@@ -407,6 +407,28 @@ def test_an_error_ends_its_request_alone(where: str, device: gpu.Device, monkeyp
         assert llm._session.model.cache.free_slots == 32
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 4, "repetition_penalty": 1.2, "top_k": 40}])
+def test_a_sequence_resumes_from_its_tokens(device: gpu.Device, options: dict) -> None:
+    """It loses slot and pages in the middle, and goes on with the same tokens."""
+    with LLM(device=device) as llm:
+        expected = llm.generate(PROMPT, max_tokens=30, **options).token_ids
+        engine, stream = llm._session.engine, llm.stream(PROMPT, max_tokens=30, **options)
+        for _ in range(4):
+            next(stream)
+
+        def lose() -> None:
+            engine._land_all()
+            for sequence in engine._active:
+                engine._runner.end(sequence)
+                sequence.length = 0
+                engine._waiting.append(sequence)
+            assert engine._waiting
+            engine._active.clear()
+
+        device.call(lose)
+        assert stream.result.token_ids == expected
+
+
 def test_lists_of_prompts(story: LLM) -> None:
     ids = story.tokenize(PROMPT)
     alone = story.generate(ids, max_tokens=4).token_ids

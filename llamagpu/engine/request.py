@@ -68,6 +68,9 @@ class Request:
 class Sequence:
     """A request on its way: its tokens, and the pages that hold their keys and values.
 
+    A sequence that lost its pages can go on from its tokens: begun again with length 0, it is prefilled with all of
+    them but the newest.
+
     ``events`` carries Tokens, then a str (the finish reason), an array (logits) or an exception.
     """
 
@@ -89,9 +92,14 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
+    def decodes_from(self) -> int:
+        """Positions that must be in the cache before it decodes: the prompt, or all tokens but the newest."""
+        return len(self.tokens) - bool(self.made)
+
+    @property
     def prefilled(self) -> bool:
-        """Whether the whole prompt is in the cache."""
-        return self.length >= len(self.request.prompt)
+        """Whether the cache holds all that decoding needs."""
+        return self.length >= self.decodes_from
 
     @property
     def slot(self) -> int:

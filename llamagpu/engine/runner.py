@@ -44,11 +44,12 @@ class Runner:
         """Give a sequence its slot and pages, and set the slot's counts and bias; False if the cache has no room
         now."""
         request = sequence.request
-        pages = self._model.cache.take(request.most, request.prompt if request.reuse else ())
+        pages = self._model.cache.take(request.most, sequence.tokens if request.reuse else ())
         if pages is None:
             return False
         sequence.pages, sequence.length = pages, pages.cached
-        self._state.begin_sequence(pages.slot, request.prompt, request.settings.counted, dict(request.bias))
+        made = sequence.tokens[len(request.prompt) :] if request.settings.counted else None
+        self._state.begin_sequence(pages.slot, request.prompt, made, dict(request.bias))
         return True
 
     def end(self, sequence: Sequence) -> None:
@@ -60,9 +61,10 @@ class Runner:
             sequence.pages = None
 
     def prefill(self, sequence: Sequence) -> list[Outcome]:
-        """Run the next chunk of the prompt; after the last one, the first token (or, for ``want_logits``, none)."""
+        """Run the next chunk of a prompt. The last one gives the first token, unless logits were asked for or the
+        sequence only resumes."""
         request, first = sequence.request, sequence.length
-        chunk = request.prompt[first : first + self._model.sizes.rows]
+        chunk = sequence.tokens[first : min(first + self._model.sizes.rows, sequence.decodes_from)]
         rows = bucket(len(chunk))
         self._state.write_prompt(chunk, first, sequence.slot, rows)
         self._settled = ()
@@ -73,7 +75,7 @@ class Runner:
         if request.want_logits:
             self._collect_logits(sequence, len(chunk))
             return []
-        if not sequence.prefilled:
+        if not sequence.prefilled or sequence.made:
             return []
         self._state.pick([len(chunk) - 1])
         self._state.write_rows([sequence.row_at(sequence.length - 1)], 1)

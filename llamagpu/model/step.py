@@ -82,11 +82,14 @@ class StepState:
             packed = [r.settings.pack() for r in batch] + [Settings().pack()] * padding
             self._write(self.sampler.settings, np.stack(packed))
 
-    def begin_sequence(self, slot: int, prompt: Sequence[int], counted: bool, bias: dict[int, float]) -> None:
-        """Set the counts of a slot's tokens, and its bias, before a sequence uses them."""
-        if counted:
-            counts = np.zeros(self._vocab, np.uint32)
-            counts[np.asarray(prompt)] = PROMPT_BIT
+    def begin_sequence(
+        self, slot: int, prompt: Sequence[int], made: Sequence[int] | None, bias: dict[int, float]
+    ) -> None:
+        """Set the counts of a slot's tokens, and its bias, before a sequence uses them. ``made`` are tokens made
+        before; None leaves the counts unset, where no setting reads them."""
+        if made is not None:
+            counts = np.bincount(np.asarray(made, np.int64), minlength=self._vocab).astype(np.uint32)
+            counts[np.asarray(prompt)] |= PROMPT_BIT
             self._write_row(self.sampler.counts, slot, counts)
         if bias or slot in self._biased:
             values = np.zeros(self._vocab, np.float32)
