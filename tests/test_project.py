@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "kernels": {"gpu"},
     "gpu": set(),
 }
+BELOW_ALL = {"errors", "version"}  # modules that every room may import
 
 
 def imports(path: Path) -> set[str]:
@@ -44,17 +45,19 @@ def test_lower_rooms_never_import_upper_ones(room: str) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
         for name in imports(path):
             parts = name.split(".")
-            if parts[0] == "llamagpu" and parts[1] in ROOMS:
-                assert parts[1] in MAY_IMPORT[room] | {room}, f"{path} imports {name}"
+            if parts[0] == "llamagpu":
+                assert parts[1] in MAY_IMPORT[room] | {room} | BELOW_ALL, f"{path} imports {name}"
             assert room == "gpu" or parts[0] != "wgpu", f"{path} imports wgpu"
 
 
 def test_files_and_functions_stay_small() -> None:
+    for path in (ROOT / "shaders").rglob("*.wgsl"):
+        assert len(path.read_text().splitlines()) <= 150, path
     for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 450, path
+        assert len(path.read_text().splitlines()) <= 300, path
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+                assert (node.end_lineno or 0) - node.lineno < 40, f"{path}: {node.name}"
 
 
 def test_every_public_name_has_a_docstring() -> None:

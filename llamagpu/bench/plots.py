@@ -78,10 +78,10 @@ def bench_chart(records: list[dict[str, Any]], path: Path) -> None:
     figure, panels = pyplot.subplots(
         len(kinds), 1, figsize=(7.5, 1.2 + 0.34 * sum(heights) + 0.5 * len(kinds)), height_ratios=heights, squeeze=False
     )
-    dtypes = list(dict.fromkeys(r["model_type"].split()[-1] for r in records))
+    dtypes = list(dict.fromkeys(r["dtype"] for r in records))
     for axes, rows in zip(panels[:, 0], kinds, strict=True):
-        names = [f"{r['model_type'].split()[-1]}  {r['test']}" for r in rows]
-        colors = [COLORS[dtypes.index(r["model_type"].split()[-1]) % len(COLORS)] for r in rows]
+        names = [f"{r['dtype']}  {r['test']}" for r in rows]
+        colors = [COLORS[dtypes.index(r["dtype"]) % len(COLORS)] for r in rows]
         if rows[0]["n_prompt"]:
             of = [f"{r['macs_fraction']:.0%} of the multiply-adds" for r in rows]
         else:

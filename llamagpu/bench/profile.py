@@ -132,6 +132,31 @@ def table(found: Profile, sticks: Yardsticks) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
+def record(found: Profile, sticks: Yardsticks, adapter: str) -> dict[str, Any]:
+    """The profile as JSON's values; times in seconds."""
+    return {
+        "what": found.what,
+        "gpu_info": adapter,
+        "gpu_s": found.gpu_seconds,
+        "one_pass": found.timeline.inside,
+        "uncertainty_s": found.timeline.uncertainty,
+        "copy_bytes_per_s": sticks.bandwidth,
+        "multiply_adds_per_s": sticks.multiply_adds,
+        "kernels": [vars(line) for line in found.lines],
+    }
+
+
+def details(found: Profile, sticks: Yardsticks, adapter: str) -> str:
+    """Facts beside the table: how it was measured, on what, and the yardsticks."""
+    line = found.timeline
+    way = "in one pass" if line.inside else "a pass per dispatch, as timestamps inside passes are missing"
+    return (
+        f"{found.what}: {found.gpu_seconds * 1e3:.2f} ms of kernels, mean of {found.runs} runs, {way} · {adapter}\n"
+        f"copy {sticks.bandwidth / 1e9:.2f} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.2f} G/s · "
+        f"GPU and host clocks agree to ±{line.uncertainty * 1e6:.0f} µs"
+    )
+
+
 def trace(found: Profile) -> dict[str, Any]:
     """Trace events (Chrome's JSON format, which Perfetto reads too): the GPU's kernels, and the host beside them."""
     line = found.timeline

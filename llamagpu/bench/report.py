@@ -21,16 +21,6 @@ def record(subject: Subject, run: Run, sticks: Yardsticks, first_token_s: float 
     steps = run.n_gen or 1  # passes over the weights
     step_s = statistics.fmean(run.samples_ns) / 1e9 / steps
     out: dict[str, Any] = {
-        "build_number": __version__,
-        "backends": "WebGPU",
-        "gpu_info": str(subject.device.adapter),
-        "versions": gpu.version(),
-        "model_filename": subject.name,
-        "model_type": f"{subject.model.config.model_type} {subject.dtype}",
-        "model_size": subject.weight_bytes,
-        "model_n_params": subject.parameters,
-        "type_k": subject.model.sizes.kv_dtype,
-        "type_v": subject.model.sizes.kv_dtype,
         "n_prompt": run.n_prompt,
         "n_gen": run.n_gen,
         "n_depth": run.n_depth,
@@ -55,7 +45,24 @@ def record(subject: Subject, run: Run, sticks: Yardsticks, first_token_s: float 
         "tokens": run.n_gen * run.n_batch or run.n_prompt,
         "start_to_first_token_s": first_token_s,
     }
-    return out | _parts(subject, run) | _counts(run)
+    return _circumstances(subject) | out | _parts(subject, run) | _counts(run)
+
+
+def _circumstances(subject: Subject) -> dict[str, Any]:
+    """The versions, the adapter and the model."""
+    return {
+        "build_number": __version__,
+        "backends": "WebGPU",
+        "gpu_info": str(subject.device.adapter),
+        "versions": gpu.version(),
+        "model_filename": subject.name,
+        "model_type": f"{subject.model.config.model_type} {subject.dtype}",
+        "dtype": subject.dtype,
+        "model_size": subject.weight_bytes,
+        "model_n_params": subject.parameters,
+        "type_k": subject.model.sizes.kv_dtype,
+        "type_v": subject.model.sizes.kv_dtype,
+    }
 
 
 def _parts(subject: Subject, run: Run) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def table(records: list[dict[str, Any]]) -> str:
         share = r["chain_fraction"]
         rows.append(
             [
-                f"{r['model_filename']} {r['model_type'].split()[-1]}",
+                f"{r['model_filename']} {r['dtype']}",
                 f"{r['model_size'] / 2**20:.2f} MiB",
                 f"{r['model_n_params'] / 1e6:.2f} M",
                 r["backends"],
@@ -120,7 +127,7 @@ def details(records: list[dict[str, Any]]) -> str:
     for r in records:
         if r["attention_macs_per_s"] is not None:
             lines.append(
-                f"{r['model_type'].split()[-1]} {r['test']}: weights {r['weights_macs_per_s'] / 1e9:.2f} G MAC/s, "
+                f"{r['dtype']} {r['test']}: weights {r['weights_macs_per_s'] / 1e9:.2f} G MAC/s, "
                 f"attention {r['attention_macs_per_s'] / 1e9:.2f} ({r['attention_to_weights']:.2f} of it); "
                 f"{r['read_bytes_per_step'] / 1e6:.2f} MB read a token; a step is encoded in {r['encode_us']:.0f} µs, "
                 f"by objects {r['encode_objects_us']:.0f}"

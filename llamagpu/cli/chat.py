@@ -11,7 +11,7 @@ import click
 
 from llamagpu.cli.conversation import Message, fit, load, save
 from llamagpu.cli.output import error_lines, load_options, model_options, note, open_model, write
-from llamagpu.cli.reading import Reader, is_dumb, on_a_terminal, open_reader, unwrap
+from llamagpu.cli.reading import Lines, Reader, is_dumb, on_a_terminal, unwrap
 from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,16 @@ def chat(system: str | None, as_json: bool, **options: Any) -> int:
                 "It was not made for conversations.",
                 "Use llamagpu generate, or a model whose name says chat or instruct.",
             )
-        return Session(llm, system, settings, as_json).run(open_reader())
+        return Session(llm, system, settings, as_json).run(_open_reader())
+
+
+def _open_reader() -> Reader:
+    """Line editing and history on a terminal, plain lines elsewhere."""
+    if on_a_terminal() and not is_dumb():
+        from llamagpu.cli.terminal import Terminal  # it imports prompt_toolkit, which pipes do not need
+
+        return Terminal()
+    return Lines()
 
 
 class Session:

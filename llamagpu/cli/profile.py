@@ -61,25 +61,8 @@ def profile(
         trace.write_text(json.dumps(profiling.trace(found)), encoding="utf-8")
     if plot is not None:
         plots.profile_chart(found, sticks, plot)
-    line = found.timeline
     if as_json:
-        write_json(
-            {
-                "what": found.what,
-                "gpu_info": adapter,
-                "gpu_s": found.gpu_seconds,
-                "one_pass": line.inside,
-                "uncertainty_s": line.uncertainty,
-                "copy_bytes_per_s": sticks.bandwidth,
-                "multiply_adds_per_s": sticks.multiply_adds,
-                "kernels": [vars(row) for row in found.lines],
-            }
-        )
-        return
-    write(profiling.table(found, sticks))
-    way = "in one pass" if line.inside else "a pass per dispatch, as timestamps inside passes are missing"
-    note(
-        f"{found.what}: {found.gpu_seconds * 1e3:.2f} ms of kernels, mean of {found.runs} runs, {way} · {adapter}\n"
-        f"copy {sticks.bandwidth / 1e9:.2f} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.2f} G/s · "
-        f"GPU and host clocks agree to ±{line.uncertainty * 1e6:.0f} µs"
-    )
+        write_json(profiling.record(found, sticks, adapter))
+    else:
+        write(profiling.table(found, sticks))
+        note(profiling.details(found, sticks, adapter))

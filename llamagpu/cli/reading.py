@@ -32,15 +32,6 @@ def is_dumb() -> bool:
     return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
-def open_reader() -> Reader:
-    """Line editing and history on a terminal, plain lines elsewhere."""
-    if on_a_terminal() and not is_dumb():
-        from llamagpu.cli.terminal import Terminal  # it imports prompt_toolkit, which pipes do not need
-
-        return Terminal()
-    return Lines()
-
-
 def goes_on(text: str) -> bool:
     """Whether a message needs another line: its three quotes are still open, or a backslash ends it."""
     if not text.lstrip().startswith(_QUOTE):
