@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llamagpu.gpu import Device, Plan, Tensor, Tuning
 from llamagpu.kernels.attention_paged import splits_for
@@ -11,7 +12,7 @@ from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.sampling import choose, sampler_columns
 from llamagpu.model.cache import SLOTS, PagedCache
 from llamagpu.model.config import Config
-from llamagpu.model.decoder import decoder_head, decoder_layers
+from llamagpu.model.decoder import Operations, decoder_head, decoder_layers
 from llamagpu.model.operations import FusedPrompt, FusedStep, Unfused, Workspace, activation_columns
 from llamagpu.model.step import StepState
 from llamagpu.model.weights import Weights
@@ -128,21 +129,14 @@ class Forward:
         return self._plans[key]
 
     def _prompt(self, rows: int) -> None:
-        if self._fused:
-            decoder_layers(FusedPrompt(self._space, rows), self._weights, self._cache.layers)
-        else:
-            decoder_layers(Unfused(self._space, rows), self._weights, self._cache.layers)
+        ops: Operations[Any] = (FusedPrompt if self._fused else Unfused)(self._space, rows)
+        decoder_layers(ops, self._weights, self._cache.layers)
 
     def _step(self, batch: int, splits: int, plain: bool) -> None:
+        ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space, batch, splits)
         logits = self.logits.head(batch)
-        if self._fused:
-            step = FusedStep(self._space, batch, splits)
-            decoder_layers(step, self._weights, self._cache.layers)
-            decoder_head(step, self._weights, logits)
-        else:
-            unfused = Unfused(self._space, batch, splits)
-            decoder_layers(unfused, self._weights, self._cache.layers)
-            decoder_head(unfused, self._weights, logits)
+        decoder_layers(ops, self._weights, self._cache.layers)
+        decoder_head(ops, self._weights, logits)
         self._sample(logits, plain)
 
     def _head(self, rows: int) -> Tensor:
