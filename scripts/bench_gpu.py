@@ -1,9 +1,9 @@
-"""All measurements of a GPU in one run: what it could do, what the kernels reach of it, models, and torch.
+"""Measure a GPU in one run: its yardsticks, the kernels' share of them, models, and torch.
 
     scripts/bench_gpu OUT            everything; some minutes on a large GPU
-    scripts/bench_gpu --short OUT    the smallest shape, few repetitions: shows that it works
+    scripts/bench_gpu --short OUT    a smoke test: the smallest shape, few repetitions
 
-Writes OUT/gpu.json, after every part, and OUT/gpu.md. A part that fails is named in both.
+Writes OUT/gpu.json after every part, and OUT/gpu.md at the end. Both name the parts that failed.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ FORMATS: dict[str, str | gpu.Affine] = {
     "int4": gpu.Affine(4, 64, "f16"),
 }
 DTYPES = {"f16": "float16", "int8": "int8", "int4": "int4"}
-ROTATE_BYTES = 300_000_000  # of weights that a chain goes through: more than four times the largest L2 there is
+ROTATE_BYTES = 300_000_000  # weights that a chain cycles through: over four times the largest L2 cache
 
 
 class Bench:
-    """Results by section; ``short`` is for showing that it works."""
+    """Measurements by section. ``short`` makes them a smoke test."""
 
     def __init__(self, folder: Path, short: bool, device: str, shapes: Sequence[str] = ()):
         self.folder, self.short, self.asked, self.start = folder, short, device, time.perf_counter()
@@ -61,7 +61,7 @@ class Bench:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part that may fail without taking the others with it."""
+        """Run a part, and record its failure instead of stopping the others."""
         self.say(name)
         try:
             yield
@@ -91,7 +91,7 @@ class Bench:
         return self.out
 
     def products(self, device: gpu.Device) -> None:
-        """Products of one vector, weights rotated through more than caches hold, and of 512, tuned for each format."""
+        """Measure products of 512 vectors, and of one with more weights than caches hold, tuned for each format."""
         few = [(1536, 576)] if self.short else [(4096, 14336), (128256, 4096)]
         many = [(576, 1536)] if self.short else [(8192, 2048), (2048, 8192)]
         vectors = 64 if self.short else 512
@@ -133,7 +133,7 @@ class Bench:
     def chain(
         self, device: gpu.Device, shape: Matrix, rows: int, product: Callable[..., Any], tuning: gpu.Tuning
     ) -> float:
-        """Seconds of one product out of a chain of at least ten."""
+        """Seconds of one product in a chain of at least ten."""
         copies = 1 if self.short else int(max(1, min(32, -(-ROTATE_BYTES // shape.nbytes))))
         with device.ledger.tracking() as made:
             weights = [noise(empty_matrix(device, shape, tuning.order == "woven")) for _ in range(copies)]
@@ -148,12 +148,12 @@ class Bench:
         return seconds
 
     def model(self, shape: str, dtype: str) -> None:
-        """A model's decode and prefill, tuned for it."""
+        """Measure a model's decode and prefill with a tuning measured for it."""
         with gpu.open(self.asked) as device:
             self.model_on(device, shape, dtype)
 
     def model_on(self, device: gpu.Device, shape: str, dtype: str) -> None:
-        """The same, on an open device."""
+        """Like ``model``, on an open device."""
         start = time.perf_counter()
         tuning = tune(device, prepare_shape(shape, DTYPES[dtype]).layout)
         row: dict[str, Any] = {"shape": shape, "dtype": dtype, "tune_s": time.perf_counter() - start}
@@ -180,7 +180,7 @@ class Bench:
         self.say(f"  {row['decode'][0]['tokens_per_s']:.0f} t/s, prompt {prompt.avg_ts:.0f} t/s")
 
     def decode(self, subject: Subject, batch: int, depth: int, tokens: int, repeat: int) -> dict[str, Any]:
-        """Tokens a second through the engine; of a deep batch, whose prompts would take long, of the GPU's steps."""
+        """Tokens a second through the engine. For a deep batch, whose prompts would take long, of GPU steps only."""
         step = profile.step_seconds(subject, depth, batch)
         row = {"batch": batch, "depth": depth, "step_s": step, "gpu_tokens_per_s": batch / step}
         if batch > 1 and depth > 1024:
@@ -228,7 +228,7 @@ class Bench:
 
 
 def machine(device: gpu.Device) -> dict[str, Any]:
-    """What was measured on."""
+    """The adapter, its driver, versions and the system."""
     out = {
         "adapter": str(device.adapter),
         "driver": device.adapter.driver,
@@ -248,7 +248,7 @@ def machine(device: gpu.Device) -> dict[str, Any]:
 
 
 def gaps(device: gpu.Device, count: int) -> dict[str, float]:
-    """Seconds that a small dispatch adds: one that waits for the one in front, and one that does not."""
+    """Seconds that a small dispatch adds if it waits for the previous one, and if it is independent."""
     x, y, z = (device.tensor(np.ones((1, 256), np.float32)) for _ in range(3))
     outs = [device.empty((1, 256)) for _ in range(count)]
     plans = {
@@ -259,7 +259,7 @@ def gaps(device: gpu.Device, count: int) -> dict[str, float]:
 
 
 def table(head: str, rows: list[list[str]]) -> list[str]:
-    """A Markdown table with an empty line in front; columns whose heading begins with > are set right."""
+    """A Markdown table after an empty line. A heading that begins with > aligns its column to the right."""
     names = [name.strip() for name in head.split("|")]
     rule = ["---:" if name.startswith(">") else "---" for name in names]
     return ["", *("| " + " | ".join(row) + " |" for row in ([n.lstrip(">") for n in names], rule, *rows))]
@@ -274,8 +274,8 @@ def page(r: dict[str, Any]) -> str:
         f"Driver {m['driver']}, {m['versions']}, llamagpu {m['llamagpu']}; {r['seconds']:.0f} s in all.",
         "",
         f"Copy {r['copy_bytes_per_s'] / 1e9:,.0f} GB/s (bytes read and written); multiply-adds "
-        f"{r['multiply_adds_per_s'] / 1e12:.2f} T/s; a small dispatch takes {gap['waiting'] * 1e6:.2f} µs where it "
-        f"waits for the one in front, {gap['independent'] * 1e6:.2f} µs where it does not.",
+        f"{r['multiply_adds_per_s'] / 1e12:.2f} T/s; a small dispatch takes {gap['waiting'] * 1e6:.2f} µs if it "
+        f"waits for the previous one, {gap['independent'] * 1e6:.2f} µs if not.",
     ]
     rows = [
         [
@@ -315,7 +315,7 @@ def _models(r: dict[str, Any]) -> list[str]:
     for row in r["models"]:
         for d in row["decode"]:
             other = peer.get((row["shape"], d["batch"], d["depth"]))
-            idle = f"{d['idle']:.1%}" if "idle" in d else "GPU's steps alone"
+            idle = f"{d['idle']:.1%}" if "idle" in d else "GPU steps only"
             speed = [f"{d['tokens_per_s']:,.0f}", idle, f"{other:,.0f}" if other else ""]
             rows.append([row["shape"], row["dtype"], str(d["batch"]), str(d["depth"]), *speed])
     lines += table("model | dtype | >sequences | >depth | >tokens/s | >GPU idle | >torch", rows)
@@ -332,8 +332,8 @@ def _models(r: dict[str, Any]) -> list[str]:
 
 
 def _profiles(models: list[dict[str, Any]]) -> list[str]:
-    """Where the time of one token goes."""
-    lines = ["", f"One token of {models[0]['shape']} behind 128, by timestamps, which add some µs to every dispatch:"]
+    """The time of one token by kernel."""
+    lines = ["", f"One token of {models[0]['shape']} after 128, by timestamps, which add some µs to every dispatch:"]
     rows = []
     for model in models:
         for line in model["profile"]:
@@ -347,9 +347,9 @@ def _profiles(models: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a directory for gpu.json and gpu.md")
-    parser.add_argument("--short", action="store_true", help="the smallest shape, few repetitions")
-    parser.add_argument("--device", default="auto", help="as llamagpu has it")
-    parser.add_argument("--shapes", default="", help="instead of smollm2-135m,llama-3.2-1b,llama-3.2-3b")
+    parser.add_argument("--short", action="store_true", help="a smoke test: the smallest shape, few repetitions")
+    parser.add_argument("--device", default="auto", help="the adapter, as for llamagpu")
+    parser.add_argument("--shapes", default="", help="default: llama-3.2-1b,smollm2-135m,llama-3.2-3b")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     shapes = options.shapes.split(",") if options.shapes else ()

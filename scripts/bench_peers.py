@@ -1,10 +1,10 @@
-"""This project beside other engines on one machine, in one run: decode and prefill of SmolLM2-135M's shape.
+"""Compare this project with other engines on one machine, in one run: decode and prefill of SmolLM2-135M's shape.
 
     scripts/peers/setup .peers                         once: builds and installs them
     python scripts/bench_peers.py --peers .peers docs  measures; writes docs/peers.json, docs/peers.md, docs/peers.svg
 
-Every engine is loaded once and asked for one repetition at a time, in turns, so that a drifting machine touches all
-alike; the table has the median, and the spread beside it. An engine that is not there, or fails, is named.
+Every engine loads once. Then engines take turns, one repetition each, so a drift of the machine affects all alike. The
+table has the median and the spread. Engines that are missing or fail are named.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Entry:
     """One engine on one device in one format."""
 
     engine: str
-    backend: str  # what it runs on: WebGPU, Vulkan or CPU
+    backend: str  # WebGPU, Vulkan or CPU
     format: str
     driver: str
     command: list[str]
     env: dict[str, str] = field(default_factory=dict)
-    bench: list[str] = field(default_factory=list)  # llama-bench, which is started for every repetition
+    bench: list[str] = field(default_factory=list)  # command of llama-bench, which starts for every repetition
     samples: dict[str, list[float]] = field(default_factory=lambda: {test: [] for test in TESTS})
     device: str = ""
     version: str = ""
@@ -51,7 +51,7 @@ class Entry:
         return f"{self.engine}, {self.backend}"
 
     def start(self) -> None:
-        """Load, warm up; afterwards ``take`` answers at once."""
+        """Load the engine and warm it up, so that ``take`` measures at once."""
         environment = os.environ | self.env
         if not Path(self.command[0]).exists():
             self.failure = "not set up"
@@ -63,7 +63,7 @@ class Entry:
             self.device, self.version = about.get("device", ""), about.get("version", "")
 
     def take(self, test: str, tokens: int) -> None:
-        """One repetition."""
+        """Run one repetition."""
         if self.failure:
             return
         if self.bench:
@@ -78,7 +78,7 @@ class Entry:
                 self.samples[test].append(answer["tokens_per_s"])
 
     def _pause(self) -> None:
-        """Stop its threads until its next turn: some engines' go on spinning when there is nothing to do."""
+        """Suspend its process until its next turn, because idle threads of some engines spin."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGSTOP)
 
@@ -90,11 +90,11 @@ class Entry:
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None
         assert self.process.stdout is not None
-        for line in self.process.stdout:  # engines print lines of their own
+        for line in self.process.stdout:  # engines print other lines too
             if line.startswith("{"):
                 return dict(json.loads(line))
         error = "" if self.process.stderr is None else self.process.stderr.read().strip()
-        self.failure = error.splitlines()[-1][:200] if error else "it ended"
+        self.failure = error.splitlines()[-1][:200] if error else "the process ended"
         return {}
 
     def _llama_bench(self, test: str, tokens: int) -> None:
@@ -103,12 +103,12 @@ class Entry:
         done = subprocess.run(command, env=os.environ | self.env, capture_output=True, text=True)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode or not rows:
-            self.failure = (done.stderr.strip().splitlines() or ["it ended"])[-1][:200]
+            self.failure = (done.stderr.strip().splitlines() or ["the process ended"])[-1][:200]
             return
         row = rows[0]
         vulkan = self.backend == "Vulkan"
         if vulkan != (row["backends"] == "Vulkan") or (vulkan and row["n_gpu_layers"] < 99):
-            self.failure = f"it ran on {row['backends']}"  # llama-bench falls back to the CPU without a word
+            self.failure = f"it ran on {row['backends']}"  # llama-bench silently falls back to the CPU
             return
         self.device = row["gpu_info"] if vulkan else f"{row['cpu_info']}, {row['n_threads']} threads"
         self.version = f"llama.cpp {row['build_commit']}"
@@ -116,7 +116,7 @@ class Entry:
 
 
 def entries(peers: Path, prompt: int, decode: int) -> list[Entry]:
-    """Everything that is measured."""
+    """Every engine, device and format to measure."""
     threads = str(os.cpu_count() or 1)
     mesa = str(peers / "mesa25" / "root" / "usr" / "lib" / "x86_64-linux-gnu")
     new = {"LD_LIBRARY_PATH": mesa, "VK_ICD_FILENAMES": str(peers / "mesa25" / "icd.json")}
@@ -177,17 +177,17 @@ def record(entry: Entry) -> dict[str, Any]:
 
 
 def page(result: dict[str, Any]) -> str:
-    """Markdown: a table, what is missing, and what was measured on."""
+    """The results in Markdown: the machine, a table, missing engines, and versions."""
     rows, m = result["rows"], result["machine"]
     ours = {(r["format"], r["driver"]): r for r in rows if r["engine"] == "llamagpu" and "failure" not in r}
     lines = [
         "# Beside other engines",
         "",
-        "SmolLM2-135M's shape with random weights: tokens a second of one sequence that generates "
-        f"{result['decode']} tokens from an empty context, and of a prompt of {result['prompt']}. Medians of "
-        f"{result['rounds']} repetitions taken in turns in one run, the smallest and largest beside them. `×` is how "
-        "many times as fast llamagpu is, on the same driver and in the same format; beside engines on the CPU it is "
-        "measured on the system's driver, and beside f32 and bf16 in f16.",
+        "SmolLM2-135M's shape with random weights. Decode is one sequence that generates "
+        f"{result['decode']} tokens from an empty context; prefill is a prompt of {result['prompt']} tokens. Speeds "
+        f"are medians of {result['rounds']} repetitions taken in turns in one run, with the smallest and largest in "
+        "brackets. `×` is llamagpu's speed divided by the engine's, on the same driver and in the same format. "
+        "For engines on the CPU, it uses llamagpu on the system's driver; for f32 and bf16, llamagpu in f16.",
         "",
         f"{m['processor']}, {m['cores']} cores, {m['system']}; no GPU: Vulkan and WebGPU run on Mesa's llvmpipe.",
         "",
@@ -224,7 +224,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def measure(every: list[Entry], tokens: dict[str, int], rounds: int) -> None:
-    """All repetitions, in turns."""
+    """Run all repetitions, in turns."""
     for entry in every:
         entry.start()
         print(f"{entry.name}, {entry.format}, {entry.driver}: {entry.failure or 'ready'}", file=sys.stderr, flush=True)
@@ -237,7 +237,7 @@ def measure(every: list[Entry], tokens: dict[str, int], rounds: int) -> None:
 
 
 def chosen(every: Iterable[Entry], only: str) -> list[Entry]:
-    """Those whose engine was asked for."""
+    """The entries of the engines named in ``only``, or all entries if it is empty."""
     names = [name.strip().lower() for name in only.split(",") if name.strip()]
     return [e for e in every if not names or e.engine.lower() in names]
 
@@ -245,16 +245,18 @@ def chosen(every: Iterable[Entry], only: str) -> list[Entry]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a directory for peers.json, peers.md and peers.svg")
-    parser.add_argument("--peers", type=Path, default=Path(".peers"), help="what scripts/peers/setup made")
+    parser.add_argument(
+        "--peers", type=Path, default=Path(".peers"), help="the directory that scripts/peers/setup made"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
-    parser.add_argument("--decode", type=int, default=16, help="tokens that are generated")
-    parser.add_argument("--only", default="", help="engines, with commas")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens in the prompt")
+    parser.add_argument("--decode", type=int, default=16, help="tokens to generate")
+    parser.add_argument("--only", default="", help="engines to measure, separated by commas")
     o = parser.parse_args()
     from llamagpu.bench.plots import check_plot, peers_chart
 
     o.out.mkdir(parents=True, exist_ok=True)
-    check_plot(o.out / "peers.svg")  # measuring takes half an hour
+    check_plot(o.out / "peers.svg")  # fail now: measuring takes half an hour
     every = chosen(entries(o.peers.resolve(), o.prompt, o.decode), o.only)
     try:
         measure(every, {"prompt": o.prompt, "decode": o.decode}, o.rounds)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Write the exact results of many models to a file, or compare two such files byte by byte.
 
-A change that should alter no number is shown by running this before and after it, on one adapter:
+To show that a change alters no number, run this before and after it on the same adapter:
 
     python scripts/bits.py before.npz                        # at the old commit
     python scripts/bits.py after.npz                         # at the new commit
     python scripts/bits.py --compare before.npz after.npz
 
-The models: the random ones of the goldens (fused and unfused), the bundled one in every dtype, and each directory given
-with ``--model``. Of each: logits of prompts, token ids (greedy, drawn, filtered, in a batch), and log-probabilities.
+Models: the random ones of the goldens (fused and unfused), the bundled one in every dtype, and each directory given
+with ``--model``. Results of each: logits, token ids (greedy, drawn, filtered, in a batch), and log-probabilities.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def results(llm: LLM, prompt: list[int], tokens: int) -> Found:
 
 
 def random_goldens(device: gpu.Device) -> Found:
-    """The random models of the goldens that take a fixed seed, fused and unfused."""
+    """Results of the random models of the goldens, fused and unfused."""
     for seed, (name, config) in enumerate(random_models.CONFIGS.items(), 1):
         with tempfile.TemporaryDirectory() as folder:
             random_models.write_model(Path(folder), config, random_models.tensors(config, seed, 1.3))
@@ -62,7 +62,7 @@ def random_goldens(device: gpu.Device) -> Found:
 
 
 def trained(device: gpu.Device, models: list[str | None]) -> Found:
-    """The bundled model (None) and model directories, in every dtype."""
+    """Results of the bundled model (None) and of model directories, in every dtype."""
     for model in models:
         for dtype in DTYPES:
             name = Path(model or "bundled").name
@@ -73,7 +73,7 @@ def trained(device: gpu.Device, models: list[str | None]) -> Found:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Print the names whose bytes differ; the exit code."""
+    """Print the names whose bytes differ, and return the exit code."""
     old, new = np.load(before), np.load(after)
     shared = [name for name in old.files if name in new.files]
     differ = [n for n in shared if old[n].tobytes() != new[n].tobytes() or old[n].dtype != new[n].dtype]

@@ -4,11 +4,11 @@
 Development only; needs the ``oracle`` extra:
 
     python scripts/make_goldens.py          # logits by transformers, and the config keys that it reads
-    python scripts/make_goldens.py qwen2    # only those of the models named; the others stay
+    python scripts/make_goldens.py qwen2    # only the named models; the others stay
     python scripts/make_goldens.py --mlx    # hashes of quantized weights by mlx (pip install "mlx[cpu]")
 
 Weights come from numpy seeds (tests/random_models.py), so only logits are kept: the last positions of four prompts.
-They are scaled until the largest logit passes 5, so that errors have something to show on.
+Weights are scaled until the largest logit reaches 5, so that errors show.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def logits(directory: Path, ids: list[int]) -> np.ndarray:
 
 
 def mlx_goldens() -> None:
-    """Hashes of what mlx.core.quantize gives: packed values, scales, biases."""
+    """Write hashes of the output of mlx.core.quantize: packed values, scales, biases."""
     import mlx.core as mx
 
     cases = []
@@ -58,7 +58,7 @@ def mlx_goldens() -> None:
 
 
 def reference_keys() -> None:
-    """The keys that transformers' config classes read, with their defaults, for every architecture that has a row."""
+    """Write the keys that transformers' config classes read, with their defaults, for every supported architecture."""
     from llamagpu.model.architectures import ARCHITECTURES
 
     found = {}

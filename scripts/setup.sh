@@ -1,4 +1,4 @@
-# Sourced by scripts/run and scripts/test: everything that they need on a fresh Debian or Ubuntu with Python 3.11+.
+# Sourced by scripts/run and scripts/test. Sets up a fresh Debian or Ubuntu with Python 3.11+.
 # Progress goes to standard error; standard output belongs to the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,7 +30,7 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
-# make_venv EXTRAS: the environment in .venv, made anew when pyproject.toml changed.
+# make_venv EXTRAS: set up .venv, and again when EXTRAS or pyproject.toml changed.
 make_venv() {
     local want
     want="$1 $(cksum <pyproject.toml)"
@@ -47,7 +47,7 @@ make_venv() {
     echo "$want" >.venv/ready
 }
 
-# A Vulkan adapter: the GPU's own driver where there is one, otherwise Mesa's software driver.
+# Use the GPU's own Vulkan driver if there is one, otherwise install Mesa's software driver.
 find_adapter() {
     if .venv/bin/python -c 'import sys
 from llamagpu import gpu

@@ -1,6 +1,6 @@
 """A Llama in plain torch, for comparison: random weights of a named shape, fused projections, a static cache.
 
-On CUDA the step is captured as a graph, so that the host takes no part in it.
+On CUDA a graph replays each step, so that the host takes no part in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llamagpu.model.shapes import shape_config
 
 
 class TorchLlama:
-    """One decode step of ``batch`` sequences behind ``depth`` tokens, and prompts.
+    """A Llama that times decode steps and prompts.
 
     Args:
         shape: a name of ``llamagpu.model.shapes.SHAPES``.
@@ -42,7 +42,7 @@ class TorchLlama:
         ]
 
     def cache(self, batch: int, positions: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Room for keys and values [batch, kv_heads, positions, head_dim] of every layer."""
+        """Zeroed keys and values [batch, kv_heads, positions, head_dim] of every layer."""
         c = self.config
         size = (batch, c.num_key_value_heads, positions, c.head_dim)
         return [
@@ -54,7 +54,7 @@ class TorchLlama:
         ]
 
     def forward(self, tokens: torch.Tensor, first: int, cache: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """The next token [batch] of tokens [batch, n] at positions ``first`` on."""
+        """The next tokens [batch] after tokens [batch, n] that begin at position ``first``."""
         c, (batch, n) = self.config, tokens.shape
         positions = torch.arange(first, first + n, device=self.device, dtype=torch.float32)
         rates = c.rope.rope_theta ** (
@@ -80,7 +80,7 @@ class TorchLlama:
         return F.linear(h, self.head).argmax(dim=-1)
 
     def _run(self, tokens: torch.Tensor, first: int, cache: Any) -> Any:
-        """Something to call for one pass: a captured graph on CUDA."""
+        """A function that runs one pass: on CUDA, it replays a captured graph."""
         if self.device != "cuda":
             return lambda: self.forward(tokens, first, cache)
         stream = torch.cuda.Stream()
@@ -95,7 +95,7 @@ class TorchLlama:
 
     @torch.inference_mode()
     def decode(self, batch: int, depth: int, steps: int) -> float:
-        """Tokens a second of ``batch`` sequences, each step behind ``depth`` tokens."""
+        """Tokens a second of ``batch`` sequences, each step after ``depth`` tokens."""
         tokens = torch.ones((batch, 1), dtype=torch.long, device=self.device)
         return batch / self._seconds(self._run(tokens, depth, self.cache(batch, depth + 1)), steps)
 
@@ -121,6 +121,6 @@ class TorchLlama:
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [batch, heads, n, head_dim], halves as pairs."""
+    """Rotary embedding of [batch, heads, n, head_dim], which pairs the first half of a head with the second."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -8,7 +8,7 @@ Development only: needs the ``oracle`` extra (torch). Everything is seeded and t
 
 The text holds one story after another: a single line break ends a story, a blank line ends a paragraph.
 Text that is all lower case gets its capitals back first (see ``restore_case``), because people read the result.
-With ``--sample-from`` a small Llama of the same kind of text writes more of it, which the first epochs learn from too.
+With ``--sample-from`` another small Llama writes more stories, from which the first epochs learn too.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_stories(path: Path) -> list[str]:
 def restore_case(stories: list[str]) -> list[str]:
     """Give lower-cased stories capitals: sentence starts, ``I``, and names.
 
-    A name is a word that often follows "named" or "called", or that this very story introduces that way.
+    A name is a word that often follows "named", "name was" or "name is", or does so in the same story.
     """
     if any(c.isupper() for c in "".join(stories[:200])):
         return stories
@@ -99,7 +99,7 @@ def restore_case(stories: list[str]) -> list[str]:
 
 @torch.no_grad()
 def sample_stories(model_dir: Path, count: int, seed: int, path: Path, batch: int = 128) -> list[str]:
-    """Stories that another model writes (temperature 1, whole ones only), kept in ``path`` for the next run."""
+    """Complete stories that another model writes at temperature 1, kept in ``path`` for the next run."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if path.exists():
@@ -307,7 +307,7 @@ def train(args: argparse.Namespace) -> None:
 def export(
     model: Llama, tok: Tokenizer, tok_path: Path, args: argparse.Namespace, held: list[str], state: dict
 ) -> None:
-    """Write the Hugging Face layout, and the held-out loss of the weights as they are stored (bfloat16)."""
+    """Write the Hugging Face layout, and print the held-out loss of the stored weights (bfloat16)."""
     args.out.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, p in model.state_dict().items():
@@ -348,8 +348,8 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("weights/stories"), help="where the model is written")
     p.add_argument("--work", type=Path, default=Path("build/train"), help="checkpoints; a second run resumes here")
     p.add_argument("--sample-from", type=Path, help="a model directory (transformers) that writes more stories")
-    p.add_argument("--sample-stories", type=int, default=10000, help="how many")
-    p.add_argument("--sampled-epochs", type=int, default=4, help="the first epochs, which learn from them too")
+    p.add_argument("--sample-stories", type=int, default=10000, help="number of stories to sample")
+    p.add_argument("--sampled-epochs", type=int, default=4, help="number of first epochs that learn from them too")
     p.add_argument("--epochs", type=int, default=11)
     p.add_argument("--patience", type=int, default=2, help="epochs without a better held-out loss before it stops")
     p.add_argument("--batch", type=int, default=16)

@@ -1,4 +1,4 @@
-"""What tests share: one device, the embedded model, and the optional folder of reference models beside the project."""
+"""Shared fixtures: devices, the bundled model, and the optional folder of reference models beside the project."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
-os.environ["LLAMAGPU_TUNING"] = "built-in"  # nor depend on what was measured on this machine, nor change it
+os.environ["LLAMAGPU_TUNING"] = "built-in"  # nor read or change the tunings measured on this machine
 os.environ["LLAMAGPU_CACHE"] = tempfile.mkdtemp(prefix="llamagpu-tests-")
 
 
@@ -37,8 +37,8 @@ def baseline() -> Iterator[gpu.Device]:
 
 @pytest.fixture(scope="session")
 def story(device: gpu.Device) -> Iterator[LLM]:
-    """The model that comes with the package."""
-    from llamagpu import LLM  # the tests of the lower rooms do not load the upper ones
+    """The bundled model."""
+    from llamagpu import LLM  # imported here so that tests of gpu and kernels do not load the engine
 
     with LLM(device=device) as llm:
         yield llm
@@ -46,7 +46,7 @@ def story(device: gpu.Device) -> Iterator[LLM]:
 
 @pytest.fixture
 def shared() -> Path:
-    """The reference models and tokenizers, where the checkout has them."""
+    """The reference models and tokenizers. Skips the test if the checkout lacks them."""
     if not SHARED.is_dir():
         pytest.skip("the reference models (../shared) are not here")
     return SHARED

@@ -1,4 +1,4 @@
-"""Random checkpoints, the same from the same seed on every machine, for goldens and tests."""
+"""Random checkpoints for goldens and tests. A seed gives the same checkpoint on every machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-PROMPTS = (1, 2, 31, 600)
-LAST = 4  # positions whose logits are kept
-COLUMNS = 512  # kept of a vocabulary that is larger than MANY
+PROMPTS = (1, 2, 31, 600)  # lengths in tokens
+LAST = 4  # last positions of a prompt, whose logits a golden keeps
+COLUMNS = 512  # vocabulary entries that a golden keeps if there are more than MANY
 MANY = 2000
 
 
@@ -119,7 +119,7 @@ def tensors(c: dict[str, Any], seed: int, gain: float = 1.0) -> dict[str, np.nda
 
 
 def stored(values: np.ndarray, c: dict[str, Any]) -> np.ndarray:
-    """float32 values that the config's dtype can hold."""
+    """The values in the config's dtype, widened back to float32."""
     if c["torch_dtype"] == "float16":
         return values.astype(np.float16).astype(np.float32)
     if c["torch_dtype"] == "bfloat16":
@@ -133,13 +133,13 @@ def prompt(c: dict[str, Any], length: int, seed: int) -> list[int]:
 
 
 def kept_columns(c: dict[str, Any]) -> np.ndarray:
-    """The vocabulary columns that a golden keeps."""
+    """Indices of the vocabulary entries that a golden keeps."""
     vocab = c["vocab_size"]
     return np.arange(vocab) if vocab <= MANY else np.linspace(0, vocab - 1, COLUMNS).astype(np.int64)
 
 
 def write_model(directory: Path, c: dict[str, Any], weights: dict[str, np.ndarray], tokenizer: bool = True) -> Path:
-    """A model directory in Hugging Face layout, its tensors in the config's dtype, with a byte-level tokenizer."""
+    """Write a model directory in Hugging Face layout: tensors in the config's dtype and a byte-level tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(c))
     if c["torch_dtype"] == "bfloat16":
@@ -155,7 +155,7 @@ def write_model(directory: Path, c: dict[str, Any], weights: dict[str, np.ndarra
 
 
 def save_bf16(path: Path, weights: dict[str, np.ndarray]) -> None:
-    """safetensors with BF16, which its numpy interface cannot write."""
+    """Write a safetensors file with BF16, which the library's numpy interface cannot write."""
     header, at, chunks = {}, 0, []
     for name, values in weights.items():
         data = (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16).tobytes()
@@ -167,7 +167,7 @@ def save_bf16(path: Path, weights: dict[str, np.ndarray]) -> None:
 
 
 def write_tokenizer(directory: Path, vocab_size: int) -> None:
-    """A tokenizer of single bytes, as many as the vocabulary holds."""
+    """Write a tokenizer of single bytes, limited to the size of the vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: min(256, vocab_size)]
@@ -178,7 +178,7 @@ def write_tokenizer(directory: Path, vocab_size: int) -> None:
 
 
 def quantization_input(dtype: str) -> np.ndarray:
-    """Weights [48, 512] that a dtype (f32, f16 or bf16) holds, as float32; one row of zeros, one of a single sign."""
+    """Weights [48, 512] in f32, f16 or bf16, widened to float32. One row holds zeros, one holds a single sign."""
     w = np.random.default_rng(9).standard_normal((48, 512)).astype(np.float32)
     w[3], w[4] = 0, np.abs(w[4])
     return stored(w, {"torch_dtype": {"f16": "float16", "bf16": "bfloat16"}.get(dtype, "float32")})

@@ -1,4 +1,4 @@
-"""The budgets: what a token may cost, counted at the boundary to the native library over 64 tokens of ``stream``."""
+"""Budgets: dispatches, objects and bytes of a token, counted at the native library over 64 stream_census tokens."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ TOKENS = 64
 PROMPT = "Once upon a time, there was a little dog"
 
 
-def streamed(llm: LLM, tokens: int, **options: object) -> Census:
-    """Native calls of a whole stream."""
+def stream_census(llm: LLM, tokens: int, **options: object) -> Census:
+    """Native calls of a whole stream, prompt included."""
     with census() as counts:
         for _ in llm.stream(PROMPT, max_tokens=tokens, ignore_eos=True, **options):
             pass
     return counts
 
 
-def of_decoding(llm: LLM, tokens: int = TOKENS, **options: object) -> Census:
-    """Native calls of decoding ``tokens`` tokens: those of a stream, less those of one that ends with its prompt."""
-    streamed(llm, tokens + 1, **options)
-    few, many = streamed(llm, 1, **options), streamed(llm, tokens + 1, **options)
+def decode_census(llm: LLM, tokens: int = TOKENS, **options: object) -> Census:
+    """Native calls of decoding ``tokens`` tokens: those of a long stream minus those of a stream of one token."""
+    stream_census(llm, tokens + 1, **options)
+    few, many = stream_census(llm, 1, **options), stream_census(llm, tokens + 1, **options)
     many.calls.subtract(few.calls)
     many.bytes.subtract(few.bytes)
     return many
 
 
-def test_a_greedy_token(story: LLM) -> None:
-    """Five dispatches a layer and four more; one encoder, pass and command buffer; 64 bytes each way."""
-    counts = of_decoding(story)
+def test_budget_of_a_greedy_token(story: LLM) -> None:
+    """Five dispatches a layer and four more; one encoder, pass and command buffer; at most 64 bytes each way."""
+    counts = decode_census(story)
     assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 4)
     made = {name: n for name, n in counts.objects.items() if n}
     assert made == {
@@ -56,17 +56,17 @@ def test_a_greedy_token(story: LLM) -> None:
     assert counts.bytes["down"] <= 64 * TOKENS
 
 
-def test_a_filtered_token(story: LLM) -> None:
-    """Penalties and filters take two dispatches more, log-probabilities the bytes that they are."""
-    counts = of_decoding(story, temperature=0.8, top_k=20, repetition_penalty=1.1, seed=3, logprobs=5)
+def test_budget_of_a_filtered_token(story: LLM) -> None:
+    """Penalties and filters add two dispatches. Log-probabilities add only their own bytes."""
+    counts = decode_census(story, temperature=0.8, top_k=20, repetition_penalty=1.1, seed=3, logprobs=5)
     assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 6)
     assert sum(counts.objects.values()) == 3 * TOKENS
     assert counts.bytes["up"] == 0
     assert counts.bytes["down"] <= TOKENS * (64 + 8 * 21)
 
 
-def test_a_token_behind_many(tmp_path: Path, device: gpu.Device) -> None:
-    """Past a run of attention its merge is a dispatch of its own in each layer, or part of the projection."""
+def test_budget_past_one_attention_run(tmp_path: Path, device: gpu.Device) -> None:
+    """Past one attention run, the merge is a separate dispatch in each layer, or part of the projection."""
     c = random_models.config(max_position_embeddings=2048)
     random_models.write_model(tmp_path, c, random_models.tensors(c, 5))
     for merged_runs, more in ((1, c["num_hidden_layers"]), (4, 0)):
@@ -80,31 +80,31 @@ def test_a_token_behind_many(tmp_path: Path, device: gpu.Device) -> None:
             assert counts[1] - counts[0] == 8 * (5 * c["num_hidden_layers"] + 4 + more)
 
 
-def test_pipelines() -> None:
-    """A Llama in one format runs with few pipelines, and they are made when they are needed."""
+def test_budget_of_pipelines() -> None:
+    """A Llama in one format needs few pipelines, and creates each one on first use."""
     with gpu.open() as device, LLM(device=device) as llm:
         before = len(device.pipelines)
-        assert before <= 1  # the count of subgroups
-        assert streamed(llm, TOKENS).pipelines <= 24
+        assert before <= 1  # the one that measures the subgroup size
+        assert stream_census(llm, TOKENS).pipelines <= 24
         assert len(device.pipelines) <= 24
-        assert streamed(llm, TOKENS).pipelines == 0
+        assert stream_census(llm, TOKENS).pipelines == 0
 
 
 @pytest.fixture
 def objects(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Switches to wgpu-py's objects for the rest of a test."""
+    """A function that switches to wgpu-py's objects for the rest of a test."""
     return lambda: monkeypatch.setattr(native, "use_raw_pass", False)
 
 
-def test_raw_calls_and_objects_are_one(story: LLM, objects: Callable[[], None]) -> None:
+def test_raw_calls_match_wgpu_objects(story: LLM, objects: Callable[[], None]) -> None:
     """The same text, the same native objects, the same dispatches."""
     if not native.has_raw_pass:
         pytest.skip("this wgpu has no raw calls")
-    raw, text = of_decoding(story), story.generate(PROMPT, max_tokens=40).token_ids
-    gc.collect()  # what other tests left
+    raw, text = decode_census(story), story.generate(PROMPT, max_tokens=40).token_ids
+    gc.collect()  # objects that other tests left
     live = native.object_counts()
     objects()
-    other = of_decoding(story)
+    other = decode_census(story)
     assert story.generate(PROMPT, max_tokens=40).token_ids == text
     assert other.objects == raw.objects
     assert other.dispatches == raw.dispatches
@@ -113,8 +113,8 @@ def test_raw_calls_and_objects_are_one(story: LLM, objects: Callable[[], None]) 
 
 
 @pytest.mark.slow
-def test_checked_and_trusted_are_one(device: gpu.Device) -> None:
-    """Shaders with and without bounds checks write the same text; and so does the plain form of the forward pass."""
+def test_checked_and_unfused_give_the_same_text(device: gpu.Device) -> None:
+    """The text is the same with and without bounds checks, and with the unfused forward pass."""
     texts = []
     for trusted, fused in ((True, True), (False, True), (True, False)):
         with device.using(replace(device.tuning, trusted=trusted)), LLM(device=device, fused=fused) as llm:
@@ -122,8 +122,8 @@ def test_checked_and_trusted_are_one(device: gpu.Device) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_a_row_that_ended_writes_nothing_more(story: LLM) -> None:
-    """Steps in flight behind the end of a sequence go to the padding slot, whose state they leave."""
+def test_an_ended_row_moves_to_the_padding_slot(story: LLM) -> None:
+    """Steps still in flight when a sequence ends write to the padding slot."""
     ids = story.generate(PROMPT, max_tokens=12, ignore_eos=True).token_ids
     ended = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8]], ignore_eos=True)
     assert ended.token_ids == ids[:9]
@@ -131,14 +131,14 @@ def test_a_row_that_ended_writes_nothing_more(story: LLM) -> None:
     model = story._session.model
     assert model.forward.state.rows.numpy()[0, 2] == model.cache.dump
     many = story.generate(PROMPT, max_tokens=40, stop_token_ids=[ids[8], *range(2010, 2040)], ignore_eos=True)
-    assert many.token_ids == ids[:9]  # more stop ids than the device is told of
+    assert many.token_ids == ids[:9]  # more stop ids than the GPU checks
 
 
 # --- llamagpu bench ------------------------------------------------------------------------
 
 
 def test_bench_subject() -> None:
-    """What a run says of itself adds up."""
+    """The figures that a run reports are consistent."""
     with open_subject(None, None, context=256) as subject:
         c, model = subject.model.config, subject.model
         found = run_generation(subject, 12, 20, 1, 2)
@@ -188,7 +188,7 @@ def test_bench_command(form: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["--dtype", "int3"], "Unknown dtype"),
     ],
 )
-def test_bench_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_usage_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_bench_usage(arguments: list[str], message: str, capsys: pytest.CaptureF
 
 
 def test_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every dispatch of a step is in the table and in the trace, inside the host's submission and wait."""
+    """Every dispatch of a step is in the table and in the trace, between the host's submit and the end of its wait."""
     out = tmp_path / "trace.json"
     assert run(["profile", "-d", "20", "-r", "2", "--json", "--trace", str(out), "--context", "64"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -221,8 +221,10 @@ def test_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run(["profile", "--trace", str(tmp_path / "nowhere" / "t.json")]) == 2
 
 
-def test_profile_in_passes_of_their_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without timestamps inside passes every dispatch has a pass; without timestamps there is an error."""
+def test_profile_without_timestamps_in_passes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without timestamps inside passes, every dispatch gets its own pass. Without any timestamps, profile fails."""
     wanted = "llamagpu.gpu.adapter.WANTED_FEATURES"
     monkeypatch.setattr(wanted, ("timestamp-query",))
     assert run(["profile", "-r", "1", "-d", "5", "--context", "64"]) == 0

@@ -1,4 +1,4 @@
-"""Chat templates and their limits, conversations and the cache they keep, the chat command; inspect and perplexity."""
+"""Chat templates and their limits, conversations and their cache, and the chat, inspect and perplexity commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MESSAGES = [
 
 
 def test_published_templates(shared: Path) -> None:
-    """They render, name every message once, and end where the answer begins."""
+    """They render, contain every message once, and end where the answer begins."""
     paths = sorted((shared / "tokenizers" / "chat-templates").glob("*.jinja"))
     assert len(paths) >= 6
     for path in paths:
@@ -111,7 +111,7 @@ def test_hostile_templates_are_stopped(source: str, message: str) -> None:
     assert sys.gettrace() is trace
 
 
-def test_a_template_that_is_none() -> None:
+def test_an_invalid_template_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="not valid"):
         ChatTemplate("{% for %}", {})
 
@@ -120,7 +120,7 @@ def test_a_template_that_is_none() -> None:
 
 
 def test_a_conversation_reuses_the_cache(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second turn runs only what is new, and answers as a fresh model does."""
+    """The second turn prefills only new tokens, and gives the same answer as a fresh model."""
     with LLM(device=device) as llm, LLM(device=device) as fresh:
         rows: list[int] = []
         forward = llm._session.model.forward
@@ -144,12 +144,12 @@ def test_a_conversation_reuses_the_cache(device: gpu.Device, monkeypatch: pytest
         assert len(everything) == 12
 
 
-def test_kept_pages_are_given_up_when_others_need_them(device: gpu.Device) -> None:
+def test_other_requests_take_cached_pages(device: gpu.Device) -> None:
     with LLM(device=device, context=64) as llm:
         cache = llm._session.model.cache
         free = cache.free_pages
         llm.chat([{"role": "user", "content": "Once upon a time"}], max_tokens=5)
-        assert cache.free_pages == free  # they are kept without being held
+        assert cache.free_pages == free  # cached pages count as free
         streams = [llm.stream("Once upon a time", max_tokens=60, ignore_eos=True) for _ in range(10)]
         assert {s.result.completion_tokens for s in streams} == {60}
         assert cache.free_pages == free
@@ -192,7 +192,7 @@ def test_a_huge_conversation_is_refused_before_it_is_tokenized(story: LLM, monke
 
 
 def test_pages_are_shared_by_prefix(device: gpu.Device) -> None:
-    """Any number of conversations stay known until their pages are needed, the least recently used first."""
+    """Pages stay cached until another sequence needs them. The least recently used go first."""
     cache = PagedCache(device, LLAMA, context=160, pool=160, dtype="f32")
     first, second = list(range(40)), list(range(32)) + [7] * 20
     held = cache.take(41, first)
@@ -231,7 +231,7 @@ def chat(lines: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_chat_command(tmp_path: Path) -> None:
-    """Commands, messages of several lines, and files: what is refused leaves the conversation alone."""
+    """Commands, messages of several lines, and files. A refused command leaves the conversation unchanged."""
     saved, again, other = tmp_path / "talk.json", tmp_path / "again.json", tmp_path / "other.json"
     other.write_text('[{"role": "user", "content": "Hi", "name": "Tom"}]')
     (tmp_path / "deep.json").write_text("[" * 100_000)
@@ -264,7 +264,7 @@ def test_chat_command(tmp_path: Path) -> None:
     assert done.stderr.count("(cut: --max-tokens)") == 4
 
 
-def test_retry_draws_anew_and_json_is_a_line_for_each_answer() -> None:
+def test_retry_samples_again_and_json_prints_a_line_per_answer() -> None:
     lines = ["Once upon a time", "/retry", "/retry", "Then"]
     done = chat(lines, "-n", "6", "--json", "-t", "1", "--seed", str(2**32 - 1))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -278,7 +278,7 @@ def test_retry_draws_anew_and_json_is_a_line_for_each_answer() -> None:
 
 
 class Typed:
-    """A reader of what a test types."""
+    """A reader that returns prepared messages."""
 
     def __init__(self, *texts: str):
         self._texts = [*texts]
@@ -288,7 +288,7 @@ class Typed:
 
 
 def test_retry_without_a_seed(story: LLM, capsys: pytest.CaptureFixture[str]) -> None:
-    """It draws a new one, and says so where nothing is drawn."""
+    """/retry draws a new seed. In greedy decoding it says that the answer will be the same."""
     from llamagpu.cli.chat import Session
 
     assert Session(story, None, {"max_tokens": 2, "temperature": 1.0}, True).run(Typed("Tom", "/retry")) == 0
@@ -301,7 +301,7 @@ def test_retry_without_a_seed(story: LLM, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_full_context_drops_the_oldest_turns(tmp_path: Path) -> None:
-    """As few as leave room for an answer, never the system message; a message that is too long alone is refused."""
+    """It drops as few as needed, and never the system message. A message that is too long by itself is refused."""
     saved = tmp_path / "talk.json"
     lines = ["One day " * 12, "Then " * 12, "Tom", "word " * 600, "The dog", "ran " * 20, f"/save {saved}"]
     done = chat(lines, "-n", "12", "--context", "128", "--json", "--system", "A story.")
@@ -318,7 +318,7 @@ def test_a_full_context_drops_the_oldest_turns(tmp_path: Path) -> None:
     assert "(cut: the context is full" not in done.stderr
 
 
-def test_a_chat_that_answered_nothing_fails(story: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chat_without_answers_fails(story: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     done = chat(["word " * 600], "-n", "5")
     assert done.returncode == 1
     assert done.stderr.count("the context holds 512") == 1
@@ -330,7 +330,7 @@ def test_a_chat_that_answered_nothing_fails(story: LLM, capsys: pytest.CaptureFi
     assert "(cut: the context is full; the next message drops" in capsys.readouterr().err
 
 
-def test_a_full_context_is_an_error_of_its_own(story: LLM) -> None:
+def test_a_full_context_raises_a_picklable_error(story: LLM) -> None:
     for prompt in ("word " * 600, "x" * 10**6):
         with pytest.raises(ContextFullError) as raised:
             story.generate(prompt)
@@ -340,7 +340,7 @@ def test_a_full_context_is_an_error_of_its_own(story: LLM) -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_lines_are_edited_and_remembered(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrows edit and recall, Ctrl-C clears, Ctrl-D leaves. A history without a file lasts as long as the chat."""
+    """Arrow keys edit and recall, Ctrl-C clears, Ctrl-D leaves. Without a file, history lasts until the chat ends."""
     from prompt_toolkit.application import create_app_session
     from prompt_toolkit.input import create_pipe_input
 
@@ -368,13 +368,13 @@ def test_lines_are_edited_and_remembered(kept: bool, tmp_path: Path, monkeypatch
 
 
 class Screen:
-    """What a program writes to a terminal."""
+    """The output of a program on a terminal."""
 
     def __init__(self, leader: int):
         self._leader, self._shown = leader, b""
 
     def wait(self, text: str) -> str:
-        """Everything up to a text, once that has come."""
+        """Wait for ``text``, and return the output before it."""
         end = time.monotonic() + 60
         while text.encode() not in self._shown:
             ready, _, _ = select.select([self._leader], [], [], max(0.0, end - time.monotonic()))
@@ -385,9 +385,9 @@ class Screen:
 
 
 def test_chat_on_a_terminal(tmp_path: Path) -> None:
-    """Ctrl-C ends the answer and not the chat, the meter follows, the up arrow brings a line back, Ctrl-D leaves.
+    """Ctrl-C ends the answer but not the chat, the up arrow recalls a line, Ctrl-D leaves.
 
-    Standard output gets answers alone.
+    The context meter follows a stopped answer. Standard output receives only answers.
     """
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 80))
@@ -398,7 +398,7 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
     )
     os.close(follower)
     assert process.stdout is not None
-    screen, ready = Screen(leader), "\x1b[?2004h"  # what a prompt begins with
+    screen, ready = Screen(leader), "\x1b[?2004h"  # the start of an input line
     try:
         screen.wait(ready)
         os.write(leader, b"Once upon a time\r")
@@ -451,14 +451,13 @@ def test_inspect(capsys: pytest.CaptureFixture[str], story: LLM) -> None:
 
 
 def _entries(llm: LLM) -> list:
-
     return list(llm._prepared.source.checkpoint.entries.values())
 
 
 def test_inspect_of_a_hub_id_reads_headers_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, story: LLM
 ) -> None:
-    """config.json and tensor headers; no weights are asked for."""
+    """It reads configs and tensor headers, and downloads no weights."""
     import huggingface_hub
 
     asked: list[str] = []
@@ -468,7 +467,6 @@ def test_inspect_of_a_hub_id_reads_headers_only(
         return str(bundled_models() / "stories" / name)
 
     def metadata(repo: str, revision: str | None = None) -> SimpleNamespace:
-
         entries = story._prepared.source.checkpoint.entries
         tensors = {
             n: SimpleNamespace(dtype=e.dtype, shape=list(e.shape), data_offsets=(e.begin, e.end))
@@ -490,7 +488,7 @@ def test_inspect_of_a_hub_id_reads_headers_only(
 
 
 def test_perplexity_is_the_mean_surprise(story: LLM) -> None:
-    """Against one pass over everything where one window holds it, and by hand where windows overlap."""
+    """A single window matches one pass over the whole text. Overlapping windows match a calculation by hand."""
     ids = story.tokenize(
         story.generate("Once upon a time", temperature=1.0, seed=4, max_tokens=240, ignore_eos=True).text
     )

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: output, exit codes, three short lines and no traceback."""
+"""The command line: output, exit codes, and short errors without a traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from llamagpu.cli.main import cli
 from llamagpu.cli.main import run as run_here
 
 COMMAND = (sys.executable, "-m", "llamagpu")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*arguments: str, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -30,7 +29,7 @@ def run(*arguments: str, stdin: bytes | None = None, **environment: str) -> subp
 
 
 def fails(code: int, *arguments: str, stdin: bytes | None = None, **environment: str) -> str:
-    """Run a command that must fail with this exit code and nothing on standard output; its error lines."""
+    """Run a command that must fail with this exit code and an empty standard output. Returns its error text."""
     done = run(*arguments, stdin=stdin, **environment)
     err = done.stderr.decode()
     assert done.returncode == code, err
@@ -42,7 +41,7 @@ def fails(code: int, *arguments: str, stdin: bytes | None = None, **environment:
 
 
 def fails_here(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """As ``fails``, in this process."""
+    """Like ``fails``, but in this process."""
     assert run_here(arguments) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -71,10 +70,10 @@ def test_prompts_from_files_and_standard_input(tmp_path: Path) -> None:
     assert run("generate", "-f", "-", "-n", "8", stdin=b"Once upon a time").stdout == expected
 
 
-def test_one_line_break_at_the_end_of_a_prompt_is_left_out(
+def test_the_final_line_break_of_a_prompt_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether it comes by -f, by - or, without a prompt, from a pipe."""
+    """With -f, with -, and from a pipe without a prompt argument."""
     path, prompts, real = tmp_path / "prompt.txt", [], LLM.stream
     monkeypatch.setattr(LLM, "stream", lambda llm, text, **rest: (prompts.append(text), real(llm, text, **rest))[1])
     for data, prompt in ((b"Once\n", "Once"), (b"Once\r\n", "Once"), (b"Once\n\n", "Once\n"), (b"Once\r", "Once\r")):
@@ -85,7 +84,7 @@ def test_one_line_break_at_the_end_of_a_prompt_is_left_out(
             assert prompts.pop() == prompt
 
 
-def test_until_the_context_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_until_the_context_is_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here(["generate", "Once", "-n", "-1", "--context", "20", "--ignore-eos"]) == 0
     assert "the context is full" in capsys.readouterr().err
     assert run_here(["generate", "Once", "-n", "-2"]) == 2
@@ -96,7 +95,7 @@ def test_verbose_is_an_option_of_every_command(command: str, capsys: pytest.Capt
     assert run_here([command, "-v", "--help"]) == 0
 
 
-def test_verbose_behind_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here(["generate", "-v", "Once", "-n", "1", "--context", "16"]) == 0
     assert "llamagpu: using" in capsys.readouterr().err
 
@@ -111,7 +110,7 @@ def test_inspect_takes_the_model_as_an_option(tmp_path: Path, capsys: pytest.Cap
     assert run_here(["inspect", model, "-m", model]) == 2
 
 
-def test_json() -> None:
+def test_generate_json() -> None:
     done = run("generate", "Once upon a time", "-n", "5", "-t", "0.7", "--seed", "3", "--json")
     value = json.loads(done.stdout)
     assert value["completion_tokens"] == len(value["token_ids"]) == 5
@@ -151,8 +150,8 @@ def test_help_and_version() -> None:
     assert run("--version").stdout.startswith(b"llamagpu, version ")
 
 
-def test_a_hub_that_is_not_there_is_given_up_soon(tmp_path: Path) -> None:
-    """The hub's library by itself tries again for 23 seconds."""
+def test_an_unreachable_hub_fails_soon(tmp_path: Path) -> None:
+    """By default, the hub's library retries for 23 seconds."""
     there = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     for command in (("generate", "a", "-m"), ("inspect",)):
         start = time.monotonic()
@@ -211,7 +210,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 
 def test_control_c_stops_the_answer() -> None:
-    """Exit code 130, the terminal at the start of a line, no traceback; while generating and while loading."""
+    """Exit code 130, output that ends with a line break, and no traceback, while generating and while loading."""
     for wait_for_text in (True, False):
         process = subprocess.Popen(
             [*COMMAND, "generate", "Once upon a time", "-n", "500", "--ignore-eos"],
@@ -247,7 +246,7 @@ def test_doctor() -> None:
     assert all(k["ok"] for k in report["kernels"])
 
 
-def test_doctor_skips_what_the_memory_does_not_hold(
+def test_doctor_skips_cases_that_do_not_fit_in_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kernels, "REGISTRY", {"add": kernels.REGISTRY["add"]})
@@ -279,7 +278,7 @@ def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: 
         ("--help | true", 141),
     ],
 )
-def test_streams_that_are_closed_or_full(line: str, code: int) -> None:
+def test_closed_or_full_standard_streams(line: str, code: int) -> None:
     command = f"{sys.executable} -m llamagpu {line}" + ("; exit ${PIPESTATUS[0]}" if "|" in line else "")
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, env=buffered)

@@ -46,7 +46,7 @@ def test_greedy_is_the_arg_max_of_the_logits(story: LLM) -> None:
 
 
 def test_every_prompt_length_around_chunks_and_pages(story: LLM) -> None:
-    """Prefill in any chunking gives what a single long prefill gives: its rows are causal."""
+    """Attention is causal, so a shorter prefill, in other chunks, gives the logits of one long prefill."""
     ids = story.tokenize("Once upon a time there was a little dog who liked to run and play in the big park. " * 18)[
         :300
     ]
@@ -56,7 +56,7 @@ def test_every_prompt_length_around_chunks_and_pages(story: LLM) -> None:
         assert np.abs(story.logits(ids[:length])[-1] - whole[length - 1]).max() < 1e-3
 
 
-def test_stream_is_generate(story: LLM) -> None:
+def test_stream_matches_generate(story: LLM) -> None:
     stream = story.stream(PROMPT, max_tokens=25)
     pieces = list(stream)
     assert len(pieces) > 5
@@ -105,7 +105,7 @@ def test_the_model_ends_its_text(story: LLM) -> None:
     assert on.completion_tokens == 256
 
 
-def test_the_context_is_filled_and_no_more(story: LLM) -> None:
+def test_generation_stops_at_a_full_context(story: LLM) -> None:
     ids = (story.tokenize("The dog and the cat went to the park to play. ") * 60)[: story.context]
     full = story.generate(ids, max_tokens=50)
     assert (full.completion_tokens, full.finish_reason, full.context_full) == (1, "length", True)
@@ -165,7 +165,7 @@ def test_unknown_keywords_are_type_errors(story: LLM) -> None:
 
 
 def test_overlapping_calls_take_turns(story: LLM) -> None:
-    """Calls from several threads, and streams read by turns, give what they give alone."""
+    """Calls from several threads, and streams read in turns, give the same tokens as alone."""
     prompts = ["Once upon a time", "Tom had a red ball", "The sun was", "Lily and her mom"]
     alone = [story.generate(p, max_tokens=24).token_ids for p in prompts]
     together: dict[str, list[int]] = {}
@@ -186,7 +186,7 @@ def test_overlapping_calls_take_turns(story: LLM) -> None:
     assert [s.result.token_ids for s in streams] == alone
 
 
-def test_more_requests_than_the_cache_holds_wait(story: LLM) -> None:
+def test_requests_beyond_the_cache_wait(story: LLM) -> None:
     free = story._session.model.cache.free_pages
     streams = [story.stream(PROMPT, max_tokens=500, stop_token_ids=[story.tokenize(PROMPT)[1]]) for _ in range(4)]
     for s in streams:
@@ -197,7 +197,7 @@ def test_more_requests_than_the_cache_holds_wait(story: LLM) -> None:
     assert story._session.model.cache.free_pages == free
 
 
-def test_what_numpy_and_generators_give(story: LLM) -> None:
+def test_arguments_from_numpy_and_generators(story: LLM) -> None:
     ids = story.tokenize(PROMPT)
     alone = story.generate(ids, max_tokens=6, temperature=0.5, seed=3).token_ids
     options = {"max_tokens": np.int64(6), "temperature": np.float32(0.5), "seed": np.uint32(3), "stop": None}
@@ -209,7 +209,7 @@ def test_what_numpy_and_generators_give(story: LLM) -> None:
 
 
 def test_a_stream_ends_once(device: gpu.Device) -> None:
-    """An error is raised again by whoever asks again, and a request that comes too late is answered."""
+    """Every read of the result raises the error again. A request after closing gets an error too."""
     llm = LLM(device=device)
     stream = llm.stream(PROMPT, max_tokens=400, ignore_eos=True)
     next(stream)
@@ -245,7 +245,7 @@ def test_leaving_a_stream_stops_it(story: LLM) -> None:
     assert 3 <= stream.result.completion_tokens < 300
     before = story.device.ledger.held()
     for _ in range(3):
-        next(story.stream(PROMPT, max_tokens=400))  # dropped without a word
+        next(story.stream(PROMPT, max_tokens=400))  # dropped without closing
     assert story.generate("a", max_tokens=2).completion_tokens == 2
     assert story.device.ledger.held() == before
 
@@ -264,7 +264,7 @@ def test_nothing_is_allocated_while_tokens_flow() -> None:
 
 
 def test_decode_across_attention_runs(device: gpu.Device, tmp_path: Path) -> None:
-    """Past 256 positions decode merges several runs; its tokens are still prefill's."""
+    """Past 256 positions decode merges several attention runs. Its tokens still match prefill."""
     c = random_models.config(max_position_embeddings=1024)
     random_models.write_model(tmp_path, c, random_models.tensors(c, 11, 1.4))
     with LLM(tmp_path, device=device) as llm:
@@ -288,7 +288,7 @@ def test_logits_that_are_not_finite_are_reported(device: gpu.Device, tmp_path: P
 
 
 def test_one_broken_sequence_leaves_the_others_alone(device: gpu.Device, tmp_path: Path) -> None:
-    """A token whose embedding is infinite breaks the sequence that meets it, in the middle of a batch."""
+    """In a batch, a token with an infinite embedding breaks only the sequence that generates it."""
     c = random_models.config()
     weights = random_models.tensors(c, 1)
     random_models.write_model(tmp_path / "good", c, weights)
@@ -346,7 +346,7 @@ def test_a_device_destroyed_in_mid_generation() -> None:
     assert done.stdout.splitlines() == ["lost: The GPU device was lost."] * 3 + ["3"]
 
 
-# --- one request's error is its own ----------------------------------------------------------
+# --- errors stay with their request ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -364,8 +364,8 @@ def test_a_device_destroyed_in_mid_generation() -> None:
         ({"ignore_eos": "yes"}, "ignore_eos is"),
     ],
 )
-def test_values_beyond_every_range(story: LLM, options: dict, message: str) -> None:
-    """They are refused before they are queued; a generation that runs beside them goes on."""
+def test_out_of_range_values_are_refused(story: LLM, options: dict, message: str) -> None:
+    """The error comes before anything is queued, and a generation in progress continues."""
     with story.stream(PROMPT, max_tokens=8) as other:
         with pytest.raises(UsageError, match=message):
             story.generate("a", **options)
@@ -374,8 +374,8 @@ def test_values_beyond_every_range(story: LLM, options: dict, message: str) -> N
         story.generate([10**5000])
 
 
-def test_huge_values_that_are_in_range(story: LLM) -> None:
-    """More tokens than the context, more candidates than tokens, and ids in arrays."""
+def test_huge_values_in_range(story: LLM) -> None:
+    """max_tokens beyond the context, top_k beyond the vocabulary, and ids in arrays."""
     ids = np.array(story.tokenize(PROMPT))
     expected = story.generate(PROMPT, max_tokens=4).token_ids
     options = {"stop_token_ids": np.array([5, 6]), "logit_bias": {np.int64(3): np.float32(0)}}
@@ -385,7 +385,7 @@ def test_huge_values_that_are_in_range(story: LLM) -> None:
 
 
 @pytest.mark.parametrize("where", ["begin", "prefill", "launch"])
-def test_an_error_ends_its_request_alone(where: str, device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_ends_only_its_request(where: str, device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM(device=device, context=64) as llm:
         expected = llm.generate(PROMPT, max_tokens=20).token_ids
         runner = llm._session.engine._runner
@@ -398,7 +398,7 @@ def test_an_error_ends_its_request_alone(where: str, device: gpu.Device, monkeyp
             return original(subject)
 
         monkeypatch.setattr(runner, where, failing)
-        # Filtered requests do not share a step with plain ones, so a failing step is theirs alone.
+        # Filtered requests do not share a step with plain ones, so a failing step affects them alone.
         good, bad = llm.stream(PROMPT, max_tokens=20), llm.stream("Tom", max_tokens=20, seed=13, logprobs=1)
         with pytest.raises(ZeroDivisionError):
             _ = bad.result
@@ -446,18 +446,18 @@ def test_the_signature_shows_defaults() -> None:
         LLM.chat(None, [], temprature=1)  # type: ignore[call-arg,arg-type]
 
 
-# --- the text at the join ----------------------------------------------------------------------
+# --- text after the prompt ---------------------------------------------------------------------
 
 
-def test_new_text_is_what_it_adds_to_the_prompt(shared: Path, device: gpu.Device) -> None:
-    """A SentencePiece tokenizer drops the space of the first token that it decodes."""
+def test_new_text_continues_the_prompt(shared: Path, device: gpu.Device) -> None:
+    """A SentencePiece decoder drops the leading space of its first token; generated text keeps it."""
     with LLM(shared / "models" / "stories260k", device=device) as llm:
         result = llm.generate("Lily and Tim", max_tokens=12)
         assert result.text.startswith(" were")
         assert "".join(llm.stream("Lily and Tim", max_tokens=12)) == result.text
         whole = result.prompt_token_ids + result.token_ids
         assert "Lily and Tim" + result.text == llm.detokenize(whole)
-        assert not llm.generate([1], max_tokens=5).text.startswith(" ")  # behind BOS a text begins
+        assert not llm.generate([1], max_tokens=5).text.startswith(" ")  # text begins after BOS
 
 
 # --- real models ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ BAR = 5e-5
 
 
 def some(names: Iterable[str], *quick: str) -> list[Any]:
-    """Parameters of which only the quick ones are in the usual loop."""
+    """Parameters for all names. Those not in ``quick`` are marked slow."""
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
@@ -58,13 +58,13 @@ def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases", "deep-bf16"])
-def test_logits_match_in_the_plain_form(name: str, device: gpu.Device, tmp_path: Path) -> None:
+def test_logits_match_unfused(name: str, device: gpu.Device, tmp_path: Path) -> None:
     assert error(name, random_models.CONFIGS[name], device, tmp_path, fused=False) <= BAR
 
 
 @pytest.mark.parametrize("name", some(random_models.CONFIGS, "mqa", "head80", "all-biases"))
-def test_decode_matches_the_logits(name: str, device: gpu.Device, tmp_path: Path) -> None:
-    """The log-probabilities of a fused decode step, against the logits that the plain form computes for a prompt."""
+def test_decode_matches_prefill(name: str, device: gpu.Device, tmp_path: Path) -> None:
+    """Log-probabilities of fused decode steps match the logits of an unfused prefill."""
     about, config = ABOUT[name], random_models.CONFIGS[name]
     random_models.write_model(tmp_path, config, random_models.tensors(config, about["seed"], about["gain"]))
     prompt = random_models.prompt(config, 31, about["seed"])
@@ -82,7 +82,7 @@ def test_decode_matches_the_logits(name: str, device: gpu.Device, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.order}")
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases"])
-def test_logits_match_in_the_other_variants(name: str, tuning: gpu.Tuning, device: gpu.Device, tmp_path: Path) -> None:
+def test_logits_match_in_other_variants(name: str, tuning: gpu.Tuning, device: gpu.Device, tmp_path: Path) -> None:
     with device.using(tuning):
         assert error(name, random_models.CONFIGS[name], device, tmp_path) <= BAR
 
@@ -114,8 +114,10 @@ def scaled(**changes: Any) -> dict[str, Any]:
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else v,
 )
-def test_the_bar_sees_every_field(name: str, changes: dict[str, Any], device: gpu.Device, tmp_path: Path) -> None:
-    """Each config field changed alone misses the bar, so a field that is not read would be found."""
+def test_the_tolerance_detects_every_config_field(
+    name: str, changes: dict[str, Any], device: gpu.Device, tmp_path: Path
+) -> None:
+    """Changing a single config field exceeds the tolerance, so the goldens reveal a field that is not read."""
     assert error(name, random_models.CONFIGS[name] | changes, device, tmp_path, lengths=(600,)) > 2 * BAR
 
 
@@ -123,8 +125,8 @@ REFERENCE = json.loads((HERE / "reference_keys.json").read_text())["architecture
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_key_of_the_reference_is_accounted_for(name: str) -> None:
-    """It is read, or tested for neutral values, or changes no result; and defaults are the reference's."""
+def test_every_reference_key_is_handled(name: str) -> None:
+    """Each key is read, refused unless neutral, or known to have no effect. Defaults match the reference."""
     row, keys = ARCHITECTURES[name], REFERENCE[name]
     known = {*REQUIRED, *row.defaults, *row.neutral, *WITHOUT_EFFECT}
     assert not keys.keys() - known
@@ -137,7 +139,7 @@ def test_every_key_of_the_reference_is_accounted_for(name: str) -> None:
 
 
 def test_unknown_keys_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    """transformers does not read them either."""
+    """The log names them; transformers does not read them either."""
     parse_config(random_models.config(is_llama_config=True, final_logit_softcapping=30.0))
     (line,) = [r.getMessage() for r in caplog.records]
     assert "final_logit_softcapping, is_llama_config" in line

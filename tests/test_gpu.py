@@ -59,7 +59,7 @@ def test_adapter_rule(request_: str, expected: int) -> None:
     assert reason
 
 
-def test_no_adapter_says_what_to_do() -> None:
+def test_adapter_errors_suggest_a_remedy() -> None:
     with pytest.raises(NoAdapterError, match="mesa-vulkan-drivers"):
         gpu.choose_adapter("auto", [])
     with pytest.raises(NoAdapterError, match="mesa-vulkan-drivers"):
@@ -73,7 +73,7 @@ def test_no_adapter_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "u32"])
 @pytest.mark.parametrize("shape", [(1,), (3,), (1, 1), (5, 7), (2, 3, 5), (4, 8)])
-def test_round_trip(device: gpu.Device, dtype: str, shape: tuple[int, ...]) -> None:
+def test_tensors_round_trip(device: gpu.Device, dtype: str, shape: tuple[int, ...]) -> None:
     values = np.arange(np.prod(shape)).reshape(shape)
     tensor = device.tensor(values, dtype)
     assert tensor.nbytes % 16 == 0
@@ -98,8 +98,8 @@ def test_rows_are_padded_with_zeros() -> None:
     assert np.array_equal(unpack_rows(packed.tobytes(), (2, 3), "f16"), np.ones((2, 3)))
 
 
-def test_a_tensor_is_cut_where_a_binding_ends(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts by rows; the kernels that take weights go through them all."""
+def test_tensors_beyond_the_binding_limit_are_split(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor is split by rows, and kernels that take weights process every part."""
     rng = np.random.default_rng(1)
     w = rng.standard_normal((100, 20)).astype(np.float32)
     x = device.tensor(rng.standard_normal((9, 20)).astype(np.float32))
@@ -120,7 +120,7 @@ def test_a_tensor_is_cut_where_a_binding_ends(device: gpu.Device, monkeypatch: p
 
 @pytest.mark.slow
 def test_head_beyond_128_mib(baseline: gpu.Device) -> None:
-    """A Llama 3 vocabulary in float32 passes the guaranteed binding limit: 128,256 × 576."""
+    """A Llama 3 vocabulary in float32 exceeds the guaranteed binding limit: 128,256 × 576."""
     rng = np.random.default_rng(2)
     w, x = rng.standard_normal((128256, 576), np.float32), rng.standard_normal((1, 576), np.float32)
     tensor = baseline.tensor(w)
@@ -148,7 +148,7 @@ def test_ledger_counts_and_nothing_leaks(device: gpu.Device) -> None:
     assert device.ledger.held() == before
 
 
-def test_dropped_tensors_are_gone(device: gpu.Device) -> None:
+def test_dropped_tensors_are_freed(device: gpu.Device) -> None:
     before = device.ledger.held("data")
     for _ in range(5):
         kernels.add(device.tensor(np.ones(1000)), device.tensor(np.ones(1000))).numpy()
@@ -156,14 +156,14 @@ def test_dropped_tensors_are_gone(device: gpu.Device) -> None:
 
 
 @pytest.mark.parametrize("values", [[-1, 2], [2**40], [1j], None, "abc", [[1], [1, 2]]])
-def test_values_that_are_no_tensor(device: gpu.Device, values: object) -> None:
+def test_values_that_cannot_be_a_tensor(device: gpu.Device, values: object) -> None:
     with pytest.raises(KernelError):
         device.tensor(values)
     with pytest.raises(KernelError, match="no dtype"):
         device.tensor([1.0], "f64")
 
 
-def test_memory_is_refused_beforehand() -> None:
+def test_allocation_beyond_the_limit_is_refused() -> None:
     with gpu.open(memory_limit=1_000_000) as small:
         with pytest.raises(OutOfMemoryError, match=r"8\.0 MB for data do not fit: 1\.0 MB of memory are free"):
             small.empty((1000, 2000))
@@ -194,7 +194,7 @@ def test_link_puts_libraries_in_front_and_maps_lines() -> None:
     assert linked.locate(f"error: wgsl:{line}:3 bad") == "error: shaders/lib/share/subgroup.wgsl:15 bad"
 
 
-def test_link_errors_name_what_is_missing() -> None:
+def test_link_errors_name_the_missing_part() -> None:
     with pytest.raises(KernelError, match=r"lib/weights\.wgsl"):
         link(Program("embedding"))
     with pytest.raises(KernelError, match="WORKGROUP"):
@@ -212,7 +212,7 @@ def test_a_compile_error_names_file_and_line(device: gpu.Device, tmp_path, monke
         device.dispatch(Program("broken"), 1, {}, {})
 
 
-def test_only_the_linker_enables_and_few_files_use_subgroups() -> None:
+def test_shader_files_follow_the_rules() -> None:
     may = {"lib/reduce/subgroup.wgsl", "lib/gather/subgroup.wgsl", "lib/neighbours.wgsl", "subgroup_size.wgsl"}
     for path in gpu.shader_root().rglob("*.wgsl"):
         text = path.read_text()
@@ -309,8 +309,8 @@ def test_the_gate_refuses_a_mapped_slot(device: gpu.Device) -> None:
         device.call(attempt)
 
 
-def test_the_object_path_reads_the_same(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where wgpu-py's private names are gone, its public objects serve."""
+def test_reads_without_private_names(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without wgpu-py's private names, reads use its public objects."""
     tensor = device.tensor(np.arange(10, dtype="f4"))
     monkeypatch.setattr(native, "has_raw", False)
     assert np.array_equal(tensor.numpy(), np.arange(10))
@@ -367,7 +367,7 @@ other.close()
 
 
 def test_a_lost_device_is_an_error_not_an_abort() -> None:
-    """Every way into the driver, after the device is gone; another device goes on working."""
+    """Every call into the driver raises an error once its device is lost. Another device keeps working."""
     done = subprocess.run([sys.executable, "-c", LOSS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == ["lost: The GPU device was lost."] * 6 + ["4.0"]
@@ -389,7 +389,7 @@ def test_windows_start_at_aligned_offsets(device: gpu.Device) -> None:
     assert Tensor(device, (3,), "f32", (Part(part.buffer, part.offset, 16, 0, 1),)).numpy()[2] == 2
 
 
-def test_the_private_names_are_there() -> None:
-    """With the pinned wgpu the direct path and the trusted mode exist; without them all this would fall back unseen."""
+def test_private_names_exist() -> None:
+    """The pinned wgpu has the direct path and the trusted mode. Only this test notices a fall-back."""
     assert native.has_raw
     assert native.has_trusted

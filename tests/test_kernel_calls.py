@@ -1,4 +1,4 @@
-"""Kernels as users call them: what they compute, as numpy would, and what they refuse."""
+"""Kernels as users call them: their results, compared with numpy, and the arguments they refuse."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def floats(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-# --- what they compute ---------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------
 
 
-def test_names_are_functions() -> None:
-    """Modules of the same names, which Python enters in the package when it imports them, do not hide functions."""
+def test_public_names_are_functions() -> None:
+    """Importing a kernel's module does not hide the function of the same name."""
     functions = [name for name in kernels.__all__ if name.islower()]
     assert len(functions) >= 15
     assert all(callable(getattr(kernels, name)) for name in functions)
 
 
-def test_matmul_is_numpys(device: gpu.Device) -> None:
+def test_matmul_matches_numpy(device: gpu.Device) -> None:
     for m, k, n in ((1, 1, 1), (3, 97, 33), (70, 5, 130)):
         a, b = floats(m, k), floats(k, n, seed=1)
         got = kernels.matmul(device.tensor(a), device.tensor(b)).numpy()
@@ -44,7 +44,7 @@ def test_matmul_is_numpys(device: gpu.Device) -> None:
         assert (np.abs(got - exact) <= 2e-6 * scale).all()
 
 
-def test_quantised_weights(device: gpu.Device) -> None:
+def test_quantized_weights(device: gpu.Device) -> None:
     w, x = floats(37, 128), floats(9, 128, seed=1)
     for bits, steps in ((4, 15), (8, 255)):
         q = kernels.quantize(device.tensor(w), bits, 64)
@@ -59,7 +59,7 @@ def test_quantised_weights(device: gpu.Device) -> None:
 
 
 def test_causal_masks_end_at_the_last_position(device: gpu.Device) -> None:
-    """The last query sees everything, the first of three not the last two, whose values change none of its bits."""
+    """The last query attends to all positions. The last two values change no bit of the first query's result."""
     q, k, v = floats(3, 8), floats(7, 8, seed=1), floats(7, 8, seed=2)
     tensors = [device.tensor(t) for t in (q, k, v)]
     masked, open_ = kernels.attention(*tensors).numpy(), kernels.attention(*tensors, causal=False).numpy()
@@ -69,7 +69,7 @@ def test_causal_masks_end_at_the_last_position(device: gpu.Device) -> None:
     assert np.array_equal(kernels.attention(*tensors[:2], device.tensor(v)).numpy()[0], masked[0])
 
 
-def test_heads_share_keys_in_their_order(device: gpu.Device) -> None:
+def test_grouped_heads_match_repeated_keys(device: gpu.Device) -> None:
     """Grouped-query attention is attention with every head of k and v repeated."""
     q, k, v = floats(5, 6 * 4), floats(9, 2 * 4, seed=1), floats(9, 2 * 4, seed=2)
     repeated = [t.reshape(9, 2, 4).repeat(3, axis=1).reshape(9, 24) for t in (k, v)]
@@ -78,7 +78,7 @@ def test_heads_share_keys_in_their_order(device: gpu.Device) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f32", "u32", "f16", "bf16"])
-def test_rows_are_copied_from_anywhere(device: gpu.Device, dtype: str) -> None:
+def test_slice_rows_copies_any_rows(device: gpu.Device, dtype: str) -> None:
     x = device.tensor(np.arange(70).reshape(2, 7, 5), dtype)
     copied = kernels.slice_rows(x, 3, 9)
     assert copied.shape == (6, 5)
@@ -93,7 +93,7 @@ def test_rows_are_copied_from_anywhere(device: gpu.Device, dtype: str) -> None:
 
 
 def test_calls_in_a_plan(device: gpu.Device) -> None:
-    """Every function for users can be recorded, and runs again on new values."""
+    """Functions for users can be recorded, and run again on new values."""
     a, b = device.tensor(floats(12, 12)), device.tensor(floats(12, 12, seed=1))
     results: list[gpu.Tensor] = []
 
@@ -114,7 +114,7 @@ def test_calls_in_a_plan(device: gpu.Device) -> None:
 
 
 @pytest.mark.parametrize("function", ["softmax", "gelu", "silu", "scale", "add", "rms_norm", "layer_norm"])
-def test_any_shape_by_rows(device: gpu.Device, function: str) -> None:
+def test_functions_of_rows_take_any_shape(device: gpu.Device, function: str) -> None:
     x, vector = floats(2, 3, 5), floats(5, seed=1)
     more = {
         "scale": (2.0,),
@@ -129,7 +129,7 @@ def test_any_shape_by_rows(device: gpu.Device, function: str) -> None:
     assert np.array_equal(got.numpy().reshape(6, 5), call(device.tensor(x.reshape(6, 5)), *flat).numpy())
 
 
-def test_tensors_are_arrays(device: gpu.Device) -> None:
+def test_tensors_convert_to_arrays(device: gpu.Device) -> None:
     values = floats(3, 5)
     x = device.tensor(values)
     assert np.array_equal(np.asarray(x), values)
@@ -140,11 +140,11 @@ def test_tensors_are_arrays(device: gpu.Device) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f16", "float16", "half", np.float16, np.dtype("float16")])
-def test_names_of_dtypes(device: gpu.Device, dtype: object) -> None:
+def test_dtype_names(device: gpu.Device, dtype: object) -> None:
     assert device.tensor([1.0], dtype).dtype == device.empty((1,), dtype).dtype == "f16"
 
 
-# --- what they refuse ----------------------------------------------------------------------
+# --- refused arguments ---------------------------------------------------------------------
 
 CALLS: dict[str, Call] = {
     "add a": lambda x, y: kernels.add(x, y),
@@ -170,21 +170,21 @@ EACH = pytest.mark.parametrize("name", CALLS)
 
 
 @EACH
-def test_arrays_are_not_tensors(device: gpu.Device, name: str) -> None:
+def test_arrays_are_refused(device: gpu.Device, name: str) -> None:
     with pytest.raises(KernelError, match=rf"{name.split()[1]} is a ndarray, not a tensor"):
         CALLS[name](np.ones((4, 4), "f4"), device.tensor(np.ones((4, 4))))
 
 
 @EACH
-def test_tensors_of_two_devices(device: gpu.Device, other: gpu.Device, name: str) -> None:
+def test_tensors_of_another_device_are_refused(device: gpu.Device, other: gpu.Device, name: str) -> None:
     x, y = other.tensor(np.ones((4, 4))), device.tensor(np.ones((4, 4)))
     with pytest.raises(KernelError, match="is on another device"):
         CALLS[name](x, y)
 
 
 @pytest.mark.parametrize("name", [n for n in CALLS if n.endswith("out")])
-def test_an_output_that_shares_memory(device: gpu.Device, name: str) -> None:
-    """Named before anything is queued, and while a plan is recorded; the device goes on working."""
+def test_outputs_that_share_memory_are_refused(device: gpu.Device, name: str) -> None:
+    """The error comes before anything is queued, also while recording a plan. The device keeps working."""
     x = device.tensor(np.ones((4, 4)))
     for attempt in (lambda: CALLS[name](x, x), lambda: device.record(lambda: CALLS[name](x, x))):
         with pytest.raises(KernelError, match=r"out lies in the buffer of (a|x|weights_data)\."):
@@ -193,7 +193,7 @@ def test_an_output_that_shares_memory(device: gpu.Device, name: str) -> None:
 
 
 def test_windows_of_one_buffer_share_it(device: gpu.Device) -> None:
-    """WebGPU refuses a buffer that is read and written in one dispatch, wherever the windows are."""
+    """WebGPU refuses a dispatch that reads and writes one buffer, even in windows that do not overlap."""
     x = device.tensor(np.ones((8, 64)))
     assert not x[:4].overlaps(x[4:])
     with pytest.raises(KernelError, match="out lies in the buffer of x"):
@@ -201,7 +201,7 @@ def test_windows_of_one_buffer_share_it(device: gpu.Device) -> None:
     assert np.array_equal(kernels.add(x[:4], x[4:]).numpy(), np.full((4, 64), 2))
 
 
-def test_matrices_are_asked_for(device: gpu.Device) -> None:
+def test_matrices_are_required(device: gpu.Device) -> None:
     cube, square = device.tensor(np.ones((2, 4, 4))), device.tensor(np.ones((4, 4)))
     calls: list[Callable[[], object]] = [
         lambda: kernels.linear(cube, square),
@@ -221,8 +221,8 @@ def test_matrices_are_asked_for(device: gpu.Device) -> None:
             call()
 
 
-def test_vectors_are_asked_for(device: gpu.Device) -> None:
-    """A matrix of weights would give the numbers of its first row."""
+def test_vectors_are_required(device: gpu.Device) -> None:
+    """A kernel would silently read only the first row of a matrix."""
     x = device.tensor(np.ones((3, 4)))
     vector, matrix, longer = device.tensor(np.ones(4)), device.tensor(np.ones((3, 4))), device.tensor(np.ones(5))
     for wrong in (matrix, longer):
@@ -257,7 +257,7 @@ def test_other_dtypes_are_refused(device: gpu.Device) -> None:
             call()
 
 
-def test_numbers_that_do_not_fit(device: gpu.Device) -> None:
+def test_invalid_numbers_and_shapes_are_refused(device: gpu.Device) -> None:
     x, k = device.tensor(np.ones((4, 12))), device.tensor(np.ones((2, 12)))
     calls: list[tuple[Callable[[], object], str]] = [
         (lambda: kernels.scale(x, float("nan")), "must be a number"),
@@ -279,7 +279,7 @@ def test_numbers_that_do_not_fit(device: gpu.Device) -> None:
             call()
 
 
-def test_wrappers_refuse_what_does_not_fit(device: gpu.Device) -> None:
+def test_wrappers_refuse_invalid_arguments(device: gpu.Device) -> None:
     x, w = device.tensor(np.ones((9, 8), "f4")), device.tensor(np.ones((4, 8), "f4"))
     with pytest.raises(KernelError, match="f32 tensor"):
         matmul_nt(device.tensor(np.ones((9, 8), "i8")), w)

@@ -22,16 +22,16 @@ from llamagpu.kernels.step import Settings, no_cuts, step_rows
 
 REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
 FULL = frozenset({"shader-f16", "subgroup"})
-MOST_GROUPS = 65535  # of one dimension of a grid
-# Their grids fold in the shader of another kernel: elementwise, product_rows. That of copy needs more than a binding.
+MOST_GROUPS = 65535  # limit of one dimension of a grid
+# Other kernels fold the grids of the same shaders (elementwise, product_rows). A folded copy would exceed a binding.
 FOLD_ELSEWHERE = {"multiply", "scale", "silu", "qkv", "residual", "swiglu", "copy"}
-SMALL = 2_000_000  # elements of a case's inputs
-RANDOM = 20
+SMALL = 2_000_000  # limit of elements in the inputs of a small case
+RANDOM = 20  # random shapes of a kernel
 
 
 @contextmanager
-def noted(device: gpu.Device, run: bool) -> Iterator[list[tuple[Program, int]]]:
-    """The programs and workgroups that are dispatched inside the block; they only run if ``run`` is set."""
+def recorded(device: gpu.Device, run: bool) -> Iterator[list[tuple[Program, int]]]:
+    """Record the programs and workgroup counts dispatched inside the block. They only run if ``run`` is set."""
     calls: list[tuple[Program, int]] = []
     dispatch = device.dispatch
 
@@ -46,16 +46,18 @@ def noted(device: gpu.Device, run: bool) -> Iterator[list[tuple[Program, int]]]:
 
 
 def check_all(kernel: Kernel, device: gpu.Device, tuning: gpu.Tuning, cases: list[Dims]) -> list[str]:
-    """The cases that are wrong."""
+    """Reports of the cases that fail."""
     reports = [kernels.check(kernel, device, dims, seed, tuning) for seed, dims in enumerate(cases)]
     return [str(r) for r in reports if not r.ok]
 
 
 @REGISTRY
 def test_reference(kernel: Kernel, device: gpu.Device) -> None:
-    """The cases, and random shapes from the kernel's domain, in the tuning that is in use. One case has more workgroups
-    than one dimension of a grid holds."""
-    with noted(device, run=True) as calls:
+    """The kernel's cases and random shapes pass in the current tuning.
+
+    One case has more workgroups than one dimension of a grid holds.
+    """
+    with recorded(device, run=True) as calls:
         bad = check_all(kernel, device, device.tuning, [*kernel.cases, *kernels.random_dims(kernel, RANDOM)])
     assert not bad, "\n".join(bad)
     assert max(groups for _, groups in calls) > MOST_GROUPS or kernel.name in FOLD_ELSEWHERE
@@ -65,23 +67,25 @@ def test_reference(kernel: Kernel, device: gpu.Device) -> None:
 
 
 def programs(kernel: Kernel, device: gpu.Device, dims: Dims, tuning: gpu.Tuning) -> tuple[Program, ...]:
-    """What a case would dispatch in a tuning."""
+    """The programs that a case would dispatch in a tuning."""
     bench = Bench(device)
-    with noted(device, run=False) as calls, device.using(tuning):
+    with recorded(device, run=False) as calls, device.using(tuning):
         kernel.run(bench, kernel.inputs(np.random.default_rng(0), dims), dims)
     bench.free()
     return tuple(program for program, _ in calls)
 
 
 def is_small(kernel: Kernel, dims: Dims) -> bool:
-    """Whether a case is none of those with a folded grid or the tables of real models."""
+    """Whether a case has neither a folded grid nor the tables of a real model."""
     folded = any(type(v) is int and v > MOST_GROUPS for v in dims.values())
     return not folded and sum(a.size for a in kernel.inputs(np.random.default_rng(0), dims).values()) < SMALL
 
 
 def formats(kernel: Kernel, number: int, variant: gpu.Tuning) -> list[Dims]:
-    """Every weight format, with and without a bias, for one, several and many vectors. Both families of shaders meet
-    all formats; the variants of a family share the quantised ones among them."""
+    """Cases of the weight formats, with and without a bias, for one, several and many vectors.
+
+    Both families of shaders test all formats. The variants of a family split the quantized ones between them.
+    """
     if kernel.name not in ("matvec", "matmul") or variant.order != "plain":
         return []
     chosen = FORMATS if number < 2 else (*FLOATS, *FORMATS[len(FLOATS) :][number % 3 :: 3])
@@ -92,10 +96,11 @@ def formats(kernel: Kernel, number: int, variant: gpu.Tuning) -> list[Dims]:
 @pytest.mark.slow
 @REGISTRY
 def test_every_variant(kernel: Kernel, device: gpu.Device, baseline: gpu.Device) -> None:
-    """Every linked combination is compiled, dispatched and right. What needs no feature runs within WebGPU's default
-    limits. Shaders are those that the default tuning does not take: with bounds checks or without.
+    """Every linked combination compiles, runs and matches the reference.
 
-    A case runs again where a variant links other programs for it; random shapes run for programs that are new.
+    Variants that need no feature run within WebGPU's default limits. Bounds checks are on if the default tuning has
+    them off, and the reverse. A case runs again if a variant links other programs for it. Random shapes run only for
+    new programs.
     """
     cases = [c for c in kernel.cases if is_small(kernel, c)]
     random = kernels.random_dims(kernel, 2, seed=2)
@@ -113,8 +118,8 @@ def test_every_variant(kernel: Kernel, device: gpu.Device, baseline: gpu.Device)
     assert not bad, "\n".join(bad)
 
 
-def test_the_variants_that_need_features(device: gpu.Device, baseline: gpu.Device) -> None:
-    """``test_every_variant`` runs what the adapter can."""
+def test_the_adapter_runs_every_variant(device: gpu.Device, baseline: gpu.Device) -> None:
+    """Skipped where ``test_every_variant`` cannot run every variant on the adapter."""
     assert not baseline.features
     assert len(gpu.variants(baseline.features, 0)) == 6
     if gpu.variants(device.features, device.subgroup_size) != gpu.variants(FULL, 8):
@@ -123,7 +128,7 @@ def test_the_variants_that_need_features(device: gpu.Device, baseline: gpu.Devic
 
 @pytest.mark.slow
 def test_folded_grids_of_the_other_family(device: gpu.Device) -> None:
-    """``test_reference`` runs the case with the most workgroups in one family of shaders; this is the other one."""
+    """``test_reference`` runs the case with the most workgroups in one family of shaders, this test in the other."""
     tiny = {"format": "f32", "bias": False}
     lanes = gpu.variants(frozenset(), 0)[1]
     for tuning, name, dims in (
@@ -134,14 +139,14 @@ def test_folded_grids_of_the_other_family(device: gpu.Device) -> None:
     ):
         if (tuning.matvec, tuning.matmul) == (device.tuning.matvec, device.tuning.matmul):
             continue
-        with noted(device, run=True) as calls:
+        with recorded(device, run=True) as calls:
             bad = check_all(kernels.REGISTRY[name], device, tuning, [dims])
         assert not bad, "\n".join(bad)
         assert max(groups for _, groups in calls) > MOST_GROUPS, name
 
 
-def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
-    """A vector's product is the same bits alone and among others, in every variant."""
+def test_a_batch_changes_no_bit_of_a_product(device: gpu.Device) -> None:
+    """A vector's product has the same bits alone and in a batch, in every variant."""
     rng = np.random.default_rng(5)
     x, w = rng.standard_normal((70, 333)).astype("f4"), rng.standard_normal((129, 333)).astype("f4")
     for tuning in gpu.variants(device.features, device.subgroup_size):
@@ -157,7 +162,7 @@ def test_rows_do_not_depend_on_company(device: gpu.Device) -> None:
 
 
 def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
-    """Every finite 16-bit pattern, through the look-up."""
+    """Look up every finite 16-bit pattern that is not subnormal in float32."""
     bits = np.arange(65536, dtype=np.uint16)
     for dtype, wide in (("bf16", gpu.widen_bf16(bits)), ("f16", bits.view(np.float16).astype(np.float32))):
         normal = np.isfinite(wide) & ((wide == 0) | (np.abs(wide) >= np.finfo(np.float32).tiny))
@@ -171,8 +176,8 @@ def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
             assert np.array_equal(got, np.where(normal, wide, 0).reshape(64, 1024))
 
 
-def test_a_broken_tail_is_seen(device: gpu.Device) -> None:
-    """The check is elementwise: one wrong element in a million fails, and so does a write behind the output."""
+def test_the_check_detects_one_wrong_element_and_stray_writes(device: gpu.Device) -> None:
+    """The check is elementwise: one wrong element fails, and so does a write past the output."""
     kernel = kernels.REGISTRY["add"]
     dims = {"rows": 2, "columns": 500}
 
@@ -194,8 +199,8 @@ def test_a_broken_tail_is_seen(device: gpu.Device) -> None:
     assert not kernels.check(replace(kernel, run=outside), device, dims).guards
 
 
-def test_a_report_names_the_fields_that_were_read(device: gpu.Device) -> None:
-    """``llamagpu tune`` relies on them."""
+def test_a_report_names_the_tuning_fields_read(device: gpu.Device) -> None:
+    """``llamagpu tune`` relies on these fields."""
     fields = {
         name: kernels.check(kernels.REGISTRY[name], device, kernels.REGISTRY[name].cases[1], 0, tuning).tuning_fields
         for name, tuning in (("add", gpu.Tuning()), ("softmax", gpu.Tuning()), ("matvec", gpu.Tuning(matvec="lanes")))
@@ -206,7 +211,7 @@ def test_a_report_names_the_fields_that_were_read(device: gpu.Device) -> None:
 
 
 def test_gumbel_draws_follow_the_softmax(device: gpu.Device) -> None:
-    """Frequencies over seeds match the probabilities, and the noise is that of the reference."""
+    """Frequencies over seeds match the probabilities, and the noise matches the reference."""
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
     rows = 4000
     x = device.tensor(np.tile(logits, (rows, 1)))

@@ -1,4 +1,4 @@
-"""Life cycles: what closing frees, copies and forks, errors that travel, threads at the end of the interpreter."""
+"""Life cycles: memory freed on close, copies, pickled errors, forks, and threads at interpreter exit."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ print(sum(native.object_counts().values()))
 """
 
 
-def test_closed_models_leave_nothing_to_a_cyclic_collection() -> None:
-    """Every native object, the device's too, is gone as soon as the model is."""
+def test_closed_models_need_no_garbage_collection() -> None:
+    """Every native object, including the device's, is freed with the model."""
     done = script(CYCLES)
     assert done.stdout.split() == ["0"], done.stderr
 
@@ -79,7 +79,7 @@ print(os.waitpid(pid, 0)[1] >> 8, llm.generate("Once upon a time", max_tokens=2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_is_told_and_ends() -> None:
+def test_a_forked_child_gets_an_error_and_exits() -> None:
     done = script(FORK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("DeviceLostError A GPU cannot be used after fork.")
@@ -98,6 +98,6 @@ time.sleep(0.7)
 """
 
 
-def test_a_daemon_thread_at_the_end_of_the_interpreter() -> None:
+def test_a_daemon_thread_at_interpreter_exit() -> None:
     done = script(DAEMON)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

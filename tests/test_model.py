@@ -1,4 +1,4 @@
-"""Configs, checkpoints, tokenizers: what is read, and what is refused with what words."""
+"""Configs, checkpoints and tokenizers: how they are read, and the errors of broken ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = random_models.config(rope_scaling=random_models.LLAMA3, rope_theta=5000
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A small random model directory to break."""
+    """A small random model directory, which tests may damage."""
     return random_models.write_model(tmp_path / "model", CONFIG, random_models.tensors(CONFIG, 1))
 
 
@@ -34,7 +34,7 @@ def edit(model: Path, **changes: Any) -> None:
 
 
 def error_of(model: Path, device: gpu.Device, **options: Any) -> LlamaGPUError:
-    """The error of loading; nothing may stay behind on the device."""
+    """The error of loading a model. Loading must leave nothing on the device."""
     held = device.ledger.held()
     with pytest.raises(LlamaGPUError) as caught:
         LLM(model, device=device, **options)
@@ -47,7 +47,7 @@ def error_of(model: Path, device: gpu.Device, **options: Any) -> LlamaGPUError:
 # --- config.json ---------------------------------------------------------------------------
 
 
-def test_both_forms_of_config_are_one() -> None:
+def test_both_forms_of_config_parse_alike() -> None:
     old = random_models.config(rope_theta=500000.0, rope_scaling=random_models.LLAMA3)
     new = random_models.config(rope_parameters=random_models.LLAMA3 | {"rope_theta": 500000.0}, dtype="float32")
     for key in ("rope_theta", "rope_scaling", "torch_dtype"):
@@ -104,19 +104,21 @@ def test_defaults_and_generation_config() -> None:
         ({"quantization": {"bits": 4}}, "group_size None"),
     ],
 )
-def test_configs_refused(model: Path, device: gpu.Device, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_configs_are_refused(
+    model: Path, device: gpu.Device, changes: dict[str, Any], message: str
+) -> None:
     edit(model, **changes)
     with pytest.raises(UnsupportedModelError, match=message):
         raise error_of(model, device)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": ' * 5000, "\udcff"])
-def test_config_that_is_no_json(model: Path, device: gpu.Device, text: str) -> None:
+def test_config_that_is_not_json(model: Path, device: gpu.Device, text: str) -> None:
     (model / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert error_of(model, device).exit_code == 4
 
 
-# --- where a model is ----------------------------------------------------------------------
+# --- finding a model -----------------------------------------------------------------------
 
 
 def test_model_not_found(device: gpu.Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +151,7 @@ def test_find_model(model: Path) -> None:
 
 
 def rewrite_header(path: Path, change: Any) -> None:
-    """Change a safetensors file's header; its data stays."""
+    """Change the header of a safetensors file and keep its data."""
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     text = change(raw[8 : 8 + length].decode())
@@ -221,7 +223,7 @@ def test_broken_headers(model: Path, device: gpu.Device, change: Any, message: s
         (struct.pack("<Q", 2**60) + b"{}", "header claims"),
     ],
 )
-def test_files_in_place_of_weights(model: Path, device: gpu.Device, content: bytes, message: str) -> None:
+def test_files_that_are_not_weights(model: Path, device: gpu.Device, content: bytes, message: str) -> None:
     (model / "model.safetensors").write_bytes(content)
     with pytest.raises(UnsupportedModelError, match=message):
         raise error_of(model, device)
@@ -235,7 +237,7 @@ def test_truncated_weights(model: Path, device: gpu.Device) -> None:
 
 
 def shard(model: Path) -> dict[str, Any]:
-    """Split a model into two shards with an index, which is returned."""
+    """Split a model into two shards, and return their index."""
     weights = load_file(model / "model.safetensors")
     names = sorted(weights)
     index: dict[str, Any] = {"metadata": {}, "weight_map": {}}
@@ -248,7 +250,7 @@ def shard(model: Path) -> dict[str, Any]:
     return index
 
 
-def test_shards_are_one_model(model: Path, device: gpu.Device) -> None:
+def test_shards_load_as_one_model(model: Path, device: gpu.Device) -> None:
     with LLM(model, device=device) as llm:
         expected = llm.logits([1, 2, 3])
     shard(model)
@@ -328,7 +330,7 @@ def test_tied_tensors_under_either_name(tmp_path: Path, device: gpu.Device, kept
 
 
 def test_base_model_names(tmp_path: Path, device: gpu.Device) -> None:
-    """Checkpoints of the base model lack ``model.`` in front."""
+    """Checkpoints of the base model lack the prefix ``model.``."""
     c = random_models.config(tie_word_embeddings=True)
     weights = random_models.tensors(c, 3)
     random_models.write_model(tmp_path / "a", c, weights)
@@ -358,7 +360,7 @@ def test_float16_overflow_is_refused(model: Path, device: gpu.Device) -> None:
         raise error_of(model, device, dtype="float16")
 
 
-def test_what_does_not_fit_is_refused_with_numbers(model: Path) -> None:
+def test_models_beyond_the_memory_limit_are_refused_with_numbers(model: Path) -> None:
     prepared = prepare(model)
     weights = prepared.layout.nbytes
     with gpu.open(memory_limit=weights // 2) as small:

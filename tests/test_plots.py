@@ -1,4 +1,4 @@
-"""Charts: they are drawn, say what was measured, and refuse before anything is measured what could not be written."""
+"""Charts: their text and layout, and errors that come before any measurement."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_profile_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("command", ["bench", "profile"])
-def test_where_no_chart_can_be_written(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_charts_are_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([command, "--plot", str(tmp_path / "chart.txt")]) == 2
     assert "must end in" in capsys.readouterr().err
     assert run([command, "--plot", str(tmp_path / "nowhere" / "chart.svg")]) == 2
@@ -84,11 +84,11 @@ def test_names_beside_points_do_not_overlap(tmp_path: Path, monkeypatch: pytest.
     figures[0].canvas.draw()
     names = [t for t in axes.texts if t.get_text().startswith("kernel")]
     assert len(names) == len(lines)
-    boxes = [Text.get_window_extent(t) for t in names]  # the words, without the line to the point
+    boxes = [Text.get_window_extent(t) for t in names]  # the text, without its line to the point
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_spread() -> None:
+def test_spread_keeps_labels_apart() -> None:
     assert plots.spread([1.0, 50.0], 10, 0, 100) == [1.0, 50.0]
     assert plots.spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]
     assert plots.spread([99.0, 98.0], 10, 0, 100) == [100.0, 90.0]

@@ -1,4 +1,4 @@
-"""What long work says on standard error while it runs: progress on a terminal, nothing in a pipe."""
+"""Progress on standard error during long work: shown on a terminal, not in a pipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ on_both = pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "p
 
 @pytest.fixture
 def stderr_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Makes standard error a terminal, or not; to be called in the test, as capsys sets it anew in front of it."""
+    """A function that makes standard error a terminal or not. Call it in the test, after capsys has replaced stderr."""
 
     def make(terminal: bool) -> None:
         monkeypatch.setenv("TERM", "xterm")
@@ -96,12 +96,12 @@ def test_a_long_prompt(
     assert out.startswith("a" * 600)
 
 
-def test_a_hub_that_does_not_answer_is_named(
+def test_a_slow_hub_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fetch(*arguments, **options):
         time.sleep(0.3)
-        raise EOFError("the connection broke")  # as httpx has it, no OSError
+        raise EOFError("the connection broke")  # not an OSError, like the errors of httpx
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     monkeypatch.setattr("llamagpu.model.find._SILENT_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""The house rules, the wheel, and the README's examples."""
+"""Rules for the source, the README's examples, the pages of measurements, and the wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "llamagpu"
-# A room may import itself and those behind it, and the errors.
+# A room (a package) may import itself and the rooms listed for it.
 ROOMS = ("cli", "bench", "engine", "model", "text", "kernels", "gpu")
 MAY_IMPORT = {
     "cli": {"bench", "engine", "model", "text", "kernels", "gpu"},
@@ -30,7 +30,7 @@ BELOW_ALL = {"errors", "version"}  # modules that every room may import
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it."""
+    """Every module that a file imports, at any level."""
     out: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -102,18 +102,18 @@ def test_command_examples(command: str) -> None:
     assert done.stdout.strip()
 
 
-def test_there_are_examples() -> None:
+def test_the_readme_has_examples() -> None:
     assert len(blocks("python")) >= 3
     assert len(COMMANDS) >= 4
 
 
 @pytest.mark.parametrize(("script", "name"), [("bench_gpu", "gpu-nvidia-h200"), ("bench_peers", "peers")])
-def test_pages_are_what_scripts_make_of_measurements(script: str, name: str) -> None:
+def test_pages_match_their_measurements(script: str, name: str) -> None:
     spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[script] = module  # dataclasses look it up
+    sys.modules[script] = module  # dataclasses look the module up
     spec.loader.exec_module(module)
     found = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == module.page(found)
@@ -124,7 +124,7 @@ def test_pages_are_what_scripts_make_of_measurements(script: str, name: str) -> 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built offline with the backend that is installed."""
+    """The project's wheel, built offline with the installed backend."""
     folder = tmp_path_factory.mktemp("wheel")
     code = f"import hatchling.build as b; print(b.build_wheel({str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -138,7 +138,7 @@ def tracked(folder: str) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_exactly_what_it_should(wheel: Path) -> None:
+def test_the_wheel_holds_exactly_the_tracked_files(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -148,7 +148,7 @@ def test_the_wheel_holds_exactly_what_it_should(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_generates_from_an_empty_target(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_generates_text(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     subprocess.run([*install, "--target", str(target), str(wheel)], check=True, timeout=120, capture_output=True)

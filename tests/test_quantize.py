@@ -1,4 +1,4 @@
-"""Affine quantization: MLX's bytes, quantized models against their dequantized weights, the quantize command."""
+"""Affine quantization: the same bytes as MLX, models against their dequantized weights, the quantize command."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llamagpu.model import prepare
 from llamagpu.model.quantize import quantize_checkpoint
 
 MLX = json.loads((Path(__file__).parent / "goldens_mlx.json").read_text())
-# Rows of 256 columns, so that groups divide everything.
+# Every row is a multiple of 128 columns, so groups of all sizes divide it.
 EVEN = random_models.config(hidden_size=128, intermediate_size=256, head_dim=32, vocab_size=300)
 
 
 @pytest.mark.parametrize("case", MLX["cases"], ids=lambda c: f"{c['dtype']}-{c['bits']}-{c['group']}")
-def test_quantize_gives_the_bytes_of_mlx(case: dict) -> None:
+def test_quantize_gives_the_same_bytes_as_mlx(case: dict) -> None:
     """The same packed values, scales and biases as mlx.core.quantize, by hash (scripts/make_goldens.py --mlx)."""
     values = random_models.quantization_input(case["dtype"])
     stored = quantize_rows(values, Affine(case["bits"], case["group"], case["dtype"]))
@@ -34,7 +34,7 @@ def test_quantize_gives_the_bytes_of_mlx(case: dict) -> None:
 
 
 @pytest.mark.parametrize("format", ["int8-g64-f16", "int4-g32-f32", "int4-g32-f16-z8", "int8-g32-f16-z128"])
-def test_quantization_error_is_half_a_step(format: str) -> None:
+def test_quantization_error_is_within_a_step(format: str) -> None:
     affine = Affine.parse(format)
     rng = np.random.default_rng(0)
     w = rng.standard_normal((50, 256)).astype(np.float32)
@@ -43,7 +43,7 @@ def test_quantization_error_is_half_a_step(format: str) -> None:
     groups = w.reshape(50, -1, affine.group)
     reach = 2 * np.abs(groups).max(-1) if affine.zero else groups.max(-1) - groups.min(-1)
     step = np.repeat(reach / (2**affine.bits - 1), affine.group, axis=1)
-    # Half a step; a whole one at the far end (scales are adjusted to meet the near end), and what f16 rounds off.
+    # Half a step, or a whole one at the far end, because scales are adjusted to meet the near end; plus f16 rounding.
     assert (np.abs(back - w) <= 1.1 * step + 2e-3 * np.abs(w) + 1e-6).all()
     assert np.abs(back - w).mean() < 0.35 * step.mean()
 
@@ -59,10 +59,10 @@ def test_affine_formats_are_checked() -> None:
     "torch_dtype", ["float16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "bfloat16"))]
 )
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (4, 128)])
-def test_a_quantized_checkpoint_is_its_dequantized_weights(
+def test_a_quantized_checkpoint_matches_its_dequantized_weights(
     tmp_path: Path, device: gpu.Device, bits: int, group: int, torch_dtype: str
 ) -> None:
-    """Written in MLX's layout, loaded as it is: the logits are those of the dequantized weights in float32."""
+    """A checkpoint in MLX's layout loads as stored. Its logits match those of the dequantized float32 weights."""
     c = EVEN | {"torch_dtype": torch_dtype, "attention_bias": True}
     random_models.write_model(tmp_path / "a", c, random_models.tensors(c, 5))
     prepared = prepare(tmp_path / "a")
@@ -97,7 +97,7 @@ def test_quantizing_while_loading(story: LLM, device: gpu.Device, dtype: str) ->
     assert error < (0.01 if dtype == "int8" else 0.2)
 
 
-def test_what_groups_do_not_divide_stays_and_is_listed(
+def test_undivided_tensors_stay_and_are_listed(
     tmp_path: Path, device: gpu.Device, caplog: pytest.LogCaptureFixture
 ) -> None:
     c = random_models.config(intermediate_size=97)
@@ -180,7 +180,7 @@ def test_a_broken_tokenizer_is_not_copied(tmp_path: Path, capsys: pytest.Capture
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-def test_groups_that_divide_little_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_that_divide_few_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     c = random_models.config(hidden_size=96, intermediate_size=160, head_dim=24)
     command = ["quantize", str(random_models.write_model(tmp_path / "m", c, random_models.tensors(c, 5)))]
     command.append(str(tmp_path / "out"))
@@ -194,7 +194,7 @@ def test_groups_that_divide_little_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert run([*command, "--force"]) == 0
 
 
-def test_weights_that_are_not_finite(tmp_path: Path, device: gpu.Device) -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, device: gpu.Device) -> None:
     weights = random_models.tensors(EVEN, 1)
     weights["model.layers.0.mlp.up_proj.weight"][3, 5] = np.nan
     random_models.write_model(tmp_path / "a", EVEN, weights)
@@ -205,7 +205,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, device: gpu.Device) -> None
         LLM(tmp_path / "a", device=device, dtype="int8")
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llamagpu.model import bundled_models
     from llamagpu.model import quantize as module
 

@@ -1,4 +1,4 @@
-"""Sampling settings from the outside, and batches: company changes no result."""
+"""Sampling settings through the API, and batches, which change no sequence's result."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PROMPTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_twin_agrees_over_a_thousand_rows(name: str, device: gpu.Device) -> None:
-    """Token for token, but for rows whose own margin is below 1e-5, which are few."""
+def test_sampling_matches_the_reference_over_a_thousand_rows(name: str, device: gpu.Device) -> None:
+    """Every token matches, except in a few rows whose own margin is below 1e-5."""
     left_out = 0
     for seed, (rows, vocab) in enumerate(((500, 105), (300, 2048), (170, 8192), (25, 50257), (6, 128256))):
         dims = {"rows": rows, "vocab": vocab, "settings": name}
@@ -40,7 +40,7 @@ def test_the_twin_agrees_over_a_thousand_rows(name: str, device: gpu.Device) -> 
 
 
 def test_settings_reach_the_gpu(story: LLM) -> None:
-    """Each token is the one that the numpy twin chooses from the model's logits with the same settings."""
+    """Each token is the choice of the numpy reference from the model's logits with the same settings."""
     options = {"temperature": 0.9, "top_k": 30, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2}
     options |= {"presence_penalty": 0.3, "frequency_penalty": 0.2, "seed": 11, "logit_bias": {260: 1.5, 300: -2.0}}
     result = story.generate(PROMPTS[0], max_tokens=24, **options)
@@ -69,7 +69,7 @@ def test_penalties_and_bias(story: LLM) -> None:
     assert first not in banned.token_ids
     forced = story.generate(PROMPTS[0], max_tokens=5, logit_bias={first: 1000}, ignore_eos=True)
     assert forced.token_ids == [first] * 5
-    # A slot that had a bias has none for the next request.
+    # The next request does not inherit the bias of its slot.
     assert story.generate(PROMPTS[0], max_tokens=60).token_ids == plain.token_ids
     assert story.generate(PROMPTS[0], max_tokens=60, frequency_penalty=0.0, logprobs=1).token_ids == plain.token_ids
 
@@ -131,8 +131,8 @@ MIXED = [
 
 
 @pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8, 10))])
-def test_a_list_is_its_lone_runs(story: LLM, count: int) -> None:
-    """Token for token, greedy and sampled, with prompts of different lengths."""
+def test_a_list_of_prompts_matches_single_prompts(story: LLM, count: int) -> None:
+    """Every token matches, greedy and sampled, with prompts of different lengths."""
     for options in MIXED:
         alone = [story.generate(p, max_tokens=20, **options).token_ids for p in PROMPTS[:count]]
         together = story.generate(PROMPTS[:count], max_tokens=20, **options)
@@ -140,7 +140,7 @@ def test_a_list_is_its_lone_runs(story: LLM, count: int) -> None:
 
 
 def logit_bits(llm: LLM, requests: list[tuple[str, dict]]) -> list[list[tuple]]:
-    """The twenty likeliest log-probabilities of every token, as floats that are compared bit for bit."""
+    """The twenty largest log-probabilities at every token, for comparison bit for bit."""
     streams = [llm.stream(p, max_tokens=12, logprobs=20, **options) for p, options in requests]
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
 
@@ -155,8 +155,8 @@ def logit_bits(llm: LLM, requests: list[tuple[str, dict]]) -> list[list[tuple]]:
         pytest.param(gpu.variants(frozenset(), 0)[1], "auto", id="lanes-auto", marks=pytest.mark.slow),
     ],
 )
-def test_bit_for_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning | None) -> None:
-    """Log-probabilities of every token are the same bits alone and in batches of 2 to 32, padding rows included."""
+def test_batches_change_no_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning | None) -> None:
+    """Log-probabilities have the same bits alone and in batches of 2 to 32, with and without padding rows."""
     with device.using(tuning or device.tuning), LLM(device=device, dtype=dtype, context=64) as llm:
         requests = [(PROMPTS[i % 10], {"temperature": 0.7 * (i % 2), "seed": i}) for i in range(32)]
         alone = [logit_bits(llm, [r])[0] for r in requests[:9]]
@@ -165,7 +165,7 @@ def test_bit_for_bit(device: gpu.Device, dtype: str, tuning: gpu.Tuning | None) 
 
 
 def test_a_batch_shrinks_and_grows(story: LLM) -> None:
-    """Sequences that end, and others that come, leave the rest alone."""
+    """Sequences that end or join do not change the others."""
     lengths = [3, 30, 7, 18, 1, 25]
     alone = [story.generate(p, max_tokens=n).token_ids for p, n in zip(PROMPTS, lengths, strict=False)]
     streams = [story.stream(p, max_tokens=n) for p, n in zip(PROMPTS, lengths, strict=False)]

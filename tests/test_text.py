@@ -29,7 +29,7 @@ def open_tokenizer(directory: Path) -> Tokenizer:
 
 
 def check_every_cut(tokenizer: Tokenizer, text: str) -> None:
-    """However many ids there are, pieces and rest join to the decode of them all; no piece holds half a character."""
+    """For every number of ids, the pieces and the flushed rest join to the full decode. No piece splits a character."""
     ids = tokenizer.encode(text)
     for cut in range(len(ids) + 1):
         stream = TextStream(tokenizer)
@@ -39,21 +39,21 @@ def check_every_cut(tokenizer: Tokenizer, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_streams_of_the_embedded_tokenizer(story: LLM, text: str) -> None:
+def test_streaming_decode_of_the_bundled_tokenizer(story: LLM, text: str) -> None:
     check_every_cut(story._tokenizer, text)
     assert story.detokenize(story.tokenize(text)) == text
 
 
 @pytest.mark.parametrize("where", TOKENIZERS)
-def test_streams_of_other_tokenizers(shared: Path, where: str) -> None:
+def test_streaming_decode_of_other_tokenizers(shared: Path, where: str) -> None:
     """Byte-level, and SentencePiece with byte fallback."""
     tokenizer = open_tokenizer(shared / where)
     for text in TEXTS:
         check_every_cut(tokenizer, text)
 
 
-def test_random_ids_never_break_a_stream(story: LLM) -> None:
-    """Bytes that are no UTF-8: everything comes out in the end, as in the decode of all."""
+def test_streaming_decode_of_random_ids(story: LLM) -> None:
+    """The bytes of random ids need not be UTF-8. The stream still gives the text of the full decode."""
     rng = random.Random(3)
     for _ in range(200):
         ids = [rng.randrange(2, 300) for _ in range(12)]
@@ -76,7 +76,7 @@ def test_ids_match_published_cases(shared: Path, name: str, where: str) -> None:
 
 
 def test_special_tokens_that_are_marked_normalized(shared: Path) -> None:
-    """The library's own skipping drops none of these."""
+    """The tokenizers library itself does not skip these."""
     tokenizer = open_tokenizer(shared / "models" / "tinystories-656k")
     assert tokenizer.special_ids == {0, 1, 2}
     assert tokenizer.decode([1, 80, 147, 2]) == tokenizer.decode([80, 147])
@@ -104,7 +104,7 @@ def run(stops: tuple[str, ...], pieces: list[str]) -> tuple[list[str], bool]:
 
 @pytest.mark.parametrize("stops", [("END",), ("aab", "abc"), ("\n\n", "."), ("aaa",), ()])
 def test_stop_strings_over_every_cut(stops: tuple[str, ...]) -> None:
-    """Wherever the text is cut into pieces, what comes out is the text up to the first stop string."""
+    """However the text is cut into pieces, the output is the text before the first stop string."""
     for text in ("xxENDyy", "ENENDE", "aaabc", "aaaab", "one.\n\ntwo", "EN", ""):
         ends = [text.index(s) for s in stops if s in text]
         expected = text[: min(ends)] if ends else text
@@ -115,7 +115,7 @@ def test_stop_strings_over_every_cut(stops: tuple[str, ...]) -> None:
             assert "".join(pieces) == expected
 
 
-def test_stop_strings_hold_back_only_what_they_must() -> None:
+def test_stop_strings_hold_back_no_more_than_needed() -> None:
     pieces, stopped = run(("END",), ["a E", "N", "x", "EN", "D more"])
     assert pieces == ["a ", "", "ENx", "", "", ""]
     assert stopped

@@ -1,4 +1,4 @@
-"""Tunings: what is chosen by rule and by measuring, what is kept, and that no choice changes a result."""
+"""Tunings: built-in rules, measurements, storage, and results that no choice changes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FULL = frozenset({"shader-f16", "subgroup"})
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for measured tunings, which are taken again."""
+    """The file of stored tunings, which does not exist yet. Devices use stored tunings during the test."""
     monkeypatch.setenv("LLAMAGPU_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LLAMAGPU_TUNING")
     return tmp_path / "cache" / "tuning.json"
 
 
-def test_what_was_stored_comes_back(kept: Path, device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_tunings_come_back(kept: Path, device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     lanes = TunedLanes("f16", 2048, 512, Lanes(64, True, 2, 4, 256)), TunedLanes("affine4", 2048, 512, Lanes())
     tuning = replace(GPU, lanes=lanes)
     assert stored_tuning(device.adapter, FULL, 8) is None
@@ -44,7 +44,7 @@ def test_what_was_stored_comes_back(kept: Path, device: gpu.Device, monkeypatch:
     assert stored_tuning(device.adapter, FULL, 8) is None
 
 
-def test_what_does_not_fit_is_not_taken(kept: Path, device: gpu.Device) -> None:
+def test_unusable_stored_tunings_are_ignored(kept: Path, device: gpu.Device) -> None:
     store_tuning(device.adapter, replace(GPU, reduce="subgroup"))
     assert stored_tuning(device.adapter, frozenset(), 8) is None
     store_tuning(device.adapter, Tuning(share="subgroup"))
@@ -63,8 +63,8 @@ def test_what_does_not_fit_is_not_taken(kept: Path, device: gpu.Device) -> None:
         assert stored_tuning(device.adapter, FULL, 8) is None, damaged
 
 
-def test_models_are_kept_beside_one_another(kept: Path, device: gpu.Device) -> None:
-    """What a later model chose for a format and columns changes the order of additions: earlier cuts of another go."""
+def test_tunings_of_several_models_are_stored_together(kept: Path, device: gpu.Device) -> None:
+    """A later model's choice for a format and columns removes earlier ones with another order of additions."""
     first = (
         TunedLanes("f16", 64, 8, Lanes(32)),
         TunedLanes("f16", 64, 80, Lanes(32, rows=4)),
@@ -93,7 +93,7 @@ def test_the_order_of_additions_depends_on_columns_and_format_alone() -> None:
 
 @pytest.mark.slow
 def test_tuning_a_model(kept: Path, tmp_path: Path) -> None:
-    """Measured once, kept, and taken by the next device; the greedy text is the built-in tuning's."""
+    """A tuning is measured once, stored, and used by the next device. The greedy text stays the same."""
     config = random_models.config(max_position_embeddings=128)
     random_models.write_model(tmp_path / "model", config, random_models.tensors(config, 0, 1.0))
     with LLM(tmp_path / "model") as llm:
@@ -107,7 +107,7 @@ def test_tuning_a_model(kept: Path, tmp_path: Path) -> None:
         assert device.tuning == chosen
         lines: list[str] = []
         tune(device, prepare(tmp_path / "model").layout, lines.append)
-        assert device.tuning == chosen  # measuring leaves the device's own alone
+        assert device.tuning == chosen  # measuring does not change the device's own
         assert any("a token" in line for line in lines)
         assert any("bounds checks" in line for line in lines)
         assert device.ledger.held("weights") == 0
@@ -137,7 +137,7 @@ def test_models_on_a_shared_device_keep_their_tunings(device: gpu.Device, tmp_pa
 
 
 def test_trust_needs_every_kernel_that_models_run(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One wrong entry is enough, whichever it is."""
+    """One wrong kernel is enough to lose trust."""
     tuner = _Tuner(device, [], print)
     checked: list[str] = []
 
@@ -172,8 +172,8 @@ def test_a_wrong_variant_does_not_pass(device: gpu.Device, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [2048, 8192])
-def test_every_cut_that_is_tried_is_right(columns: int, device: gpu.Device) -> None:
-    """Single vectors, in the formats that models are held in."""
+def test_every_candidate_cut_is_right(columns: int, device: gpu.Device) -> None:
+    """Single vectors, in the weight formats of models."""
     kernel = kernels.REGISTRY["matvec"]
     cases = [
         {"m": 1, "n": 97, "k": 332, "format": format, "bias": True}
@@ -195,9 +195,12 @@ def test_every_cut_that_is_tried_is_right(columns: int, device: gpu.Device) -> N
         pytest.param("int4", replace(GPU, all_lanes=Lanes(64, True, 4, 4, 256)), id="wide"),
     ],
 )
-def test_company_changes_no_bit_however_long_it_is(dtype: str, tuning: Tuning | None, tmp_path: Path) -> None:
-    """Short sequences beside longer ones, whose attention has several runs: merged by the projection behind it for one
-    sequence on GPUs, in a dispatch of its own for several, and not at all for a short one that is alone."""
+def test_longer_sequences_in_a_batch_change_no_bit(dtype: str, tuning: Tuning | None, tmp_path: Path) -> None:
+    """Short sequences give the same bits beside longer ones, whose attention has several runs.
+
+    On GPUs the projection merges the runs of a single sequence, and a separate dispatch those of a batch. A short
+    sequence alone needs no merge.
+    """
     config = random_models.config(hidden_size=128, head_dim=32, num_attention_heads=4, intermediate_size=192)
     random_models.write_model(tmp_path, config, random_models.tensors(config, 3, 1.0))
     prompts = [random_models.prompt(config, n, n) for n in (3, 20, 254, 300, 7)]
@@ -207,13 +210,13 @@ def test_company_changes_no_bit_however_long_it_is(dtype: str, tuning: Tuning | 
 
 
 def bits(llm: LLM, prompts: list[list[int]]) -> list[list[tuple]]:
-    """Every token with its likeliest ones' log-probabilities, of prompts that run together."""
+    """Every token of prompts that run together, with the log-probabilities of the likeliest tokens."""
     streams = [llm.stream(p, max_tokens=6, ignore_eos=True, logprobs=5) for p in prompts]
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path: Path) -> None:
+def test_tune_command(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     done = run("tune", "--json", LLAMAGPU_CACHE=str(kept))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Random weights of the measured shape: a Hugging Face directory (float16), and the same as GGUF.
+"""Write random weights of the measured shape, as a Hugging Face directory (float16) and as GGUF.
 
 python make_models.py DIR
 """
@@ -28,13 +28,13 @@ NAMES = {
 }
 
 
-def pairs_apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k as GGUF's llama has them: rotary pairs are neighbours."""
+def adjacent_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k in the order of GGUF's llama, where rotary pairs are adjacent."""
     return weight.reshape(heads, 2, SHAPE["head_dim"] // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
-    """The model without a vocabulary."""
+    """Write the model as GGUF, without a vocabulary."""
     tensors = {name: t.detach().numpy() for name, t in model.state_dict().items()}
     out = gguf.GGUFWriter(str(path), "llama")
     out.add_context_length(SHAPE["max_position_embeddings"])
@@ -55,7 +55,7 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
     for i in range(SHAPE["num_hidden_layers"]):
         for theirs, ours in NAMES.items():
             w = tensors[f"model.layers.{i}.{theirs}.weight"]
-            w = pairs_apart(w, heads[ours]) if ours in heads else w
+            w = adjacent_pairs(w, heads[ours]) if ours in heads else w
             out.add_tensor(f"blk.{i}.{ours}.weight", np.ascontiguousarray(w.astype(np.float32) if w.ndim == 1 else w))
     out.write_header_to_file()
     out.write_kv_data_to_file()

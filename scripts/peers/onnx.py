@@ -1,4 +1,4 @@
-"""ONNX Runtime by onnxruntime-genai, with its WebGPU provider or on the CPU."""
+"""ONNX Runtime through onnxruntime-genai, with its WebGPU provider or on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRECISIONS = {"f32": "fp32", "f16": "fp16", "8-bit": "int8", "4-bit": "int4"}
 
 
 def run(model: og.Model, prompt: int, decode: int) -> None:
-    """A prompt and the token behind it; or tokens behind a prompt of one."""
+    """Run a prompt of ``prompt`` tokens and generate ``decode`` tokens."""
     params = og.GeneratorParams(model)
     length = prompt + decode
     params.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=1)
@@ -39,7 +39,7 @@ if __name__ == "__main__":
         session = {"intra_op_num_threads": THREADS}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     model = og.Model(config)
-    if o.backend == "webgpu":  # which driver is it?
+    if o.backend == "webgpu":  # check that it runs on llvmpipe
         with open("/proc/self/maps") as maps:
             drivers = {line.split("/")[-1].strip() for line in maps if "libvulkan_" in line}
         assert drivers == {"libvulkan_lvp.so"}, drivers

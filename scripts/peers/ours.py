@@ -1,4 +1,4 @@
-"""This project: one token after another from a context of one, and whole prompts."""
+"""This project: decode after a prompt of one token, and prefill of whole prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {"f32": "float32", "f16": "float16", "8-bit": "int8", "4-bit": "int4"}
 
 
 def void(_: object) -> None:
-    """Nothing."""
+    """Discard a result."""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the runners of the peers share: a model is loaded once and asked for one repetition at a time.
+"""Shared code of the runners. A runner loads its model once and runs one repetition at a time.
 
-So all can be measured in turns. A runner prints a line of JSON when it is ready (``device``, ``version``), and one for
-every line that it reads: ``prompt`` or ``decode``.
+So bench_peers.py can measure all engines in turns. A runner prints a line of JSON when it is ready (``device``,
+``version``), and one for every line that it reads: ``prompt`` or ``decode``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# The shape that everything is measured on: that of SmolLM2-135M, with random weights.
+# The measured shape: SmolLM2-135M, with random weights.
 SHAPE = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -34,7 +34,9 @@ THREADS = os.cpu_count() or 1
 def options() -> argparse.Namespace:
     """The arguments of every runner."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peers", type=Path, default=Path(".peers"), help="what scripts/peers/setup made")
+    parser.add_argument(
+        "--peers", type=Path, default=Path(".peers"), help="the directory that scripts/peers/setup made"
+    )
     parser.add_argument("--backend", default="")
     parser.add_argument("--dtype", default="f16")
     parser.add_argument("--prompt", type=int, default=128)
@@ -46,7 +48,7 @@ def serve(device: str, version: str, tests: dict[str, tuple[int, Callable[[], No
     """Warm up, then run a test for every line that is read.
 
     Args:
-        tests: by name, the tokens of a repetition, and what runs it.
+        tests: for each name, the tokens of a repetition and the function that runs it.
     """
     for _, run in tests.values():
         run()
@@ -57,4 +59,4 @@ def serve(device: str, version: str, tests: dict[str, tuple[int, Callable[[], No
         run()
         print(json.dumps({"tokens_per_s": tokens / (time.perf_counter() - start)}), flush=True)
     sys.stdout.flush()
-    os._exit(0)  # some engines do not end by themselves
+    os._exit(0)  # some engines do not exit by themselves

@@ -10,16 +10,16 @@ import types
 import numpy as np
 from runner import SHAPE, options, serve
 
-CHUNK = 32  # tokens of a prompt at once, as tinygrad's own generate() has it
+CHUNK = 32  # prompt tokens per call, as in tinygrad's own generate()
 
 
 def main() -> None:
-    """In a function: tinygrad starts processes that import this file."""
+    """Load the model and serve. A function, because tinygrad starts processes that import this file."""
     o = options()
     os.environ.setdefault("DEV", "WEBGPU")
     from tinygrad import Device, Tensor, UOp, nn
 
-    # The 0.14 wheel lacks a package of kernels for other devices that the model imports.
+    # The model imports kernels for other devices, which the 0.14 wheel lacks.
     kernels, amd = types.ModuleType("tinygrad.llm.kernels"), types.ModuleType("tinygrad.llm.kernels.amd")
     amd.Linear, amd.amd_custom_kernels_supported = nn.Linear, lambda device: False  # type: ignore[attr-defined]
     amd.flash_attention = amd.gated_delta_prefill = None  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ def main() -> None:
             out = model(out, position.bind(i), cold).realize()
             out.item()
 
-    for run in (prompt, decode):  # run, captured, replayed
+    for run in (prompt, decode):  # tinygrad captures a function in its second run and replays it from then on
         run()
         run()
     versions = (importlib.metadata.version(name) for name in ("tinygrad", "dawn-python"))

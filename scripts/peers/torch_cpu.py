@@ -12,7 +12,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 @torch.inference_mode()
 def run(model: LlamaForCausalLM, prompt: int, decode: int) -> None:
-    """A prompt, or tokens from a context of nothing."""
+    """Run a prompt of ``prompt`` tokens and generate ``decode`` tokens."""
     cache = DynamicCache(config=model.config)
     ids = torch.randint(0, SHAPE["vocab_size"], (1, prompt))
     for _ in range(decode):
