@@ -120,7 +120,6 @@ def test_generate_json() -> None:
 
 def test_usage_errors() -> None:
     for arguments in (
-        (),
         ("generate",),
         ("generate", "a", "-p", "b"),
         ("generate", "a", "--nonsense"),
@@ -136,8 +135,7 @@ def test_usage_errors() -> None:
         ("generate", "-f", "/nowhere/at/all"),
         ("nonsense",),
     ):
-        if arguments:
-            fails(2, *arguments)
+        fails(2, *arguments)
     assert "UTF-8" in fails(2, "generate", "-", stdin=b"\xff\xfe")
     err = fails(2, "generate", "word " * 600)
     assert "the context holds 512" in err

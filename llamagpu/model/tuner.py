@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llamagpu.errors import KernelError
+from llamagpu.errors import KernelError, OutOfMemoryError
 from llamagpu.gpu import Device, Lanes, Plan, Tensor, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.timing import time_plans
 from llamagpu.kernels import REGISTRY, check
@@ -84,13 +84,18 @@ def tune_shapes(device: Device, shapes: Sequence[Shape], progress: Progress | No
 
 
 def passes(device: Device, tuning: Tuning, kernels: Iterable[str]) -> bool:
-    """Whether kernels agree with their references on this adapter, with a tuning."""
-    try:
-        return all(
-            check(REGISTRY[k], device, dims, tuning=tuning).ok for k in kernels for dims in REGISTRY[k].cases[1:3]
-        )
-    except KernelError:
-        return False
+    """Whether kernels agree with their references on this adapter, with a tuning, in every case that fits its
+    memory."""
+    for kernel in (REGISTRY[name] for name in kernels):
+        for dims in kernel.cases:
+            try:
+                if not check(kernel, device, dims, tuning=tuning).ok:
+                    return False
+            except OutOfMemoryError:
+                continue
+            except KernelError:
+                return False
+    return True
 
 
 class _Tuner:
@@ -108,9 +113,8 @@ class _Tuner:
             chosen = replace(chosen, lanes=self._cuts(chosen))
         if not self._soft:
             tiled = [replace(chosen, matmul="tiled", tiles=n) for n in (1, 256, 512, 1024, 1 << 30)]
-            chosen = self._fastest(
-                "a prompt", tiled, self._many, prompts
-            )  # without the head, of which a prompt needs one row
+            # The head is left out, because a prompt needs one row of it.
+            chosen = self._fastest("a prompt", tiled, self._many, prompts)
         checked = replace(chosen, trusted=False)
         times = [self._seconds([checked, chosen], m, (first, last)) for m in (1, self._many)]
         gains = [t[chosen] < GAIN * t[checked] for t in times if len(t) == 2]
