@@ -1,14 +1,15 @@
 //! const D4 QUERIES
-// Attention: out[r, h] = Σⱼ softmaxⱼ(scale · q[r, h] · k[j, h / group]) v[j, h / group] over positions j ≤ r + ahead.
-// Positions come in blocks of 32; a running maximum, a running sum and an accumulator that is rescaled when the maximum
-// grows make the softmax (flash attention, Dao et al. 2022, arXiv:2205.14135).
-// Grid: heads · ceil(rows / QUERIES) workgroups; a workgroup takes QUERIES rows of one head.
+// Attention over plain tensors: out[r, h] = Σⱼ softmaxⱼ(scale · q[r, h] · k[j, h / group]) v[j, h / group] over positions
+// j ≤ r + ahead. This is flash attention (Dao et al. 2022, arXiv:2205.14135): positions come in blocks of 32. The softmax
+// keeps a running maximum, a running sum and an accumulator; it rescales sum and accumulator when the maximum grows.
+// Grid: heads · ceil(rows / QUERIES) workgroups; a workgroup takes QUERIES rows of one head. An invocation computes scores
+// of each block, and up to ITEMS vec4s of out.
 struct Params {
     rows: u32,
     positions: u32,
     heads: u32,
-    group: u32,      // heads that share a head of k and v
-    ahead: u32,      // positions that row 0 sees behind the first one
+    group: u32,      // heads of q that share a head of k and v
+    ahead: u32,      // row r sees the positions up to r + ahead
     scale: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
@@ -18,15 +19,15 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;   // as q
 const WORKGROUP = 64u;
 const BLOCK = 32u;
-const ITEMS = (QUERIES * D4 + WORKGROUP - 1u) / WORKGROUP;   // accumulators of an invocation, number local + 64 · i
+const ITEMS = (QUERIES * D4 + WORKGROUP - 1u) / WORKGROUP;   // accumulators of an invocation: items local + 64 · n
 const LOWEST = -3.4028234e38;
 var<workgroup> queries: array<vec4<f32>, QUERIES * D4>;
 var<workgroup> weight: array<f32, QUERIES * BLOCK>;          // scores, then e^(score - top)
 var<workgroup> top: array<f32, QUERIES>;
 var<workgroup> sum: array<f32, QUERIES>;
-var<workgroup> keep: array<f32, QUERIES>;                    // factor of what was accumulated before
+var<workgroup> keep: array<f32, QUERIES>;                    // factor that rescales the accumulator
 
-// Positions that a row sees.
+// Number of positions that a row sees.
 fn seen(row: u32) -> u32 {
     return min(row + params.ahead + 1u, params.positions);
 }
@@ -39,7 +40,7 @@ fn score(i: u32, key: u32) -> f32 {
     return (parts.x + parts.y) + (parts.z + parts.w);
 }
 
-// The scores of query i and its first `count` positions of a block become weights.
+// Turns the scores of query i into weights. It sees the first `count` positions of the block.
 fn softmax(i: u32, count: u32) {
     var most = top[i];
     for (var j = 0u; j < count; j++) {
@@ -68,7 +69,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let here = min(QUERIES, params.rows - first);
     let q_base = (first * params.heads + head) * D4;
-    let q_row = params.heads * D4;                // groups of four from a row of q to the next
+    let q_row = params.heads * D4;                // vec4s from one row of q to the next
     let kv_base = head / params.group * D4;
     let kv_row = params.heads / params.group * D4;
     for (var item = local; item < QUERIES * D4; item += WORKGROUP) {

@@ -1,13 +1,15 @@
 //! needs decode flash
 //! const RUN
-// One new position for each of several sequences: attention over a run of 256 positions of the cache, unnormalised.
-// partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in the run, then (m, Σⱼ exp(scoreⱼ - m), 0, 0). Where the grid
-// has one run there is nothing to merge: out[r, h, :] is the sum divided by Σⱼ exp(scoreⱼ - m).
+// Decode attention, one query row for each of several sequences, over runs of 256 positions of the cache:
+// partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in run s, then (m, Σⱼ exp(scoreⱼ - m), 0, 0), where m is the
+// largest score. If the grid has a single run, there is nothing to merge:
+// out[r, h, :] = Σⱼ exp(scoreⱼ - m) V[j, :] / Σⱼ exp(scoreⱼ - m).
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
+// lib/flash divides the positions and elements among its invocations.
 var<private> row: u32;
 var<private> split: u32;
 var<private> kv_head: u32;
-var<private> first: u32;   // of the workgroup's query heads, within the group
+var<private> first: u32;   // first query head of the workgroup, counted within the group
 
 fn head_of(i: u32) -> u32 {
     return kv_head * params.group + min(first + i, params.group - 1u);
@@ -21,7 +23,7 @@ fn flash_last(i: u32) -> u32 {
     return step_rows[row].y;
 }
 
-// Where the run's results of a head begin.
+// Index where the run's results for head i begin.
 fn base_of(i: u32) -> u32 {
     let run = (row * params.kv_heads * params.group + head_of(i)) * params.splits + split;
     return run * select(D4 + 1u, D4, params.splits == 1u);
@@ -29,7 +31,7 @@ fn base_of(i: u32) -> u32 {
 
 fn flash_store(i: u32, c: u32, acc: vec4<f32>, sum: f32) {
     if (first + i < params.group) {
-        partials[base_of(i) + c] = acc / select(1.0, sum, params.splits == 1u);  // as merging a single run does it
+        partials[base_of(i) + c] = acc / select(1.0, sum, params.splits == 1u);  // as attention_merge divides a single run
     }
 }
 

@@ -1,8 +1,9 @@
 //! needs decode run
 //! const QUERIES RUN
-// One new position for each of several sequences, as attention_decode, for GPUs: a workgroup takes a run at once, in five
-// steps: an invocation a position makes the scores of up to four heads, all find their maximum, and SLICES invocations for
-// every load along V and every head add up their share of the positions.
+// Decode attention for GPUs: the formula and the results of attention_decode, but a workgroup takes a whole run at once.
+// 1. Each invocation computes the scores of one position for up to four heads. 2. The workgroup finds each head's maximum.
+// 3. Scores become weights. 4. For each load along V and each head, SLICES invocations sum the weighted values of their
+// share of the positions. 5. The slices are added up.
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
 const LOWEST = -1.0e30;
 var<workgroup> tops: array<vec4<f32>, 16>;
@@ -35,7 +36,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let c = local % D_LOADS;
     let i = local / D_LOADS % QUERIES;
     let slice = local / (D_LOADS * QUERIES);
-    var now = run_values(begin, count, slice, c);       // of the last step, fetched here
+    var now = run_values(begin, count, slice, c);       // values for step 4, fetched early
     var next = run_values(begin, count, slice + 4u * SLICES, c);
     var found = vec4<f32>();
     let position = begin + min(local, count - 1u);
@@ -76,7 +77,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         for (var p = slice; p < count; p += 4u * SLICES) {
             let v = now;
             now = next;
-            next = run_values(begin, count, p + 8u * SLICES, c);    // fetched two turns ahead
+            next = run_values(begin, count, p + 8u * SLICES, c);    // fetched two iterations ahead
             let w0 = run_weights[p][i];
             let w1 = run_weight(p + SLICES, count, i);
             let w2 = run_weight(p + 2u * SLICES, count, i);
@@ -109,7 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             let head = run_kv_head * params.group + first + query;
             let base = ((row * params.kv_heads * params.group + head) * params.splits + split);
             if (params.splits == 1u) {      // nothing to merge
-                partials[base * D4 + item % D4] = acc / sum;    // as merging a single run does it
+                partials[base * D4 + item % D4] = acc / sum;    // as attention_merge divides a single run
             } else {
                 partials[base * (D4 + 1u) + item % D4] = acc;
                 if (item % D4 == 0u) {

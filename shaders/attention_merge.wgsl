@@ -1,14 +1,14 @@
 //! const D4 RUN
-// The runs of attention_decode become attention: out[r, h, :] = Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ, runs in order.
-// Grid: ceil(rows · heads · D4 / 64) workgroups; an invocation makes four elements.
+// Merges the runs of attention_decode, in order: out[r, h, :] = Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ with M = max mₛ.
+// Grid: ceil(rows · heads · D4 / 64) workgroups; an invocation computes four elements.
 struct Params {
     rows: u32,
     heads: u32,
-    splits: u32,      // runs that partials has room for
+    splits: u32,      // runs that partials holds for each row and head
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place
-@group(0) @binding(2) var<storage, read> partials: array<vec4<f32>>;        // [rows, heads, splits, D4 + 1] of four
+@group(0) @binding(2) var<storage, read> partials: array<vec4<f32>>;        // [rows, heads, splits, D4 + 1] vec4s
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;       // [rows, heads · 4 · D4]
 
 @compute @workgroup_size(64)
@@ -37,7 +37,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         for (var i = 0u; i < 4u; i++) {
             let at = base + min(s + i, last) * width;
             let end = partials[at + D4];
-            let weight = select(exp(end.x - top), 1.0, end.x == top);   // a single run is kept to the bit
+            let weight = select(exp(end.x - top), 1.0, end.x == top);   // exactly 1, so a single run keeps its bits
             let keep = select(0.0, weight, s + i < runs);
             acc = fma(partials[at + item % D4], vec4<f32>(keep), acc);
             sum = fma(end.y, keep, sum);

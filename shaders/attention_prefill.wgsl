@@ -1,21 +1,22 @@
 //! needs flash
-// Causal attention of the rows of one sequence, whose K and V are in the cache already:
+// Causal attention of consecutive rows of one sequence, whose K and V are already in the cache:
 // out[r, h, :] = Σⱼ softmaxⱼ(scale · q[r, h, :] · K[j, h/group, :]) V[j, h/group, :] over positions j ≤ position(r).
-// Grid: heads · ceil(rows / QUERIES) workgroups; a workgroup takes QUERIES rows of one head.
+// Grid: heads · ceil(rows / QUERIES) workgroups; a workgroup takes QUERIES rows of one head. lib/flash divides the positions
+// and elements among its invocations.
 struct Params {
     rows: u32,
     heads: u32,
     kv_heads: u32,
-    stride4: u32,     // groups of four from a row of q to the next
-    table: u32,       // entries a sequence has in the page table
+    stride4: u32,     // vec4s from one row of q to the next
+    table: u32,       // page table entries of a sequence
     scale: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, place
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;           // [rows, heads · 4 · D4 …]
+@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;           // [rows, at least heads · 4 · D4]
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;   // [rows, heads · 4 · D4]
 var<private> head: u32;
-var<private> first: u32;   // of the workgroup's rows
+var<private> first: u32;   // first row of the workgroup
 
 fn row_of(i: u32) -> u32 {
     return min(first + i, params.rows - 1u);

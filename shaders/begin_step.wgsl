@@ -1,16 +1,16 @@
 //! needs weights order prenorm
 //! const PAGE
-// The beginning of a step: for every row the residual stream becomes W[token(r), :], which is handed to the first norm
-// (lib/prenorm.wgsl), and the row's state gets its place in the cache: page(position) · PAGE + position % PAGE.
-// Grid: rows · ceil(columns4 / 64) workgroups; an invocation makes four elements.
-// A table cut by rows takes one dispatch a part; each writes the rows whose token it holds.
+// Begins a step. For every row, the residual is out[r, :] = W[token(r), :]. The kernel also writes the prenorm buffer of the
+// first norm (lib/prenorm.wgsl) and the row's place in the cache: page(position) · PAGE + position % PAGE.
+// Grid: rows · ceil(columns4 / 64) workgroups; an invocation computes four elements.
+// A table that is cut by rows takes one dispatch for each part; a dispatch writes the rows whose token its part holds.
 struct Params {
     rows: u32,
     columns: u32,
-    stride4: u32,     // groups of four from a row of W to the next
+    stride4: u32,     // vec4s from one row of W to the next
     first: u32,       // first row of this part
     count: u32,       // rows of this part
-    table: u32,       // entries a sequence has in the page table
+    table: u32,       // page table entries of a sequence
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> step_rows: array<vec4<u32>>;    // [rows] token, position, slot, place

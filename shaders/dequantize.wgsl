@@ -1,14 +1,14 @@
 //! needs weights order
 // out[r, c] = W[r, c] as float32, from any weight format.
-// Grid: ceil(rows · columns4 / 64) workgroups; an invocation makes four elements.
+// Grid: ceil(rows · columns4 / 64) workgroups; an invocation computes four elements.
 struct Params {
-    rows: u32,        // of this part of W
-    first: u32,       // row of `out` that the part begins with
-    columns4: u32,    // groups of four columns of out
-    stride4: u32,     // the same with the padding of a row of W
+    rows: u32,        // rows of this part of W
+    first: u32,       // row of out where the part begins
+    columns4: u32,    // vec4s in a row of out
+    stride4: u32,     // vec4s from one row of W to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [all rows, columns]
+@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [rows of all parts, columns]
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,

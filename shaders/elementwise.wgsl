@@ -1,9 +1,9 @@
 //! needs operation
-// out = operation(item), elementwise. The padding of rows is taken like the rest: every operation makes 0 of zeros.
-// Grid: ceil(count4 / 64) workgroups; an invocation makes four elements.
+// out = operation(item), elementwise. Padding is included, because every operation turns zeros into zeros.
+// Grid: ceil(count4 / 64) workgroups; an invocation computes four elements.
 struct Params {
-    count4: u32,    // groups of four elements, padding included
-    factor: f32,    // of lib/operation/scale
+    count4: u32,    // vec4s, padding included
+    factor: f32,    // for lib/operation/scale
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [rows, columns]

@@ -1,11 +1,11 @@
 //! needs weights order
-// out[r, :] = W[token(r), :]: one row of the table for every row of the step.
+// out[r, :] = W[token(r), :]: each row of the step takes its token's row of the table.
 // Grid: rows · ceil(columns4 / 64) workgroups; an invocation copies four elements.
-// A table cut by rows takes one dispatch a part; each writes the rows whose token it holds.
+// A table that is cut by rows takes one dispatch for each part; a dispatch writes the rows whose token its part holds.
 struct Params {
     rows: u32,
-    columns4: u32,  // groups of four columns
-    stride4: u32,   // the same, with the padding of a row of W
+    columns4: u32,  // vec4s in a row of out
+    stride4: u32,   // vec4s from one row of W to the next
     first: u32,     // first row of this part
     count: u32,     // rows of this part
 }

@@ -1,7 +1,8 @@
-// GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), elementwise. TANH false: x/2 · (1 + erf(x/√2)); WGSL has no erf, so it
-// is the polynomial 7.1.26 of Abramowitz and Stegun, off by at most 1.5e-7. TANH true: the tanh form,
-// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), with tanh by e^-2|y|, which cannot overflow.
-// Grid: ceil(count / 64) workgroups; an invocation makes one element.
+// GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), elementwise.
+// TANH false: out = x/2 · (1 + erf(x/√2)). WGSL has no erf, so the kernel uses the polynomial 7.1.26 of Abramowitz and
+// Stegun, off by at most 1.5e-7.
+// TANH true: out = x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))). tanh is computed from e^-2|y|, which cannot overflow.
+// Grid: ceil(count / 64) workgroups; an invocation computes one element.
 override TANH: bool = false;
 struct Params {
     count: u32,     // elements, padding included

@@ -1,12 +1,14 @@
 //! needs kv_store paged
-// The K and V heads of a row of projections go to the row's page of the cache, at its position.
-// Grid: ceil(rows · 2 · kv_heads · D4 / 64) workgroups; an invocation moves four elements.
+// Writes the K and V heads of each row to the paged cache: kv[page, which, head, position % PAGE, :] = head number
+// which · kv_heads + head of x[r], counted from first4. Here which is 0 for K and 1 for V, and page is
+// pages[slot, position / PAGE].
+// Grid: ceil(rows · 2 · kv_heads · D4 / 64) workgroups; an invocation copies four elements.
 struct Params {
     rows: u32,
     kv_heads: u32,
-    stride4: u32,     // groups of four from a row of x to the next
-    first4: u32,      // where K begins in a row; V follows it
-    table: u32,       // entries a sequence has in the page table
+    stride4: u32,     // vec4s from one row of x to the next
+    first4: u32,      // vec4 of a row where K begins; V follows K
+    table: u32,       // page table entries of a sequence
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, 0

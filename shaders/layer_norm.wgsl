@@ -1,11 +1,11 @@
 //! needs reduce
 // out[r, c] = (x[r, c] - mean) / sqrt(variance + eps) · w[c] + b[c] over each row (Ba et al. 2016, arXiv:1607.06450).
-// The variance is that of the differences from the mean, in a second sweep, so that a large mean costs no digits.
-// Grid: a workgroup a row.
+// A second sweep sums the squared differences from the mean, so a large mean costs no digits of the variance.
+// Grid: one workgroup per row; an invocation takes every WORKGROUP-th column.
 struct Params {
     rows: u32,
     columns: u32,
-    stride: u32,    // elements from a row to the next
+    stride: u32,    // elements from one row to the next
     eps: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,18 +1,19 @@
 //! needs settings
-// What sampling settings do to single logits: penalties for tokens that were seen, a bias, a temperature, in this order.
-// repetition r (Keskar et al. 2019, arXiv:1909.05858), over prompt and output: l becomes l / r if positive, else l · r;
-// presence and frequency, over the output: l - presence - frequency · count. Then (l + bias) / temperature.
-// Grid: rows · ceil(vocab / 256) workgroups; an invocation makes four elements.
+// Applies sampling settings to each logit l, in this order:
+// 1. repetition penalty r (Keskar et al. 2019, arXiv:1909.05858), tokens of prompt or output: l / r if l > 0, else l · r;
+// 2. presence and frequency penalties, tokens of the output: l - presence - frequency · count;
+// 3. bias and temperature: (l + bias) / temperature.
+// Grid: rows · ceil(vocab / 256) workgroups; an invocation computes four elements.
 struct Params {
     rows: u32,
     vocab: u32,
-    stride: u32,    // elements from a row of logits to the next
+    stride: u32,    // elements from one row of logits to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [rows, vocab]
 @group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, 0
 @group(0) @binding(3) var<storage, read> settings: array<Settings>;     // [rows]
-@group(0) @binding(4) var<storage, read> counts: array<u32>;            // [slots, vocab] times in the output; bit 31: prompt
+@group(0) @binding(4) var<storage, read> counts: array<u32>;            // [slots, vocab] output count; bit 31: in the prompt
 @group(0) @binding(5) var<storage, read> bias: array<f32>;              // [slots, vocab]
 @group(0) @binding(6) var<storage, read_write> scores: array<f32>;      // [rows, vocab]
 

@@ -1,15 +1,16 @@
 //! needs settings select
 //! const LIKELY
-// Which tokens may be drawn: top-k, then top-p (Holtzman et al. 2019, arXiv:1904.09751) of what is left, then min-p
-// (arXiv:2407.01082), as one cut in the order of falling score and, among equals, rising id. Counts and masses are
-// integers, so no order of additions matters. Also log Σ e^logit, for log-probabilities of the raw logits, and the likeliest
-// tokens by raw logit.
-// Grid: a workgroup a row.
-const ONE = 1073741824.0;   // the mass of probability 1
+// Selects the tokens that may be drawn: top-k, then top-p (Holtzman et al. 2019, arXiv:1904.09751) of the tokens left, then
+// min-p (arXiv:2407.01082). The result is one cut of each row, in the order of falling score and, among equal scores,
+// rising id. Counts and masses are integers, so the order of additions does not matter.
+// The kernel also computes log Σ e^logit of the raw logits, and the likeliest tokens by raw logit with their
+// log-probabilities, logit - log Σ e^logit.
+// Grid: one workgroup per row; an invocation takes every SELECT_WIDTH-th token of a sweep.
+const ONE = 1073741824.0;   // the integer mass of probability 1
 struct Params {
     rows: u32,
     vocab: u32,
-    stride: u32,            // elements from a row of logits to the next
+    stride: u32,            // elements from one row of logits to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [rows, vocab] raw
@@ -17,7 +18,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> cuts: array<vec4<u32>>;  // [rows] key, id, bits of log Σ e^logit, 0
 @group(0) @binding(5) var<storage, read_write> likely: array<vec2<u32>>;    // [rows, LIKELY] id, bits of log-probability
 
-// The cut behind the tokens whose weights reach `goal` within `cut`.
+// The cut after the first tokens inside `cut` whose weights add up to `goal`.
 fn cut_at(local: u32, base: u32, cut: vec2<u32>, top: f32, scale: f32, goal: u32) -> vec2<u32> {
     let key = select_threshold(local, params.vocab, base, cut, top, scale, goal);
     let rest = select_found_rest;
@@ -73,7 +74,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     likeliest(local, row, base, s.logprobs, log_sum);
 }
 
-// The likeliest tokens by raw logit, one sweep each: the best one behind the one found before.
+// Finds the likeliest tokens by raw logit. Each sweep finds the best token that ranks below the previous one.
 fn likeliest(local: u32, row: u32, base: u32, count: u32, log_sum: f32) {
     var last = 3.4028234e38;
     var last_id = 0u;

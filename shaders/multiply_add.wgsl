@@ -1,12 +1,12 @@
-// out[i] = what eight chains v = v · a + b end in, added up: the yardstick of arithmetic, 32 · steps multiply-adds an
-// invocation and no memory. x[0] = (a, b, 0, 0).
-// Grid: groups workgroups.
+// out[i] = the sum of the results of eight chains v = v · a + b. Yardstick of arithmetic: 32 · steps multiply-adds per
+// invocation, without memory access.
+// Grid: groups workgroups; an invocation computes eight chains of vec4s.
 struct Params {
     groups: u32,
     steps: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [1] a, b, 0, 0
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;   // [groups · 64]
 
 @compute @workgroup_size(64)

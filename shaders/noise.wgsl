@@ -1,6 +1,6 @@
-// Repeatable noise for weights whose values do not matter: every word is made from a hash of its number.
-// KIND 0: the hash; 1: a float32; 2: two float16; 3: two bfloat16, uniform from -amplitude to amplitude.
-// Grid: ceil(words / 64) workgroups; an invocation makes one word.
+// Repeatable noise for weights whose values do not matter: each word is computed from a hash of its index and the seed.
+// KIND 0: the hash itself; 1: a float32; 2: two float16; 3: two bfloat16. Floats are uniform from -amplitude to amplitude.
+// Grid: ceil(words / 64) workgroups; an invocation computes one word.
 const KIND_BITS = 0u;
 const KIND_F32 = 1u;
 const KIND_F16 = 2u;

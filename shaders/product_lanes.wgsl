@@ -1,14 +1,14 @@
 //! needs product slice order norm gather bias epilogue
 //! const VECTORS LANES ROWS AHEAD WORKGROUP
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, for few rows m: LANES neighbours go along k
-// together and take ROWS rows n, for GPUs, where neighbours read neighbouring memory. Lane l takes pieces l, l + LANES, …
-// in order, AHEAD (1, 2 or 4) of them at once; then the lanes are added up. The order of additions depends on LANES and
-// the pieces (of norms, on WORKGROUP), on nothing of m.
-// Grid: ceil(rows / TILE) · ceil(m / VECTORS) workgroups; those that read the same weights follow one another.
-const TEAMS = WORKGROUP / LANES;    // of LANES invocations each
-const TILE = TEAMS * ROWS;          // rows of a workgroup, a multiple of four
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for GPUs and few rows m. A team of LANES
+// neighbouring invocations takes ROWS rows n and shares k, so that neighbours read neighbouring memory. Lane l takes
+// pieces l, l + LANES, … in order, AHEAD (1, 2 or 4) of them at once. Then the team adds up its lanes. The order of
+// additions depends on LANES and the length of a piece (for norms, on WORKGROUP), never on m.
+// Grid: ceil(rows / TILE) · ceil(m / VECTORS) workgroups; workgroups that read the same weights are consecutive.
+const TEAMS = WORKGROUP / LANES;    // teams of LANES invocations
+const TILE = TEAMS * ROWS;          // rows n of a workgroup, a multiple of four
 
-// The sum that all teams gathered for a column.
+// Sum of squares of vector c, over all teams.
 fn norm_total(c: u32) -> f32 {
     var total = 0.0;
     for (var t = 0u; t < TEAMS * NORM_SUMS; t++) {
@@ -32,8 +32,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         slice_begins[i] = held * params.stride;
         slice_scales[i] = held * params.groups;
     }
-    var early: Early;                       // loaded in front, as the norms are, so that it is not waited for
-    let own = base + local * 4u;            // what a single column's epilogue will take here
+    var early: Early;                       // loaded before the products, as the norms are, to hide latency
+    let own = base + local * 4u;            // if VECTORS is 1, the invocation finishes rows own to own + 3
     if (VECTORS == 1u && local < TILE / 4u && own < params.rows) {
         early = epilogue_early(slice_first, params.first + own, min(4u, params.rows - own));
     }

@@ -1,31 +1,31 @@
 //! needs product weights order source norm share bias epilogue
 //! const VECTORS
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue: four rows n of W and up to VECTORS rows m of x to
-// an invocation, in registers, without workgroup memory: for software adapters, where an invocation is a SIMD lane of a
-// core. The order of additions is that of k, in stretches, and does not depend on m.
-// Grid: ceil(rows / 64) · ceil(m / VECTORS) workgroups; those that read the same weights follow one another.
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for software adapters, where an invocation is a
+// SIMD lane of a core. An invocation takes four rows n of W and up to VECTORS rows m of x, in registers, without workgroup
+// memory. It adds in the order of k, one stretch (lib/fold) after another, and this order does not depend on m.
+// Grid: ceil(rows / 64) · ceil(m / VECTORS) workgroups; workgroups that read the same weights are consecutive.
 const ROWS = 4u;
 const WORKGROUP_ROWS = 16u * ROWS;
-const CHUNK4 = min(8u, FOLD4);   // groups of four of x that neighbours take at once
+const CHUNK4 = min(8u, FOLD4);   // vec4s of x in a chunk, which neighbours may share
 alias Sums = array<f32, ROWS * VECTORS>;
 
 struct Chunk {
-    first: u32,                          // row of x
-    k: u32,                              // group of four along k that it begins with
-    at: array<u32, ROWS>,                // where the rows of W begin
-    raw: array<WeightsRaw, ROWS>,        // the loads that are in use
-    taken: array<vec4<f32>, VECTORS>,       // what share_take gave
+    first: u32,                          // first row of x
+    k: u32,                              // vec4 along k where the chunk begins
+    at: array<u32, ROWS>,                // load where each row of W begins
+    raw: array<WeightsRaw, ROWS>,        // current load of each row
+    taken: array<vec4<f32>, VECTORS>,    // results of share_take
     x_sum: array<f32, VECTORS>,
     part: Sums,
 }
 
-// The i-th group of four of a chunk, i a constant: loops over it would be too long for drivers to unroll.
+// Multiplies the i-th vec4 of a chunk. i is a constant of the caller, because drivers would not unroll so long a loop.
 fn multiply(chunk: ptr<function, Chunk>, i: u32) {
     if (i >= CHUNK4) {
         return;
     }
     if (i % WEIGHTS_WIDE == 0u) {
-        let loads = (params.k4 + WEIGHTS_WIDE - 1u) / WEIGHTS_WIDE;   // that hold something in a row of W
+        let loads = (params.k4 + WEIGHTS_WIDE - 1u) / WEIGHTS_WIDE;   // loads of a row of W, without padding
         let load = min((chunk.k + i) / WEIGHTS_WIDE, loads - 1u);
         for (var r = 0u; r < ROWS; r++) {
             chunk.raw[r] = weights_raw(chunk.at[r] + load);
@@ -86,7 +86,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         }
     }
     var scale: array<f32, VECTORS>;
-    for (var c = 0u; c < VECTORS; c++) {   // apart, as loops with loops inside are not unrolled
+    for (var c = 0u; c < VECTORS; c++) {   // separate, because a loop that holds a loop is not unrolled
         let m = min(chunk.first + c, params.m - 1u);
         scale[c] = norm_scale(share_sum(norm_partial(m, lane % SHARE_LANES, SHARE_LANES)));
     }

@@ -1,14 +1,15 @@
 //! needs product weights order source bias epilogue tile
 //! const DOWN ACROSS
-// out[m, n] = Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue, by tiles of 16 DOWN × 64 ACROSS through workgroup memory,
-// DOWN (4 or 8) rows m and ACROSS (1 or 2) groups of four n to an invocation: for GPUs and many rows m. The next tile is
-// fetched while this one is multiplied. The sum over k runs in order for every element, whatever the tile.
-// Grid: ceil(rows / (64 ACROSS)) · ceil(m / (16 DOWN)) workgroups, along n first.
+// out[m, n] = Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for GPUs and many rows m. A workgroup computes a tile of
+// 16 DOWN × 64 ACROSS elements through workgroup memory. An invocation takes DOWN (4 or 8) rows m and ACROSS (1 or 2)
+// groups of four n. It fetches the next tiles of x and W while it multiplies the current ones. The sum over k runs in order
+// for every element, whatever the tile.
+// Grid: ceil(rows / (64 ACROSS)) · ceil(m / (16 DOWN)) workgroups; consecutive ones run along n.
 const TILE_M = 16u * DOWN;
 const TILE_N = 64u * ACROSS;
-const DEPTH4 = 4u;      // groups of four along k in a tile
+const DEPTH4 = 4u;      // vec4s along k in a tile
 var<workgroup> tile_x: array<vec4<f32>, TILE_M * DEPTH4>;       // [k4, m]
-var<workgroup> tile_w: array<vec4<f32>, TILE_N * DEPTH4>;       // [k4, place of n]
+var<workgroup> tile_w: array<vec4<f32>, TILE_N * DEPTH4>;       // [k4, n in the order of to_w]
 
 fn x_at(m: u32, k: u32) -> vec4<f32> {
     return select(vec4<f32>(), source_load(min(m, params.m - 1u), min(k, params.k4 - 1u)), k < params.k4);
@@ -58,13 +59,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (m0 >= params.m) {
         return;
     }
-    let row = local / DEPTH4;           // that the invocation fetches, and 64 further on
+    let row = local / DEPTH4;           // the invocation fetches this row, and row + 64 of larger tiles
     let k0 = local % DEPTH4;
     let w_low = order_row(min(n0 + row, params.rows - 1u), params.rows);
     let w_high = order_row(min(n0 + row + 64u, params.rows - 1u), params.rows);
     let to_x = k0 * TILE_M + row;
-    let to_w = k0 * TILE_N + row % 4u * 16u + row / 4u;     // so that an invocation's four n are neighbours
-    let tm = local / 16u;               // rows m0 + tm + 16 i of the invocation
+    let to_w = k0 * TILE_N + row % 4u * 16u + row / 4u;     // so that the four n of an invocation are consecutive
+    let tm = local / 16u;               // the invocation takes rows m0 + tm + 16 i
     let tn = local % 16u;
     var a0: TileSum;
     var a1: TileSum;

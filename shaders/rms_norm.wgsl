@@ -1,10 +1,10 @@
 //! needs reduce
 // out[r, c] = x[r, c] · w[c] / sqrt(mean(x[r, :]²) + eps)   (Zhang and Sennrich 2019, arXiv:1910.07467)
-// Grid: a workgroup a row.
+// Grid: one workgroup per row; an invocation takes every WORKGROUP-th vec4.
 struct Params {
     rows: u32,
     columns: u32,
-    columns4: u32,  // groups of four columns, padding included
+    columns4: u32,  // vec4s in a row, padding included
     eps: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,17 +1,17 @@
-// Rotary position embedding, in place (Su et al. 2021, arXiv:2104.09864): every pair (a, b) of the first `heads` heads of
-// a row becomes (a·cos - b·sin, b·cos + a·sin), cos and sin from the table at the row's position.
-// INTERLEAVED: a pair is elements 2i, 2i + 1 of a head (Meta's order); otherwise i, i + head/2 (Hugging Face's).
-// Grid: ceil(rows · heads · half / 64) workgroups; an invocation turns one pair.
+// Rotary position embedding, in place (Su et al. 2021, arXiv:2104.09864): each pair (a, b) of the first `heads` heads of
+// a row becomes (a·cos - b·sin, b·cos + a·sin). The table holds cos and sin for the row's position.
+// INTERLEAVED true: a pair is elements 2i and 2i + 1 of a head (Meta's order); false: i and i + half (Hugging Face's).
+// Grid: ceil(rows · heads · half / 64) workgroups; an invocation rotates one pair.
 override INTERLEAVED: bool = true;
 struct Params {
     rows: u32,
     heads: u32,
     half: u32,      // pairs in a head
-    stride: u32,    // elements from a row of x to the next
+    stride: u32,    // elements from one row of x to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, 0
-@group(0) @binding(2) var<storage, read> cos_sin: array<vec2<f32>>;       // [positions, half] cos, sin
+@group(0) @binding(2) var<storage, read> cos_sin: array<vec2<f32>>;     // [positions, half] cos, sin
 @group(0) @binding(3) var<storage, read_write> x: array<f32>;           // [rows, at least heads · 2 · half]
 
 @compute @workgroup_size(64)

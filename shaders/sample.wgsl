@@ -1,29 +1,34 @@
 //! needs gumbel select
 //! const CHUNK STOPS
-// The next token of every row, of those inside the row's cut: arg max of the score, or of score · factor + Gumbel noise,
-// which draws from the softmax. Ties keep the lower id. NaN and infinity are found by their exponent bits and flagged.
-// `partial` (grid: rows · chunks workgroups) reduces chunks of CHUNK scores; `final_` (grid: rows) the chunks. The token
-// goes to the row of the next step, whose position advances, and into the counts of what was made. A row that ends here
-// (a stop id, its last position, no finite scores) becomes a padding row: later steps write nothing of its sequence.
+// Samples the next token of every row from the tokens inside the row's cut: arg max of the score, or of
+// score · factor + Gumbel noise, which is a draw from the softmax. Ties keep the lower id. NaN and infinity are detected
+// by their exponent bits and flagged. The token goes to the row of the next step, whose position advances, and is counted.
+// A row that ends here (a stop id, its last position, a score that is not finite) becomes a padding row: later steps write
+// nothing to its sequence.
+// Grid of `partial`: rows · chunks workgroups, each reduces CHUNK scores. Grid of `final_`: rows workgroups, each reduces
+// the chunks of a row. An invocation takes every WIDTH-th score or chunk.
 const WIDTH = 256u;
-const PICKERS = 16u;         // invocations that go through the candidates of the others
-const DRAW = 1u + STOPS / 4u;   // vectors in a row of draws
+const PICKERS = 16u;         // invocations that reduce the candidates of all
+const DRAW = 1u + STOPS / 4u;   // vec4s in a row of draws
 struct Params {
     rows: u32,
     vocab: u32,
-    stride: u32,            // elements from a row of logits to the next
+    stride: u32,            // elements from one row of logits to the next
     chunks: u32,
     idle: u32,              // the slot of padding rows
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> logits: array<f32>;                    // [rows, vocab] raw, for the log-probability
-@group(0) @binding(3) var<storage, read> draws: array<vec4<u32>>;               // [rows, DRAW] seed, bits of the factor or 0, last
-                                                                                //   position, stop ids; then the ids
+@group(0) @binding(1) var<storage, read> logits: array<f32>;                    // [rows, vocab] raw, for log-probability
+@group(0) @binding(3) var<storage, read> draws: array<vec4<u32>>;               // [rows, DRAW] seed, bits of the factor
+                                                                                //   (0: no noise), last position, number of
+                                                                                //   stop ids; then the stop ids
 @group(0) @binding(4) var<storage, read> cuts: array<vec4<u32>>;                // [rows] key, id, bits of log Σ e^logit, 0
 @group(0) @binding(5) var<storage, read_write> best: array<vec4<u32>>;          // [rows, chunks] value bits, id, flag, 0
 @group(0) @binding(6) var<storage, read_write> step_rows: array<vec4<u32>>;     // [rows] token, position, slot, place
-@group(0) @binding(7) var<storage, read_write> counts: array<u32>;              // [slots, vocab] times made; bit 31: prompt
-@group(0) @binding(8) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, not finite, log-probability, ended
+@group(0) @binding(7) var<storage, read_write> counts: array<u32>;              // [slots, vocab] output count; bit 31: in
+                                                                                //   the prompt
+@group(0) @binding(8) var<storage, read_write> result: array<vec4<u32>>;        // [rows] token, not finite, bits of log-
+                                                                                //   probability, ended
 var<workgroup> value_of: array<f32, WIDTH>;
 var<workgroup> id_of: array<u32, WIDTH>;
 var<workgroup> flag_of: array<u32, WIDTH>;
@@ -32,7 +37,7 @@ fn better(value: f32, id: u32, than: f32, than_id: u32) -> bool {
     return value > than || (value == than && id < than_id);
 }
 
-// The best of `count` candidates, each `stride` from the next, from that of the invocation itself on.
+// Leaves the best of candidates local, local + stride, … (`count` of them) at index local.
 fn best_of(local: u32, count: u32, stride: u32) {
     var top = value_of[local];
     var top_id = id_of[local];
@@ -50,7 +55,7 @@ fn best_of(local: u32, count: u32, stride: u32) {
     flag_of[local] = any_flag;
 }
 
-// The best of the workgroup's candidates, to invocation 0.
+// Best of the workgroup's candidates; only invocation 0 gets it.
 fn pick(local: u32, value: f32, id: u32, flag: u32) -> vec4<u32> {
     value_of[local] = value;
     id_of[local] = id;

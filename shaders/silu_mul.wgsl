@@ -1,12 +1,12 @@
 //! needs silu
-// out[r, c] = silu(g) · u with g = x[r, 2c], u = x[r, 2c + 1] and silu(g) = g / (1 + e^-g): SwiGLU (arXiv:2002.05202)
-// over gate and up rows that were interleaved when the weights were loaded.
-// Grid: ceil(rows · columns / 64) workgroups; an invocation makes one element.
+// SwiGLU (arXiv:2002.05202): out[r, c] = silu(g) · u with g = x[r, 2c], u = x[r, 2c + 1] and silu(g) = g / (1 + e^-g).
+// Gate and up rows were interleaved when the weights were loaded.
+// Grid: ceil(rows · columns / 64) workgroups; an invocation computes one element.
 struct Params {
     rows: u32,
     columns: u32,
-    in_stride2: u32,  // pairs from a row of x to the next
-    out_stride: u32,
+    in_stride2: u32,  // pairs from one row of x to the next
+    out_stride: u32,  // elements from one row of out to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec2<f32>>;           // [rows, 2 · columns]

@@ -1,8 +1,8 @@
-// out[i] = x[first4 + i], in groups of four words: rows that follow one another, of any dtype.
+// out[i] = x[first4 + i], in vec4s of u32: copies consecutive rows of any dtype.
 // Grid: ceil(count4 / 64) workgroups; an invocation copies 16 bytes.
 struct Params {
-    first4: u32,
-    count4: u32,
+    first4: u32,    // first vec4 of x to copy
+    count4: u32,    // vec4s to copy
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;           // [rows, columns]

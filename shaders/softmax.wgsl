@@ -1,10 +1,10 @@
 //! needs reduce
 // out[r, c] = e^(x[r, c] - max) / Σ e^(x[r, :] - max) over each row.
-// Grid: a workgroup a row.
+// Grid: one workgroup per row; an invocation takes every WORKGROUP-th column.
 struct Params {
     rows: u32,
     columns: u32,
-    stride: u32,    // elements from a row to the next
+    stride: u32,    // elements from one row to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;             // [rows, columns]

@@ -1,5 +1,5 @@
-// How many neighbouring invocations make a subgroup: drivers report a range. An invocation writes the size if the first
-// lane of its subgroup is the one it must be where subgroups are runs of neighbours, otherwise 0. Grid: one workgroup.
+// Writes the subgroup size, or 0 if lanes are not contiguous. The size is counted, because drivers report a range.
+// Grid: one workgroup; each invocation writes the size of its own subgroup.
 @group(0) @binding(0) var<storage, read_write> out: array<u32>;         // [64]
 
 @compute @workgroup_size(64)

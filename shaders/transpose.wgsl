@@ -1,16 +1,18 @@
-// out[c, r] = x[r, c]. Tiles of 16 × 16 go through workgroup memory, so that neighbours read and write neighbours.
-// Grid: ceil(rows / 16) · ceil(columns / 16) workgroups, those along a row of x first.
+// out[c, r] = x[r, c]. Tiles of 16 × 16 go through workgroup memory, so that neighbouring invocations read and write
+// neighbouring memory.
+// Grid: ceil(rows / 16) · ceil(columns / 16) workgroups, one per tile, consecutive ones along a row of x; an invocation
+// moves one element.
 struct Params {
     rows: u32,
     columns: u32,
-    x_stride: u32,    // elements from a row of x to the next
-    out_stride: u32,
+    x_stride: u32,    // elements from one row of x to the next
+    out_stride: u32,  // elements from one row of out to the next
     across: u32,      // tiles along a row of x
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;             // [rows, columns]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;     // [columns, rows]
-var<workgroup> tile: array<f32, 272>;   // rows of 17: a column of the tile lies in as many banks as a row
+var<workgroup> tile: array<f32, 272>;   // rows of 17 elements avoid bank conflicts along columns
 
 @compute @workgroup_size(16, 16)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,

@@ -1,6 +1,8 @@
 //! enable subgroups
-// What lane i of eight neighbours holds. For subgroups of exactly eight neighbouring invocations; the device counts them
-// before a variant that needs it is chosen. The lane must be a constant, hence the cases: i is one, and one is left.
+// Exchange among eight neighbouring invocations, which must be exactly one subgroup; the device counts the subgroup size
+// before it chooses a variant that needs this file. neighbours_get(value, i): the value that lane i holds.
+// neighbours_sum(value) and neighbours_max(value): the sum and the maximum over the eight.
+// subgroupBroadcast needs a constant lane, hence the cases. i is a constant in each call, so that a single case is left.
 const NEIGHBOURS = 8u;
 
 fn neighbours_get(value: vec4<f32>, i: u32) -> vec4<f32> {

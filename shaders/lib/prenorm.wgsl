@@ -1,6 +1,7 @@
-// The residual stream as its next reader wants it: a row is the stream times the norm's weight, padded to groups of
-// four, then one sum of squares for each of those groups (lib/norm/rms.wgsl).
-@group(2) @binding(2) var<storage, read_write> prenorm: array<f32>;      // [m, 4 · columns4 + columns4 …]
+// Prenorm buffer: a row is the residual × the weight of the next norm, padded to vec4s, then one sum of squares of the
+// residual for each vec4 (read by lib/norm/rms.wgsl). prenorm_store(m, n, v, weight): writes columns n to n + 3 of row m,
+// and their sum of squares. prenorm_stride(columns4): elements from one row to the next.
+@group(2) @binding(2) var<storage, read_write> prenorm: array<f32>;     // [m, prenorm_stride(columns4)]
 @group(2) @binding(3) var<storage, read> norm_weight: array<vec4<f32>>; // [columns]
 
 fn prenorm_store(m: u32, n: u32, v: vec4<f32>, weight: vec4<f32>) {

@@ -1,18 +1,18 @@
-// What every product of vectors with a weight matrix W [n, k] is told: out[m, n] = Σₖ x[m, k] · W[n, k].
+// Parameters of every product of vectors with a weight matrix W [n, k]: out[m, n] = Σₖ x[m, k] · W[n, k].
 struct Params {
     m: u32,           // rows of x
     rows: u32,        // rows of this part of W
-    first: u32,       // row of the whole of W that the part begins with
-    k4: u32,          // groups of four along k
-    stride: u32,      // loads of 16 bytes from a row of W to the next
+    first: u32,       // row of the whole W where the part begins
+    k4: u32,          // vec4s along k
+    stride: u32,      // loads (product_lanes: pieces) from one row of W to the next
     groups: u32,      // quantization groups in a row of W
-    x_stride4: u32,   // groups of four from a row of x to the next
-    out_stride: u32,
-    sums: u32,        // norm/rms: where in a row of x the partial sums begin, in groups of four
+    x_stride4: u32,   // vec4s from one row of x to the next
+    out_stride: u32,  // elements from one row of out to the next
+    sums: u32,        // norm/rms: vec4 of a row of x where the sums of squares begin
     eps: f32,
-    columns: u32,     // norm/rms: elements that were summed; epilogue/add_norm: elements of a row of out
+    columns: u32,     // norm/rms: elements whose squares were summed; epilogue/add_norm: elements in a row of out
     heads: u32,       // epilogue/qkv: query heads; source/merge: heads
-    kv_heads: u32,
-    splits: u32,      // source/merge: runs that the partial results have room for
+    kv_heads: u32,    // epilogue/qkv: K/V heads
+    splits: u32,      // source/merge: runs that partials holds for each row and head
 }
 @group(0) @binding(0) var<uniform> params: Params;

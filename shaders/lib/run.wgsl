@@ -1,12 +1,12 @@
 //! needs kv_wide paged
 //! const QUERIES RUN
-// What a workgroup of attention_decode_whole loads of its run: keys for one position an invocation, values for a load along
-// the head, a query and a slice of the positions; and the scores that they make.
-const D_LOADS = D4 / KV_WIDE;
-const SLICES = RUN / (D_LOADS * QUERIES);
-@group(0) @binding(1) var<storage, read> pages: array<u32>;
+// Loads and scores of attention_decode_whole. An invocation loads the key of one position of the run. It also loads values,
+// for one load along the head, one query and one slice of the positions.
+const D_LOADS = D4 / KV_WIDE;                   // loads of a key or a value
+const SLICES = RUN / (D_LOADS * QUERIES);       // slices of the positions
+@group(0) @binding(1) var<storage, read> pages: array<u32>;         // [slots, table] page numbers
 var<workgroup> run_queries: array<vec4<f32>, QUERIES * D4>;     // [query, D4]
-var<workgroup> run_weights: array<vec4<f32>, RUN>;              // of a position for each query: scores, then e^(score - top)
+var<workgroup> run_weights: array<vec4<f32>, RUN>;              // [position] of each query: score, then e^(score - top)
 struct RunValues {
     a: KvRaw,
     b: KvRaw,
@@ -16,13 +16,13 @@ struct RunValues {
 var<private> run_table: u32;
 var<private> run_kv_head: u32;
 
-// The first load of a position's key (0) or value (1).
+// Index of the first load of a position's key (which = 0) or value (which = 1).
 fn run_at(which: u32, position: u32) -> u32 {
     let page = pages[run_table + position / PAGE];
     return paged_index(page, which, run_kv_head, params.kv_heads, position) / KV_WIDE;
 }
 
-// Four values of a slice, one load each: of positions p, p + SLICES, … of the run.
+// Load c of four values of a slice: of positions p, p + SLICES, p + 2 SLICES and p + 3 SLICES of the run.
 fn run_values(begin: u32, count: u32, p: u32, c: u32) -> RunValues {
     let last = count - 1u;
     var out: RunValues;
@@ -33,11 +33,12 @@ fn run_values(begin: u32, count: u32, p: u32, c: u32) -> RunValues {
     return out;
 }
 
+// Weight of position p of the run for query i; 0 from position `count` on.
 fn run_weight(p: u32, count: u32, i: u32) -> f32 {
     return select(0.0, run_weights[min(p, RUN - 1u)][i], p < count);
 }
 
-// What a load of a key adds to the score of the queries.
+// so_far plus the products of load c of a key with the queries.
 fn run_score(so_far: vec4<f32>, raw: KvRaw, c: u32) -> vec4<f32> {
     var out = so_far;
     for (var u = 0u; u < KV_WIDE; u++) {

@@ -1,5 +1,5 @@
-// Radix selection over a row of `scores`, by a workgroup of SELECT_WIDTH invocations: ordered float bits, eight a sweep.
-// A cut is (key, id): tokens with a higher key are inside it, and those with the same key up to that id.
+// Radix selection over a row of `scores`, by a workgroup of SELECT_WIDTH invocations: each sweep determines eight bits of
+// the key. A cut is (key, id). A token is inside if its key is higher, or if its key is equal and its id is not higher.
 const SELECT_WIDTH = 256u;
 @group(0) @binding(2) var<storage, read> scores: array<f32>;            // [rows, vocab] processed
 var<workgroup> select_bins: array<atomic<u32>, 256>;
@@ -8,16 +8,18 @@ var<workgroup> select_ids: array<u32, SELECT_WIDTH>;
 var<workgroup> select_found_key: u32;
 var<workgroup> select_found_rest: u32;
 
-// Float bits in the order of the floats.
+// Key of a score: its bits as an integer that orders as the floats do.
 fn select_key_of(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
 }
 
+// Whether a token is inside a cut.
 fn select_kept(key: u32, id: u32, cut: vec2<u32>) -> bool {
     return key > cut.x || (key == cut.x && id <= cut.y);
 }
 
+// Maximum over the workgroup.
 fn select_top(local: u32, value: f32) -> f32 {
     select_floats[local] = value;
     workgroupBarrier();
@@ -29,6 +31,7 @@ fn select_top(local: u32, value: f32) -> f32 {
     return top;
 }
 
+// Sum over the workgroup.
 fn select_total(local: u32, value: f32) -> f32 {
     select_floats[local] = value;
     workgroupBarrier();
@@ -40,13 +43,13 @@ fn select_total(local: u32, value: f32) -> f32 {
     return total;
 }
 
-// The weight of a token in a selection: 1 in top-k, its mass in top-p.
+// Weight of a token: 1 for top-k (scale 0), its mass for top-p.
 fn select_weight(value: f32, top: f32, scale: f32) -> u32 {
     return select(u32(exp(value - top) * scale + 0.5), 1u, scale == 0.0);
 }
 
-// The key at which the weights of the tokens inside `cut`, from the highest key down, reach `target`; and in select_found_rest
-// what is still missing when all higher keys are counted.
+// The key at which the weights of the tokens inside `cut`, added up from the highest key down, reach `goal`. Sets
+// select_found_rest to the weight that this key must contribute: `goal` less the weights of all higher keys.
 fn select_threshold(local: u32, vocab: u32, base: u32, cut: vec2<u32>, top: f32, scale: f32, goal: u32) -> u32 {
     var prefix = 0u;
     var rest = goal;
@@ -83,7 +86,7 @@ fn select_threshold(local: u32, vocab: u32, base: u32, cut: vec2<u32>, top: f32,
     return prefix;
 }
 
-// The id of the n-th token (n from 1) that has this key, inside `cut`; the last one where there are fewer.
+// The id of the n-th token (n from 1) inside `cut` that has this key; 0xffffffff if there are fewer.
 fn select_id(local: u32, vocab: u32, base: u32, key: u32, cut: vec2<u32>, n: u32) -> u32 {
     let span = (vocab + SELECT_WIDTH - 1u) / SELECT_WIDTH;
     let end = min((local + 1u) * span, vocab);

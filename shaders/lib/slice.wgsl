@@ -1,24 +1,25 @@
 //! needs product pieces scaling source chain
 //! const VECTORS ROWS
-// A slice of product_lanes: a piece of each of ROWS (1, 2 or 4) rows of W, and what it adds to the sums of VECTORS (1, 2,
-// 4 or 8) columns of x. What is indexed is indexed by constants, so that it stays in registers in checked shaders too.
-struct Slice {                      // the pieces, and how they are scaled
+// Slice of product_lanes: one piece of each of ROWS (1, 2 or 4) rows of W. slice_load(at): piece `at` of each row.
+// slice_add(sums, s, at): adds the products of the slice with VECTORS (1, 2, 4 or 8) rows of x to their sums.
+// All indices of arrays are constants, so that the arrays stay in registers, even in shaders with bounds checks.
+struct Slice {                      // a piece and a scale for each row of W
     p: Piece,
     q: Piece,
     r: Piece,
     s: Piece,
     scales: mat4x2<f32>,
 }
-struct SliceGroups {                //  the groups of four in the pieces: the u-th of row r is u[r]
+struct SliceGroups {                // weights: the first four of row r in a[r], the next four in b[r], …
     a: mat4x4<f32>,
     b: mat4x4<f32>,
     c: mat4x4<f32>,
     d: mat4x4<f32>,
 }
-var<private> slice_first: u32;            // row of x
-var<private> slice_last: u32;             // piece of a row
-var<private> slice_begins: vec4<u32>;     // the first piece of each row of W
-var<private> slice_scales: vec4<u32>;     // the first scale of each
+var<private> slice_first: u32;            // first row of x
+var<private> slice_last: u32;             // last piece of a row
+var<private> slice_begins: vec4<u32>;     // first piece of each row of W
+var<private> slice_scales: vec4<u32>;     // first scale of each row of W
 
 fn slice_load(at: u32) -> Slice {
     let i = min(at, slice_last);
@@ -39,6 +40,7 @@ fn slice_load(at: u32) -> Slice {
     return out;
 }
 
+// The u-th four weights of each row.
 fn slice_groups(s: Slice, u: u32) -> mat4x4<f32> {
     var out: mat4x4<f32>;
     out[0] = pieces_part(s.p, u);
@@ -52,6 +54,7 @@ fn slice_groups(s: Slice, u: u32) -> mat4x4<f32> {
     return out;
 }
 
+// part + w · v for each row.
 fn slice_chain(part: vec4<f32>, w: mat4x4<f32>, v: vec4<f32>) -> vec4<f32> {
     var out = part;
     out.x = chain(part.x, w[0], v);
@@ -65,7 +68,7 @@ fn slice_chain(part: vec4<f32>, w: mat4x4<f32>, v: vec4<f32>) -> vec4<f32> {
     return out;
 }
 
-// What a piece of every row adds to the sums of a column of x.
+// sum plus the products of piece `at` of each row with vector c of x.
 fn slice_column(sum: vec4<f32>, w: SliceGroups, by: mat4x2<f32>, c: u32, at: u32) -> vec4<f32> {
     let m = min(slice_first + c, params.m - 1u);
     let k = min(at, slice_last) * PIECES4;

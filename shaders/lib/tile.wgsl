@@ -1,11 +1,12 @@
 //! needs chain
 //! const ACROSS
-// What an invocation of product_tiled holds: the sums of one m, and four k of the columns of W that belong to them.
-struct TileSum {        // of one m: columns 4 tn to 4 tn + 3 of the tile, and 64 further on
+// Registers of an invocation of product_tiled. tile_add(sum, v, w): sum plus the products of v (four k of x, for one m) and
+// w (the same four k of W).
+struct TileSum {        // sums of one m: columns 4 tn to 4 tn + 3 of the tile, and 64 further on
     low: vec4<f32>,
     high: vec4<f32>,
 }
-struct TileBlock {      // of W: four k of the columns of an invocation
+struct TileBlock {      // four k of W, for the columns of a TileSum
     low: mat4x4<f32>,
     high: mat4x4<f32>,
 }

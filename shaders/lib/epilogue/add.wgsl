@@ -1,6 +1,7 @@
-// What becomes of a product: it is added to the residual stream. epilogue(m, n, v, count, early): columns n to
-// n + count - 1 (at most 4) of row m; early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
-@group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
+// Epilogue: adds the product to the residual.
+// epilogue_early(m, n, count): loads the inputs of epilogue; a kernel may call it as soon as n is known.
+// epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
+@group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n] residual
 struct Early {
     residual: vec4<f32>,
 }

@@ -1,8 +1,9 @@
 //! needs prenorm
-// What becomes of a product: it is added to the residual stream, and handed to the norm behind it: the sum times the
-// norm's weight, and the sum of four squares. epilogue(m, n, v, count, early): columns n to n + count - 1 (at most 4) of
-// row m, n a multiple of 4; early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
-@group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, columns] the residual stream
+// Epilogue: adds the product to the residual, and writes the prenorm buffer of the next norm (lib/prenorm.wgsl).
+// epilogue_early(m, n, count): loads the inputs of epilogue; a kernel may call it as soon as n is known.
+// epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
+// n is a multiple of 4.
+@group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, columns] residual
 struct Early {
     residual: vec4<f32>,
     weight: vec4<f32>,

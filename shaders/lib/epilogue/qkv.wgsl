@@ -1,10 +1,11 @@
 //! needs kv_store paged
-// What becomes of the rows of q, k and v: rotary pairs (neighbours) of q and k are turned by the row's position
-// (arXiv:2104.09864), q is stored, k and v go to the row's place in the cache.
-// epilogue(m, n, v, count, early): columns n to n + 3 of row m; heads are multiples of four, so the four belong to one.
-// early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
+// Epilogue of the q, k and v projections: rotates the pairs (neighbouring elements) of q and k by the row's position
+// (arXiv:2104.09864), stores q, and writes k and v to the row's place in the cache.
+// epilogue_early(m, n, count): loads the inputs of epilogue; a kernel may call it as soon as n is known.
+// epilogue(m, n, value, count, early): takes columns n to n + 3 of row m; early is from epilogue_early. The columns belong
+// to one head, because the size of a head is a multiple of four.
 @group(2) @binding(1) var<storage, read_write> out: array<vec4<f32>>;   // [m, heads · 4 · D4]
-@group(2) @binding(2) var<storage, read> cos_sin: array<vec4<f32>>;       // [positions, D4] cos, sin, cos, sin
+@group(2) @binding(2) var<storage, read> cos_sin: array<vec4<f32>>;     // [positions, D4] cos, sin, cos, sin
 @group(2) @binding(3) var<storage, read> step_rows: array<vec4<u32>>;   // [m] token, position, slot, place
 struct Early {
     rotation: vec4<f32>,

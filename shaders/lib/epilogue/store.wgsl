@@ -1,5 +1,5 @@
-// What becomes of a product: it is stored. epilogue(m, n, v, count, early): columns n to n + count - 1 (at most 4) of row
-// m; early is what epilogue_early(m, n, count) loaded for it, as soon as n is known.
+// Epilogue: stores the product. epilogue_early(m, n, count): loads nothing.
+// epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
 @group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
 struct Early {
     nothing: u32,

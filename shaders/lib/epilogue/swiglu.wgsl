@@ -1,7 +1,8 @@
 //! needs silu
-// What becomes of a product with interleaved gate and up rows: silu(gate) · up is stored, at half the column.
-// epilogue(m, n, v, count, early): columns n to n + count - 1 (at most 4) of row m; n and count are even. Nothing needs to
-// be loaded for it early.
+// Epilogue of a product with interleaved gate and up rows: stores silu(gate) · up at column n / 2.
+// epilogue_early(m, n, count): loads nothing.
+// epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
+// n and count are even.
 @group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n / 2]
 struct Early {
     nothing: u32,

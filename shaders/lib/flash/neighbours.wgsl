@@ -1,27 +1,28 @@
 //! needs kv_wide paged neighbours
 //! const QUERIES
-// Flash attention as in flash/workgroup, by eight neighbours without workgroup memory: for software adapters. In a block
-// of 32 positions a lane scores four; then every lane adds up its own columns of the values over all 32.
+// Flash attention with the interface of flash/workgroup, by eight neighbours without workgroup memory: for software
+// adapters. In a block of 32 positions, a lane computes the scores of four. Then every lane sums its own elements of the
+// weighted values over all 32.
 const FLASH_WORKGROUP = 8u;
 const FLASH_LOWEST = -1.0e30;
-const FLASH_CHUNKS = (D4 + 7u) / 8u;                  // a chunk is eight groups of four of a key
-const FLASH_LOADS = D4 / KV_WIDE;                     // of a key or a value
-const FLASH_ITEMS = (FLASH_LOADS + 7u) / 8u;          // loads of a value that a lane takes
-@group(0) @binding(1) var<storage, read> pages: array<u32>;
+const FLASH_CHUNKS = (D4 + 7u) / 8u;                  // chunks of a key, eight vec4s each
+const FLASH_LOADS = D4 / KV_WIDE;                     // loads of a key or a value
+const FLASH_ITEMS = (FLASH_LOADS + 7u) / 8u;          // loads of a value per lane
+@group(0) @binding(1) var<storage, read> pages: array<u32>;         // [slots, table] page numbers
 
 struct Flash {
     lane: u32,
-    key: vec4<u32>,                                   // where the lane's four keys begin, in loads
-    to_value: u32,                                    // from a key to its value
-    query: array<array<vec4<f32>, QUERIES>, FLASH_CHUNKS>,   // the lane's group of each chunk
+    key: vec4<u32>,                                   // first load of each of the lane's four keys
+    to_value: u32,                                    // loads from a key to its value
+    query: array<array<vec4<f32>, QUERIES>, FLASH_CHUNKS>,   // the lane's vec4 of each chunk
     weight: array<vec4<f32>, QUERIES>,                // scores of the lane's four positions, then weights
     top: array<f32, QUERIES>,
-    sum: array<f32, QUERIES>,                         // of the lane's own weights
+    sum: array<f32, QUERIES>,                         // sum of the lane's own weights
     acc: array<vec4<f32>, QUERIES * FLASH_ITEMS * KV_WIDE>,
     raw: array<KvRaw, 4>,
 }
 
-// Group i (a constant) of a chunk: its part of the scores.
+// Adds the part of vec4 i of a chunk to the scores. i is a constant.
 fn flash_multiply(f: ptr<function, Flash>, chunk: u32, i: u32) {
     let c = chunk * 8u + i;
     if (c >= D4) {
@@ -42,7 +43,7 @@ fn flash_multiply(f: ptr<function, Flash>, chunk: u32, i: u32) {
     }
 }
 
-// The values of lane i's positions (i a constant), by their weights; a lane at the end has fewer than four.
+// Adds the weighted values of lane i's positions. i is a constant. At the end of the run a lane may have fewer than four.
 fn flash_values(f: ptr<function, Flash>, i: u32, count: u32) {
     let key = bitcast<vec4<u32>>(neighbours_get(bitcast<vec4<f32>>(f.key), i));
     var weight: array<vec4<f32>, QUERIES>;
@@ -63,7 +64,7 @@ fn flash_values(f: ptr<function, Flash>, i: u32, count: u32) {
     }
 }
 
-// Scores become weights exp(score - top); top, sum and what was accumulated before follow.
+// Turns scores into weights exp(score - top), updates top and sum, and rescales the accumulator.
 fn flash_softmax(f: ptr<function, Flash>, q: u32, position: u32, end: u32) {
     let last = min(flash_last(q) + 1u, end);
     let seen = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(last);
@@ -94,7 +95,7 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
     }
     for (var first = begin; first < end; first += 32u) {
         let position = first + local * 4u;
-        let held = min(position, end - 1u);   // four positions share a page
+        let held = min(position, end - 1u);   // the lane's four positions share a page
         let key = paged_index(pages[table + held / PAGE], 0u, kv_head, kv_heads, 0u);
         let place = min(vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u)) % vec4<u32>(PAGE);
         f.key = (vec4<u32>(key) + place * D4) / KV_WIDE;

@@ -1,23 +1,25 @@
 //! needs kv paged
 //! const QUERIES
-// Flash attention of QUERIES queries over one head's cache in blocks of 32 positions: softmax is kept as a running
-// maximum, a running sum and an accumulator that is rescaled when the maximum grows (Dao et al. 2022, arXiv:2205.14135).
-// The kernel gives flash_query(q, c): group of four c of query q, scaled; flash_last(q): the last position that it sees;
-// flash_store(q, c, acc, sum): takes group c of Σⱼ exp(scoreⱼ - max) V[j, :], and sum = Σⱼ exp(scoreⱼ - max);
-// flash_end(q, max, sum): the rest of a query, once.
-// Here by workgroups of 64 through workgroup memory; accumulators number `local + 64 · i`.
+// Flash attention of QUERIES queries over one head of the cache, in blocks of 32 positions. The softmax keeps a running
+// maximum, a running sum and an accumulator that it rescales when the maximum grows (Dao et al. 2022, arXiv:2205.14135).
+// flash_run(local, table, kv_head, kv_heads, begin, end): attention over positions begin to end - 1. `table` is the index
+// of the sequence's first entry in pages.
+// The kernel defines flash_query(q, c): vec4 c of query q, scaled; flash_last(q): the last position that query q sees;
+// flash_store(q, c, acc, sum): takes vec4 c of Σⱼ exp(scoreⱼ - max) V[j, :], and sum = Σⱼ exp(scoreⱼ - max);
+// flash_end(q, max, sum): takes the maximum and the sum of query q, once.
+// This file uses workgroups of 64 and workgroup memory; an invocation holds accumulators `local + 64 · i`.
 const FLASH_BLOCK = 32u;
 const FLASH_WORKGROUP = 64u;
 const FLASH_ACC = (QUERIES * D4 + 63u) / 64u;
 const FLASH_LOWEST = -1.0e30;
-@group(0) @binding(1) var<storage, read> pages: array<u32>;
+@group(0) @binding(1) var<storage, read> pages: array<u32>;         // [slots, table] page numbers
 var<workgroup> flash_queries: array<vec4<f32>, QUERIES * D4>;
 var<workgroup> flash_score: array<f32, QUERIES * FLASH_BLOCK>;
 var<workgroup> flash_max: array<f32, QUERIES>;
 var<workgroup> flash_sum: array<f32, QUERIES>;
 var<workgroup> flash_keep: array<f32, QUERIES>;
 
-// Scores of one block: position `first + j` against every query; flash_score[q · 32 + j].
+// Scores of one block: flash_score[q · 32 + j] is query q against position `first + j`.
 fn flash_scores(local: u32, table: u32, kv_head: u32, kv_heads: u32, first: u32, end: u32) {
     for (var item = local; item < QUERIES * FLASH_BLOCK; item += FLASH_WORKGROUP) {
         let q = item / FLASH_BLOCK;
@@ -35,7 +37,7 @@ fn flash_scores(local: u32, table: u32, kv_head: u32, kv_heads: u32, first: u32,
     }
 }
 
-// Scores become weights exp(score - max); max, sum and the factor for what was accumulated before are updated.
+// Turns scores into weights exp(score - max), and updates max, sum and the factor that rescales the accumulator.
 fn flash_softmax(q: u32) {
     var top = flash_max[q];
     for (var j = 0u; j < FLASH_BLOCK; j++) {

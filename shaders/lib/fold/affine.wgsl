@@ -1,7 +1,9 @@
 //! needs meta
 //! const GROUP
-// How the product of a quantization group joins the row's sum: w = scale · q + bias, so Σ w·x = scale · Σ q·x + bias · Σ x.
-const FOLD4 = GROUP / 4u;   // groups of four in a quantization group
+// Joins the product of a quantization group to a row's sum: w = scale · q + bias, so Σ w·x = scale · Σ q·x + bias · Σ x.
+// fold_join(sum, part, x_sum, group): sum + scale · part + bias · x_sum, with the scale and bias of the group.
+// fold_scaled(q, i): scale · q + bias, for the elements 4i to 4i + 3.
+const FOLD4 = GROUP / 4u;   // vec4s in a quantization group
 
 fn fold_join(sum: f32, part: f32, x_sum: f32, group: u32) -> f32 {
     let m = meta_load(group);

@@ -1,9 +1,10 @@
 //! const LANES GATHERED
 //! enable subgroups
-// Sums of vectors over LANES neighbouring invocations (a power of two), left in workgroup memory under an index: by
-// shuffles inside a subgroup of any size from 4 to 128, the rest when the sum is fetched. The size is counted, not taken
-// from the driver, which may report a range. gather_put: by every invocation, in uniform control flow, the index the same
-// for neighbours; gather_get: after a barrier, by any.
+// Sums vec4s over LANES neighbouring invocations (a power of two) and keeps the sums in workgroup memory, by index. Shuffles
+// add inside a subgroup of any size from 4 to 128; gather_get adds the sums of several subgroups. The size is counted,
+// because drivers may report a range.
+// gather_put(index, value, local): stores the sum. Every invocation calls it in uniform control flow; neighbours pass the
+// same index. gather_get(index): the sum, for any invocation after a barrier.
 var<workgroup> gather_sums: array<vec4<f32>, GATHERED * LANES / 4u>;
 var<private> gather_size: u32;
 

@@ -1,7 +1,8 @@
 //! const LANES GATHERED WORKGROUP
-// Sums of vectors over LANES neighbouring invocations (a power of two), left in workgroup memory under an index: by a
-// binary tree. gather_put: by every invocation, in uniform control flow, the index the same for neighbours; gather_get:
-// after a barrier, by any.
+// Sums vec4s over LANES neighbouring invocations (a power of two) and keeps the sums in workgroup memory, by index. A binary
+// tree adds them.
+// gather_put(index, value, local): stores the sum. Every invocation calls it in uniform control flow; neighbours pass the
+// same index. gather_get(index): the sum, for any invocation after a barrier.
 var<workgroup> gather_sums: array<vec4<f32>, GATHERED>;
 var<workgroup> gather_scratch: array<vec4<f32>, WORKGROUP>;
 

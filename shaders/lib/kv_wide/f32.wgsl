@@ -1,7 +1,7 @@
-// A layer's cache as float32, read only, in loads of 16 bytes; kv_wide_part: the u-th group of four elements of a load.
+// A layer's cache as float32, read only, in loads of 16 bytes. kv_wide_part(raw, u): the u-th four elements of a load.
 alias KvRaw = vec4<f32>;
-const KV_WIDE = 1u;
-@group(1) @binding(0) var<storage, read> kv: array<vec4<f32>>;
+const KV_WIDE = 1u;     // groups of four elements in a load
+@group(1) @binding(0) var<storage, read> kv: array<vec4<f32>>;      // layout: lib/paged.wgsl
 
 fn kv_wide_part(raw: KvRaw, u: u32) -> vec4<f32> {
     return raw;

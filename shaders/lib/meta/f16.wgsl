@@ -1,4 +1,4 @@
-// Scale and bias of a group, as a pair of float16 in a u32.
+// Scale and bias of a quantization group: a pair of float16 in a u32. meta_load(group): (scale, bias).
 @group(1) @binding(1) var<storage, read> weights_meta: array<u32>;
 
 fn meta_load(group: u32) -> vec2<f32> {

@@ -1,5 +1,5 @@
 //! const ZERO
-// The scale of a group as float32; the bias is implied: -ZERO · scale.
+// Scale of a quantization group: a float32; the bias is -ZERO · scale. meta_load(group): (scale, bias).
 @group(1) @binding(1) var<storage, read> weights_meta: array<f32>;
 
 fn meta_load(group: u32) -> vec2<f32> {

@@ -1,6 +1,7 @@
-// The factor that a row of x is owed: x holds the residual stream times the norm's weight, and behind it partial sums of
-// the stream's squares (epilogue/add_norm, begin_step), so that RMSNorm needs no pass of its own.
-// norm_partial: the part of the sum of row m that one of `lanes` lanes adds up; norm_scale: 1 / sqrt(mean + eps).
+// Norm of a product: RMSNorm as a factor that scales a row of products, so that it needs no dispatch of its own. x is the
+// prenorm buffer (lib/prenorm.wgsl) that epilogue/add_norm or begin_step wrote: residual × norm weight, then sums of
+// squares. norm_partial(m, lane, lanes): the part of the sum of squares of row m that one of `lanes` lanes adds up.
+// norm_scale(total): 1 / sqrt(mean + eps).
 const NORM_SUMS = 1u;   // sums that norm_scale needs
 
 fn norm_partial(m: u32, lane: u32, lanes: u32) -> f32 {

@@ -1,4 +1,4 @@
-// a + b
+// Elementwise operation: a + b. operation(item): vec4 `item` of the result.
 @group(1) @binding(0) var<storage, read> a: array<vec4<f32>>;           // [rows, columns]
 @group(1) @binding(1) var<storage, read> b: array<vec4<f32>>;           // as a
 

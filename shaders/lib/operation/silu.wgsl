@@ -1,5 +1,5 @@
 //! needs silu
-// silu(x) = x / (1 + e^-x)
+// Elementwise operation: silu(x) = x / (1 + e^-x). operation(item): vec4 `item` of the result.
 @group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;           // [rows, columns]
 
 fn operation(item: u32) -> vec4<f32> {

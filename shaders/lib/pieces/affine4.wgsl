@@ -1,7 +1,8 @@
-// Weights in 4 bits, eight to a u32, lowest first, in pieces of 4 bytes. pieces_part is 1 + q / 16, the bits of q in the
-// fraction of a float: fewer instructions than converting integers; lib/scaling takes the 1 away.
+// Weights in 4 bits, eight to a u32, lowest bits first, in pieces of 4 bytes. pieces_load(at): a piece.
+// pieces_part(piece, u): 1 + q / 16 for its u-th four weights. The bits of q become the fraction of a float, which takes
+// fewer instructions than converting integers; lib/scaling removes the 1.
 alias Piece = u32;
-const PIECES4 = 2u;      // groups of four elements in a piece
+const PIECES4 = 2u;      // groups of four weights in a piece
 const PIECES_UNIT = 16.0;
 @group(1) @binding(0) var<storage, read> weights_data: array<u32>;
 

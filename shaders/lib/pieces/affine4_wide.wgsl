@@ -1,6 +1,6 @@
-// Weights in 4 bits as pieces/affine4 has them, in pieces of 8 bytes.
+// Weights in 4 bits with the layout and the functions of pieces/affine4, in pieces of 8 bytes.
 alias Piece = vec2<u32>;
-const PIECES4 = 4u;      // groups of four elements in a piece
+const PIECES4 = 4u;      // groups of four weights in a piece
 const PIECES_UNIT = 16.0;
 @group(1) @binding(0) var<storage, read> weights_data: array<vec2<u32>>;
 

@@ -1,6 +1,6 @@
-// Weights in 8 bits as pieces/affine8 has them, in pieces of 8 bytes.
+// Weights in 8 bits with the layout and the functions of pieces/affine8, in pieces of 8 bytes.
 alias Piece = vec2<u32>;
-const PIECES4 = 2u;      // groups of four elements in a piece
+const PIECES4 = 2u;      // groups of four weights in a piece
 const PIECES_UNIT = 256.0;
 @group(1) @binding(0) var<storage, read> weights_data: array<vec2<u32>>;
 

@@ -1,6 +1,7 @@
-// Weights as bfloat16 pairs in u32: the upper half of a float32, read exactly, in pieces of 8 bytes.
+// Weights as bfloat16 pairs in u32 (a bfloat16 is the upper half of a float32), exact, in pieces of 8 bytes.
+// pieces_load(at): a piece. pieces_part(piece, u): its u-th four weights.
 alias Piece = vec2<u32>;
-const PIECES4 = 1u;      // groups of four elements in a piece
+const PIECES4 = 1u;      // groups of four weights in a piece
 @group(1) @binding(0) var<storage, read> weights_data: array<vec2<u32>>;
 
 fn pieces_load(at: u32) -> Piece {

@@ -1,6 +1,7 @@
-// Weights as float16 pairs in u32, read exactly, in pieces of 16 bytes.
+// Weights as float16 pairs in u32, exact, in pieces of 16 bytes.
+// pieces_load(at): a piece. pieces_part(piece, u): its u-th four weights.
 alias Piece = vec4<u32>;
-const PIECES4 = 2u;      // groups of four elements in a piece
+const PIECES4 = 2u;      // groups of four weights in a piece
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
 
 fn pieces_load(at: u32) -> Piece {

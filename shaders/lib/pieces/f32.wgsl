@@ -1,6 +1,7 @@
-// Weights as float32 in pieces of 16 bytes.
+// Weights as float32, in pieces of 16 bytes.
+// pieces_load(at): a piece. pieces_part(piece, u): its u-th four weights.
 alias Piece = vec4<f32>;
-const PIECES4 = 1u;
+const PIECES4 = 1u;      // groups of four weights in a piece
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<f32>>;
 
 fn pieces_load(at: u32) -> Piece {

@@ -1,8 +1,8 @@
 //! const WORKGROUP
 //! enable subgroups
-// Sums over groups of `lanes` neighbouring invocations (a power of two), by shuffles inside a subgroup of any size from
-// 4 to 128 and workgroup memory beyond it. The size is counted, not taken from the driver, which may report a range.
-// Every invocation of the workgroup calls it in uniform control flow and gets its group's sum.
+// reduce_sum(value, local, lanes): the sum over each group of `lanes` neighbouring invocations (a power of two). Shuffles
+// add inside a subgroup of any size from 4 to 128, workgroup memory beyond it. The size is counted, because drivers may
+// report a range. Every invocation of the workgroup calls it in uniform control flow, and gets the sum of its own group.
 var<workgroup> reduce_scratch: array<f32, WORKGROUP>;
 
 fn reduce_sum(value: f32, local: u32, lanes: u32) -> f32 {

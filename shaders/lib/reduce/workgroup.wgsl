@@ -1,6 +1,7 @@
 //! const WORKGROUP
-// Sums over groups of `lanes` neighbouring invocations (a power of two), through workgroup memory: a binary tree.
-// Every invocation of the workgroup calls it in uniform control flow and gets its group's sum.
+// reduce_sum(value, local, lanes): the sum over each group of `lanes` neighbouring invocations (a power of two), by a binary
+// tree in workgroup memory.
+// Every invocation of the workgroup calls it in uniform control flow, and gets the sum of its own group.
 var<workgroup> reduce_scratch: array<f32, WORKGROUP>;
 
 fn reduce_sum(value: f32, local: u32, lanes: u32) -> f32 {

@@ -1,8 +1,10 @@
 //! needs meta
 //! const GROUP
-// How what a piece of four rows adds joins their sums, where w = scale · q + bias and the piece gave p = 1 + q / UNIT:
-// Σ w·x = UNIT · scale · Σ p·x + (bias - UNIT · scale) · Σ x.
-const SCALING_GROUP4 = GROUP / 4u;    // groups of four in a quantization group
+// Joins the products of pieces, one from each of up to four rows, to the rows' sums. w = scale · q + bias, and pieces_part
+// gives p = 1 + q / UNIT, so Σ w·x = UNIT · scale · Σ p·x + (bias - UNIT · scale) · Σ x.
+// scaling_load(at): (UNIT · scale, bias - UNIT · scale) of a group. scaling_begin(sum): zero, to which Σ p·x is added.
+// scaling_end(sum, part, x_sum, by): sum + Σ w·x, where part = Σ p·x, x_sum = Σ x and `by` holds each row's scaling_load.
+const SCALING_GROUP4 = GROUP / 4u;    // vec4s in a quantization group
 
 fn scaling_load(at: u32) -> vec2<f32> {
     let m = meta_load(at);

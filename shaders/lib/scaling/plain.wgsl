@@ -1,4 +1,5 @@
-// How what a piece of four rows adds joins their sums, where weights are stored as they are: it goes on from them.
+// Joins the products of pieces, one from each of up to four rows, to the rows' sums, for weights that are not quantized.
+// scaling_load(at): nothing. scaling_begin(sum): sum, to which the products are added. scaling_end(sum, part, …): part.
 const SCALING_GROUP4 = 1u;
 
 fn scaling_load(at: u32) -> vec2<f32> {

@@ -1,4 +1,5 @@
-// How the invocations of a workgroup come by a chunk of eight groups of four of x: each loads all of it.
+// Loads of a chunk of x, up to eight vec4s, by each invocation for itself: share_take(m, k, lane) loads nothing;
+// share_get(taken, m, k, i) returns vec4 k + i of row m; share_sum(value) returns the value.
 const SHARE_LANES = 1u;
 
 fn share_take(m: u32, k: u32, lane: u32) -> vec4<f32> {

@@ -1,6 +1,6 @@
 //! needs neighbours
-// How the invocations of a workgroup come by a chunk of eight groups of four of x: eight neighbours load one group each,
-// and hand it round.
+// Loads of a chunk of x, up to eight vec4s: share_take(m, k, lane) loads vec4 k + lane of row m, one of eight neighbours;
+// share_get(taken, m, k, i) returns vec4 k + i, from lane i; share_sum(value) returns the sum over the eight.
 const SHARE_LANES = 8u;
 
 fn share_take(m: u32, k: u32, lane: u32) -> vec4<f32> {

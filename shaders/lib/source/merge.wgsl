@@ -1,7 +1,7 @@
 //! const D4 RUN MERGED
-// Where the vectors of a product come from: up to four runs of attention_decode, merged in their order while they are
-// loaded: Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ. source_load(m, k): elements 4k to 4k + 3 of the attention of row m.
-@group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;    // [m, heads, splits, D4 + 1] of four
+// Source of a product: up to four runs of attention_decode, merged in their order while they are loaded:
+// Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ. source_load(m, k): elements 4k to 4k + 3 of the attention of row m.
+@group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;    // [m, heads, splits, D4 + 1] vec4s
 @group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [m] token, position, slot, place
 
 fn source_load(m: u32, k: u32) -> vec4<f32> {
@@ -16,7 +16,7 @@ fn source_load(m: u32, k: u32) -> vec4<f32> {
     var acc = vec4<f32>();
     var sum = 0.0;
     for (var s = 0u; s < MERGED; s++) {
-        let weight = select(exp(end[s].x - top), 1.0, end[s].x == top);     // a single run is kept to the bit
+        let weight = select(exp(end[s].x - top), 1.0, end[s].x == top);     // exactly 1, so a single run keeps its bits
         let keep = select(0.0, weight, s < runs);
         acc = fma(partials[base + min(s, runs - 1u) * (D4 + 1u) + k % D4], vec4<f32>(keep), acc);
         sum = fma(end[s].y, keep, sum);

@@ -1,8 +1,8 @@
 //! needs fold
-// Weights in 4 bits in groups of at least 32, eight to a u32, lowest first. A load of 16 bytes is weights_raw; the u-th
-// group of four of its q, weights_part, for fold_join to scale. weights_load(i): elements 4i to 4i + 3, scaled.
+// Weights in 4 bits in groups of at least 32, eight to a u32, lowest bits first. weights_raw(at): a load of 16 bytes.
+// weights_part(raw, u): the u-th four q of a load, which fold_join scales. weights_load(i): elements 4i to 4i + 3, scaled.
 alias WeightsRaw = vec4<u32>;
-const WEIGHTS_WIDE = 8u;
+const WEIGHTS_WIDE = 8u;     // groups of four weights in a load
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
 
 fn weights_raw(at: u32) -> WeightsRaw {
@@ -11,7 +11,7 @@ fn weights_raw(at: u32) -> WeightsRaw {
 
 fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
     let bits = vec4<u32>(raw[u / 2u] >> (u % 2u * 16u)) >> vec4<u32>(0u, 4u, 8u, 12u);
-    return vec4<f32>(vec4<i32>(bits & vec4<u32>(0xfu)));    // from i32: from u32 is slow on some processors
+    return vec4<f32>(vec4<i32>(bits & vec4<u32>(0xfu)));    // via i32: converting u32 is slow on some processors
 }
 
 fn weights_load(i: u32) -> vec4<f32> {

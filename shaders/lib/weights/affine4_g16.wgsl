@@ -1,7 +1,8 @@
 //! needs fold
-// Weights in 4 bits in groups of 16, whose rows need not be a multiple of 16 bytes: as affine4, in loads of 8 bytes.
+// Weights in 4 bits in groups of 16, with the layout and the functions of weights/affine4, but in loads of 8 bytes: a row
+// need not be a multiple of 16 bytes.
 alias WeightsRaw = vec2<u32>;
-const WEIGHTS_WIDE = 4u;
+const WEIGHTS_WIDE = 4u;     // groups of four weights in a load
 @group(1) @binding(0) var<storage, read> weights_data: array<vec2<u32>>;
 
 fn weights_raw(at: u32) -> WeightsRaw {

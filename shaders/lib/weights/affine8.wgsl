@@ -1,8 +1,8 @@
 //! needs fold
-// Weights in 8 bits, four to a u32, lowest first. A load of 16 bytes is weights_raw; the u-th group of four of its q,
-// weights_part, for fold_join to scale. weights_load(i): elements 4i to 4i + 3, scaled.
+// Weights in 8 bits, four to a u32, lowest bits first. weights_raw(at): a load of 16 bytes.
+// weights_part(raw, u): the u-th four q of a load, which fold_join scales. weights_load(i): elements 4i to 4i + 3, scaled.
 alias WeightsRaw = vec4<u32>;
-const WEIGHTS_WIDE = 4u;
+const WEIGHTS_WIDE = 4u;     // groups of four weights in a load
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
 
 fn weights_raw(at: u32) -> WeightsRaw {
@@ -11,7 +11,7 @@ fn weights_raw(at: u32) -> WeightsRaw {
 
 fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
     let bits = vec4<u32>(raw[u]) >> vec4<u32>(0u, 8u, 16u, 24u);
-    return vec4<f32>(vec4<i32>(bits & vec4<u32>(0xffu)));   // from i32: from u32 is slow on some processors
+    return vec4<f32>(vec4<i32>(bits & vec4<u32>(0xffu)));   // via i32: converting u32 is slow on some processors
 }
 
 fn weights_load(i: u32) -> vec4<f32> {

@@ -1,8 +1,8 @@
 //! needs fold
-// Weights as float16 pairs in u32, for devices without shader-f16, read exactly. A load of 16 bytes is weights_raw; its
-// u-th group of four elements, weights_part. weights_load(i): elements 4i to 4i + 3.
+// Weights as float16 pairs in u32, exact, for devices without shader-f16. weights_raw(at): a load of 16 bytes.
+// weights_part(raw, u): the u-th four weights of a load. weights_load(i): elements 4i to 4i + 3.
 alias WeightsRaw = vec4<u32>;
-const WEIGHTS_WIDE = 2u;
+const WEIGHTS_WIDE = 2u;     // groups of four weights in a load
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
 
 fn weights_raw(at: u32) -> WeightsRaw {

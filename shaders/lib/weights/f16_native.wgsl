@@ -1,9 +1,9 @@
 //! needs fold
 //! enable f16
-// Weights as float16 by the shader-f16 feature, read exactly. weights_raw is 16 bytes in two loads; its u-th group of
-// four elements, weights_part. weights_load(i): elements 4i to 4i + 3.
+// Weights as float16 of the shader-f16 feature, exact. weights_raw(at): 16 bytes, in two loads.
+// weights_part(raw, u): the u-th four of these weights. weights_load(i): elements 4i to 4i + 3.
 alias WeightsRaw = array<vec4<f16>, 2>;
-const WEIGHTS_WIDE = 2u;
+const WEIGHTS_WIDE = 2u;     // groups of four weights in a load
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<f16>>;
 
 fn weights_raw(at: u32) -> WeightsRaw {

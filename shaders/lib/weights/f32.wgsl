@@ -1,8 +1,8 @@
 //! needs fold
-// Weights as float32. A load of 16 bytes is weights_raw; its u-th group of four elements, weights_part.
-// weights_load(i): elements 4i to 4i + 3.
+// Weights as float32. weights_raw(at): a load of 16 bytes.
+// weights_part(raw, u): the u-th four weights of a load. weights_load(i): elements 4i to 4i + 3.
 alias WeightsRaw = vec4<f32>;
-const WEIGHTS_WIDE = 1u;
+const WEIGHTS_WIDE = 1u;     // groups of four weights in a load
 @group(1) @binding(0) var<storage, read> weights_data: array<vec4<f32>>;
 
 fn weights_raw(at: u32) -> WeightsRaw {
