@@ -55,7 +55,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             sum += select(0.0, exp(value - top), select_kept(select_key_of(value), t, cut));
         }
         let scale = ONE / select_total(local, sum);
-        cut = cut_at(local, base, cut, top, scale, max(1u, u32(ceil(s.top_p * ONE))));
+        let found = cut_at(local, base, cut, top, scale, max(1u, u32(ceil(s.top_p * ONE))));
+        // Rounded masses may add up to less than the goal; then nothing is found, and all tokens inside the cut stay.
+        if (select_kept(found.x, found.y, cut)) {
+            cut = found;
+        }
     }
     if (s.min_p > 0.0) {
         let key = select_key_of(top + log(s.min_p));

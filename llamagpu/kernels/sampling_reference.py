@@ -75,6 +75,7 @@ SETTINGS: Mapping[str, Settings] = {
     "temperature": Settings(temperature=0.8),
     "top_k": Settings(temperature=1.0, top_k=40),
     "top_p": Settings(temperature=1.0, top_p=0.9),
+    "top_k_p": Settings(temperature=1.0, top_k=50, top_p=0.9999999),  # rounded masses may stay below top_p
     "min_p": Settings(temperature=1.2, min_p=0.05),
     "repetition": Settings(repetition_penalty=1.3),
     "frequency": Settings(temperature=0.7, presence_penalty=0.5, frequency_penalty=0.2),
