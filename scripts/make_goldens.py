@@ -4,7 +4,7 @@
 Development only; needs the ``oracle`` extra:
 
     python scripts/make_goldens.py          # logits by transformers, and the config keys that it reads
-    python scripts/make_goldens.py qwen2    # only the named models; the others stay
+    python scripts/make_goldens.py qwen2 qwen2-tied    # only these random models; the others stay
     python scripts/make_goldens.py --mlx    # hashes of quantized weights by mlx (pip install "mlx[cpu]")
 
 Weights come from numpy seeds (tests/random_models.py), so only logits are kept: the last positions of four prompts.
@@ -31,11 +31,14 @@ import random_models  # noqa: E402
 
 
 def logits(directory: Path, ids: list[int]) -> np.ndarray:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    wrong = {kind: names for kind, names in loading.items() if names}
+    if wrong:  # transformers only warns, and makes random numbers of what is missing
+        sys.exit(f"{wrong}: make tests/random_models.py write the tensors that this architecture has.")
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].numpy()
+        return model.eval()(torch.tensor([ids])).logits[0].numpy()
 
 
 def mlx_goldens() -> None:
@@ -74,8 +77,11 @@ def main() -> None:
     if "--mlx" in sys.argv:
         mlx_goldens()
         return
-    reference_keys()
     wanted = sys.argv[1:] or list(random_models.CONFIGS)
+    unknown = set(wanted) - set(random_models.CONFIGS)
+    if unknown:
+        sys.exit(f"CONFIGS in tests/random_models.py lacks {', '.join(sorted(unknown))}.")
+    reference_keys()
     kept: dict[str, np.ndarray] = {}
     about: dict[str, object] = {
         "made_with": f"transformers {transformers.__version__}, torch {torch.__version__}, float32, CPU",

@@ -179,7 +179,7 @@ def test_bf16_and_f16_are_read_exactly(device: gpu.Device) -> None:
 def test_the_check_detects_one_wrong_element_and_stray_writes(device: gpu.Device) -> None:
     """The check is elementwise: one wrong element fails, and so does a write past the output."""
     kernel = kernels.REGISTRY["add"]
-    dims = {"rows": 2, "columns": 500}
+    dims = {"rows": 2, "columns": 501}  # rows padded to 504
 
     def one_wrong(bench, arrays, dims):
         out = kernel.run(bench, arrays, dims)
@@ -194,9 +194,15 @@ def test_the_check_detects_one_wrong_element_and_stray_writes(device: gpu.Device
         device.memory.write(part.buffer, part.size - part.tail, np.zeros(1, np.uint32))
         return out
 
+    def padding(bench, arrays, dims):
+        out = kernel.run(bench, arrays, dims)
+        device.memory.write(out.part.buffer, 4 * dims["columns"], np.ones(1, np.float32))
+        return out
+
     assert kernels.check(kernel, device, dims).ok
     assert not kernels.check(replace(kernel, run=one_wrong), device, dims).ok
     assert not kernels.check(replace(kernel, run=outside), device, dims).guards
+    assert not kernels.check(replace(kernel, run=padding), device, dims).guards
 
 
 def test_a_report_names_the_tuning_fields_read(device: gpu.Device) -> None:

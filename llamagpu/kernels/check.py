@@ -12,8 +12,8 @@ from llamagpu.kernels.entry import Bench, Dims, Kernel
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one case: the largest error in units of its scale, whether the guards are intact, and the fields
-    of the tuning that the kernel read."""
+    """The outcome of one case: the largest error in units of its scale, whether nothing was written outside the
+    outputs or into their padding (``guards``), and the fields of the tuning that the kernel read."""
 
     kernel: Kernel
     dims: Dims

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.gpu import Device, Tensor, narrow_bf16, widen_bf16
+from llamagpu.gpu import Device, Part, Tensor, narrow_bf16, widen_bf16
+from llamagpu.gpu.tensor import allocated_rows
 
 Dims = Mapping[str, Any]
 F64 = npt.NDArray[np.float64]
@@ -44,9 +45,19 @@ class Bench:
         return self.made[-1]
 
     def guards_intact(self) -> bool:
-        """Whether no kernel wrote behind the rows of any tensor."""
-        tails = (self.device.memory.read(p)[p.size - p.tail :] for t in self.made for p in t.parts)
-        return all(tail == b"\xff" * len(tail) for tail in tails)
+        """Whether no kernel wrote outside the elements of any tensor: the guards behind the rows are as they were, and
+        the padding of rows is zero."""
+        return all(self._intact(t, p) for t in self.made for p in t.parts)
+
+    def _intact(self, t: Tensor, part: Part) -> bool:
+        data = self.device.memory.read(part)
+        if data[part.size - part.tail :] != b"\xff" * part.tail:
+            return False
+        if t.affine is not None:
+            return True  # its rows have no padding
+        items = np.frombuffer(data, f"u{t.row_bytes // t.stride}", allocated_rows(part.rows, t.woven) * t.stride)
+        padding = items.reshape(-1, t.stride)[:, t.columns :]
+        return not (padding << 1).any()  # the shift drops the sign of -0
 
     def free(self) -> None:
         """Free the tensors."""
