@@ -44,7 +44,7 @@ class Bench:
         return self.made[-1]
 
     def guards_intact(self) -> bool:
-        """Whether no kernel wrote behind the rows of any tensor."""
+        """Whether the guards after the rows of all tensors are unchanged."""
         tails = (self.device.memory.read(p)[p.size - p.tail :] for t in self.made for p in t.parts)
         return all(tail == b"\xff" * len(tail) for tail in tails)
 
