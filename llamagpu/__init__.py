@@ -1,4 +1,4 @@
-"""Run small Llama models on any GPU from Python, by WebGPU.
+"""Run small Llama models on any GPU from Python, through WebGPU.
 
 from llamagpu import LLM
 with LLM() as llm:
@@ -23,7 +23,7 @@ logging.getLogger("llamagpu").addHandler(logging.NullHandler())
 _HOMES = {"LLM": "engine", "Result": "engine", "Stream": "engine", "LlamaGPUError": "errors"}
 
 
-def __getattr__(name: str) -> Any:  # rooms that need wgpu are imported at first use
+def __getattr__(name: str) -> Any:  # packages that need wgpu are imported at first use
     if name in _HOMES:
         return getattr(importlib.import_module(f"llamagpu.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'llamagpu' has no attribute {name!r}")

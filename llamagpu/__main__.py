@@ -6,7 +6,7 @@ from llamagpu.errors import INTERRUPTED
 
 
 def main() -> None:
-    """Run a command and exit; Ctrl-C while it is still being imported is no traceback either."""
+    """Run a command and exit. Ctrl-C during the imports prints no traceback either."""
     try:
         from llamagpu.cli.main import run
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Errors: each says what happened, why, and what to do, and has an exit code."""
+"""Errors: each has a message, a reason, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shown(value: Any) -> str:
 class LlamaGPUError(Exception):
     """The base of every error this library raises on purpose.
 
-    ``what`` is one line; ``why`` and ``hint`` (what to do) are optional further lines. The command line ends with
+    ``what`` is one line, the message; ``why`` and ``hint`` are optional further lines. The command line ends with
     ``exit_code``.
     """
 
@@ -85,6 +85,6 @@ class Unique:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UsageError(
             f"A {type(self).__name__} cannot be copied or pickled.",
-            "It owns memory of a GPU and a running thread.",
+            "It owns GPU memory and a running thread.",
             "Pass the object itself, or open another one where it is needed (threads may share one).",
         )

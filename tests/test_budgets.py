@@ -178,13 +178,13 @@ def test_bench_command(form: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "nonsense"], "There is no shape"),
+        (["--shape", "nonsense"], "Unknown shape"),
         (["-p", "0", "-n", "0"], "nothing to measure"),
-        (["-p", "x"], "no list of whole numbers"),
+        (["-p", "x"], "not a list of whole numbers"),
         (["-b", "0"], "below 1"),
         (["-m", "weights/stories", "--shape", "smollm2-135m"], "exclude one another"),
         (["--context", "64", "-p", "100"], "does not fit the context"),
-        (["-b", "33", "-n", "4"], "do not run at once"),
+        (["-b", "33", "-n", "4"], "cannot run in one batch"),
         (["--dtype", "int3"], "Unknown dtype"),
     ],
 )

@@ -243,10 +243,10 @@ def test_chat_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for text in (
         "/system TEXT",
-        "/save needs the name",
+        "/save needs a file name",
         "7 messages in",
         "exists; choose",
-        "no command /nonsense",
+        "Unknown command /nonsense",
         "other.json does not hold a conversation",
         "deep.json does not hold a conversation",
         "none could not be read: No such file",
@@ -297,7 +297,7 @@ def test_retry_without_a_seed(story: LLM, capsys: pytest.CaptureFixture[str]) ->
     assert Session(story, None, {"max_tokens": 2}).run(Typed("Tom", "/retry")) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == out.splitlines()[1]
-    assert err.count("the answer will be the same") == 1
+    assert err.count("temperature 0 gives the same answer") == 1
 
 
 def test_a_full_context_drops_the_oldest_turns(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
         assert "(stopped)" in screen.wait(" of 512 tokens)\x1b[0m")
         screen.wait(ready)
         os.write(leader, b"never\x03")
-        screen.wait("(/exit leaves)")
+        screen.wait("(/exit to leave)")
         screen.wait(ready)
         os.write(leader, b"\x1b[A\r")
         assert process.stdout.read(30)

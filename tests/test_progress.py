@@ -107,4 +107,4 @@ def test_a_slow_hub_is_named(
     monkeypatch.setattr("llamagpu.model.find._SILENT_SECONDS", 0.05)
     assert run(["generate", "-m", "owner/name", "x"]) == 3
     err = capsys.readouterr().err
-    assert err.index("the hub is being asked for owner/name") < err.index("error: The model owner/name could not")
+    assert err.index("waiting for the hub about owner/name") < err.index("error: The model owner/name could not")

@@ -1,4 +1,4 @@
-"""Measuring: yardsticks of the adapter, prompts and generation of a model, and what their parts take."""
+"""Measuring: the adapter's yardsticks, a model's prompt and generation speed, and the times of its parts."""
 
 from llamagpu.bench.measure import Run, Subject, open_subject
 from llamagpu.bench.yardsticks import Yardsticks, yardsticks

@@ -1,4 +1,4 @@
-"""Speed of a model's prompts and generation, beside its bare products."""
+"""Speed of a model's prompts and generation, compared with its bare matrix products."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COUNTED_TOKENS = 16
 
 
 class _Clock(queue.SimpleQueue[Any]):
-    """Events, each with the time at which the engine put it."""
+    """A queue of events, each with the time at which the engine put it there."""
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         super().put((time.perf_counter(), item))
@@ -50,10 +50,11 @@ class Subject(Session):
         self.parameters, self.weight_bytes = layout.parameters, layout.nbytes
 
     def generate(self, prompts: Sequence[list[int]], tokens: int, reuse: bool = False) -> list[list[float]]:
-        """Generate together. Returns the times at which each sequence's tokens arrived, the start of all in front.
+        """Generate from all prompts together. Returns for each sequence the common start time and the times at which
+        its tokens arrived.
 
         Args:
-            reuse: take the beginnings of prompts that ran before from the cache.
+            reuse: take the cached beginnings of earlier prompts.
         """
         start = time.perf_counter()
         requests = [Request(tuple(p), tokens, reuse=reuse) for p in prompts]
@@ -85,10 +86,10 @@ def open_subject(
     context: int | None = None,
     at_once: int = 0,
 ) -> Subject:
-    """Load a checkpoint, or a named shape with random weights; the cache is to hold at least ``at_once`` tokens.
+    """Load a checkpoint, or a named shape with random weights. The cache holds at least ``at_once`` tokens.
 
     Raises:
-        UsageError: both are given, or the shape is not known.
+        UsageError: both are given, or the shape is unknown.
     """
     dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
     prepared = prepare_model(model, shape, dtype)
@@ -97,16 +98,17 @@ def open_subject(
 
 @dataclass(frozen=True)
 class Run:
-    """One test of a subject. ``n_gen`` 0 is a prompt of ``n_prompt`` tokens, otherwise ``n_gen`` tokens are generated
-    behind ``n_depth`` others, by ``n_batch`` sequences at once.
+    """One test of a subject. If ``n_gen`` is 0, it is a prompt of ``n_prompt`` tokens; otherwise ``n_batch`` sequences
+    generate ``n_gen`` tokens each, after ``n_depth`` tokens.
 
     Attributes:
         samples_ns: nanoseconds of each repetition.
-        samples_ts: tokens a second of each, of all sequences together.
-        macs: multiply-adds a token.
+        samples_ts: tokens a second of each repetition, all sequences together.
+        macs: multiply-adds per token.
         read_bytes: bytes of weights and cache read for each step.
-        chain_ts: tokens a second of the model's products alone, in the same run.
-        parts: of a single sequence's step.
+        chain_ts: tokens a second of the model's bare products, in the same run.
+        parts: times of the parts of a single sequence's step.
+        counted: native calls of ``COUNTED_TOKENS`` tokens.
     """
 
     n_prompt: int
@@ -131,12 +133,12 @@ class Run:
 
     @property
     def test(self) -> str:
-        """Its name, as llama-bench has it."""
+        """The test's name in llama-bench."""
         return test_name(self.n_prompt, self.n_gen, self.n_depth, self.n_batch)
 
 
 def test_name(n_prompt: int, n_gen: int, n_depth: int, n_batch: int) -> str:
-    """A test's name, as llama-bench has it."""
+    """A test's name in llama-bench."""
     name = f"tg{n_gen}" if n_gen else f"pp{n_prompt}"
     name += f" @ d{n_depth}" if n_depth else ""
     return name + (f" x{n_batch}" if n_batch > 1 else "")
@@ -159,7 +161,7 @@ class _Chain:
         self._seconds.append(self._watch.seconds(self._plan))
 
     def end(self) -> float:
-        """Rows a second, by the median; frees what it holds."""
+        """Rows a second, by the median. Frees the plan and its buffers."""
         self._plan.free()
         self._watch.free()
         for buffer in self._made:
@@ -168,7 +170,7 @@ class _Chain:
 
 
 def check_fits(subject: Subject, tokens: int, batch: int) -> None:
-    """Raises UsageError where a test needs more than the context, or more than the cache holds at once."""
+    """Raises UsageError if a test needs more than the context, or more than the cache holds at once."""
     model = subject.model
     if tokens > model.context:
         raise UsageError(
@@ -178,7 +180,7 @@ def check_fits(subject: Subject, tokens: int, batch: int) -> None:
         )
     if batch * tokens > model.sizes.pool or batch > 32:
         raise UsageError(
-            f"{batch} sequences of {tokens} tokens do not run at once.",
+            f"{batch} sequences of {tokens} tokens cannot run in one batch.",
             f"The cache holds {model.sizes.pool} tokens, and at most 32 sequences.",
             "Use a smaller batch, depth or number of tokens.",
         )
@@ -204,8 +206,8 @@ def run_generation(subject: Subject, tokens: int, depth: int, batch: int, repeat
     before = max(depth, 1)
     check_fits(subject, before + tokens + 1, batch)
     prompts = [subject.prompt(before, seed) for seed in range(batch)]
-    extra = batch - 1  # the first to be ready go ahead while the others' prompts run
-    subject.generate(prompts, 2)  # the cache keeps the depth
+    extra = batch - 1  # sequences that are ready generate while the prompts of others run
+    subject.generate(prompts, 2)  # puts the prompts into the cache, for later runs
     samples, made, bare = [], tokens, _Chain(subject, batch, prompt=False)
     for _ in range(repeat):
         every = subject.generate(prompts, min(tokens + 1 + extra, subject.model.context - before), reuse=True)
@@ -237,7 +239,7 @@ def _run(
 
 
 def _count(subject: Subject, prompt: list[int]) -> Census:
-    """Native calls of ``COUNTED_TOKENS`` decoded tokens, the prompt's left out."""
+    """Native calls of ``COUNTED_TOKENS`` decoded tokens, without those of the prompt."""
     found = []
     for tokens in (1, 1 + COUNTED_TOKENS):
         with census() as counts:

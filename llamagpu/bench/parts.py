@@ -36,7 +36,7 @@ def attention_macs(config: Config, positions: int) -> int:
 
 
 def kv_read_bytes(config: Config, positions: int, dtype: str) -> int:
-    """Bytes of keys and values that a token behind some positions reads."""
+    """Bytes of keys and values that a token's attention over some positions reads."""
     return 2 * config.num_hidden_layers * config.kv_size * positions * (2 if dtype == "f16" else 4)
 
 
@@ -48,8 +48,8 @@ def weight_read_bytes(weights: Weights) -> int:
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a token's weights as a bare chain of products in one pass, and of its attention; and of encoding a
-    step raw and through wgpu-py's objects."""
+    """Seconds of a token's weight products as a bare chain in one pass, of its attention, and of encoding a step by raw
+    calls and through wgpu-py's objects."""
 
     chain_s: float
     attention_s: float
@@ -58,7 +58,7 @@ class Parts:
 
 
 def chain(model: Model, rows: int, prompt: bool) -> Plan:
-    """The model's own products with nothing between them: those of a prompt, or of a step, which has the head too."""
+    """A plan of the model's products with nothing between them: of a prompt, or of a step, which includes the head."""
     device, c, weights = model.forward.device, model.config, model.weights
     x = {k: device.tensor(np.ones((rows, k), np.float32)) for k in {c.hidden_size, c.q_size, c.intermediate_size}}
     layers = [(layer.qkv, layer.o, layer.gate_up, layer.down) for layer in weights.layers]
@@ -75,7 +75,7 @@ def chain(model: Model, rows: int, prompt: bool) -> Plan:
 
 
 def attention_only(model: Model, positions: int, times: int) -> Plan:
-    """The attention of all layers for one sequence of some positions, ``times`` over."""
+    """A plan of the attention of all layers for one sequence of some positions, repeated ``times`` times."""
     device, c = model.forward.device, model.config
     q = device.tensor(np.ones((1, c.q_size), np.float32))
     splits = splits_for(positions)
@@ -91,7 +91,7 @@ def attention_only(model: Model, positions: int, times: int) -> Plan:
 
 @contextmanager
 def held_pages(model: Model, tokens: Sequence[int]) -> Iterator[list[int]]:
-    """The slots of sequences with pages for this many tokens each; their contents are whatever was there.
+    """Slots of temporary sequences with pages for ``tokens`` tokens each; the contents of the pages are arbitrary.
 
     Raises:
         OutOfMemoryError: the cache has no room.
@@ -109,9 +109,9 @@ def held_pages(model: Model, tokens: Sequence[int]) -> Iterator[list[int]]:
 
 
 def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
-    """Times of the parts of a step at a depth, side by side. Nothing else may run on the model meanwhile."""
+    """Times of the parts of a step at a depth, measured in turns. Nothing else may run on the model meanwhile."""
     device, c, state = model.forward.device, model.config, model.forward.state
-    times = max(1, min(16, weight_macs(c) // attention_macs(c, depth + 1)))  # submitting costs too
+    times = max(1, min(16, weight_macs(c) // attention_macs(c, depth + 1)))  # to hide submission
     with device.ledger.tracking() as made:
         plans = {
             "chain": chain(model, 1, prompt=False),
@@ -130,7 +130,7 @@ def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
 
 
 def encode_seconds(device: Device, plan: Plan, raw: bool, repeat: int = 20) -> float:
-    """The shortest time of putting a plan's dispatches into a pass; the encoder is dropped."""
+    """The shortest time of encoding a plan's dispatches into a pass, which is not submitted."""
 
     def measure() -> float:
         before, native.use_raw_pass = native.use_raw_pass, raw

@@ -1,5 +1,5 @@
-"""Charts of measurements, by matplotlib (the extra ``plot``). Backgrounds are transparent and inks of middle lightness,
-so that a chart can be read on a light page and on a dark one."""
+"""Charts of measurements, by matplotlib (the extra ``plot``). Backgrounds are transparent and colors have a middle
+lightness, so that charts are readable on light and on dark pages."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LABEL_POINTS = 8  # the size of names beside points
 
 
 def check_plot(path: Path | None) -> None:
-    """Raises UsageError where a chart could not be written: a form that matplotlib does not have, or no matplotlib."""
+    """Raises UsageError if a chart cannot be written: unknown file type, no such directory, or no matplotlib."""
     if path is None:
         return
     if path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise UsageError(f"{path} is no chart.", "Its name must end in .svg, .png or .pdf.")
+        raise UsageError(f"{path} is not a chart file.", "Its name must end in .svg, .png or .pdf.")
     if not path.parent.is_dir():
-        raise UsageError(f"There is no directory {path.parent} for the chart.")
+        raise UsageError(f"There is no directory {path.parent} for the chart.", "", "Make it first.")
     _pyplot()
 
 
@@ -59,7 +59,7 @@ def _bars(
     notes: Sequence[str],
     ends: Sequence[float] | None = None,
 ) -> None:
-    """Horizontal bars from the top, each with a note behind it (or behind ``ends``, where more is drawn)."""
+    """Horizontal bars from top to bottom, each with a note at its end (or at its place in ``ends``)."""
     places = range(len(names))
     axes.barh(places, values, color=colors, height=0.72)
     axes.set_yticks(places, names)
@@ -71,7 +71,7 @@ def _bars(
 
 
 def bench_chart(records: list[dict[str, Any]], path: Path) -> None:
-    """Tokens a second of every test, and what they are of the adapter's yardsticks."""
+    """Tokens a second of every test, and their shares of the adapter's yardsticks."""
     pyplot = _pyplot()
     kinds = [rows for rows in ([r for r in records if r["n_prompt"]], [r for r in records if r["n_gen"]]) if rows]
     heights = [len(rows) for rows in kinds]
@@ -96,7 +96,7 @@ def bench_chart(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def profile_chart(found: Profile, sticks: Yardsticks, path: Path) -> None:
-    """Three panels: kernels under the roofline (Williams et al. 2009), their share of the time, and one run in time."""
+    """Three panels: kernels under the roofline (Williams et al. 2009), their share of the time, and a timeline."""
     pyplot = _pyplot()
     lines = found.lines[: len(COLORS)]
     colors = {line.kernel: COLORS[i] for i, line in enumerate(lines)}
@@ -126,7 +126,7 @@ def _roofline(axes: Any, found: Profile, sticks: Yardsticks, colors: dict[str, s
     axes.set_xlabel("multiply-adds per byte of weights and cache read")
     axes.set_ylabel("multiply-adds a second")
     roof = f"copy {sticks.bandwidth / 1e9:.3g} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.4g} G/s"
-    axes.set_title(f"what kernels reach of the roof ({roof})", loc="left")
+    axes.set_title(f"kernels under the roofline ({roof})", loc="left")
     axes.grid(color=INK, alpha=0.2)
 
 
@@ -135,8 +135,8 @@ def _place(line: Line) -> tuple[float, float]:
 
 
 def _label_points(axes: Any, found: Profile, sticks: Yardsticks, colors: dict[str, str]) -> None:
-    """Names in a column beside the points of the roofline, as near to their heights as they can be without touching
-    one another. The layout must be final: it is done in the points of the page."""
+    """Names in a column beside the points of the roofline, as near to their heights as possible without overlap. The
+    layout must be final, because positions are computed in points of the page."""
     lines = [line for line in found.lines if line.read_bytes and line.macs]
     if not lines:
         return
@@ -162,9 +162,9 @@ def _label_points(axes: Any, found: Profile, sticks: Yardsticks, colors: dict[st
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights from ``low`` to ``high``, at least ``gap`` apart, as near to the wanted ones as they can be."""
+    """Heights from ``low`` to ``high``, at least ``gap`` apart, as near to ``wanted`` as possible."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    groups: list[list[float]] = []  # heights less the gaps below them; a group's mean is where all of it goes
+    groups: list[list[float]] = []  # heights minus the gaps below them; a group is placed at its mean
     for place, i in enumerate(order):
         groups.append([wanted[i] - place * gap])
         while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
@@ -190,9 +190,9 @@ def _timeline(axes: Any, found: Profile, colors: dict[str, str]) -> None:
     for i, span in enumerate(host):
         place = (span.begin - start) * 1e3, (span.end - span.begin) * 1e3
         axes.broken_barh([place], (1, 0.8), color=INK, alpha=(0.9, 0.65, 0.4)[i % 3], linewidth=0)
-        if place[1] > 0.1 * whole:  # less has no room for its name
+        if place[1] > 0.1 * whole:  # a narrower span has no room for its name
             axes.annotate(span.name, (place[0] + place[1] / 2, 1.9), ha="center", fontsize=8, color=INK)
-    axes.set_title("one run in time; the host: " + ", ".join(dict.fromkeys(s.name for s in host)), loc="left")
+    axes.set_title("timeline of one run; on the host: " + ", ".join(dict.fromkeys(s.name for s in host)), loc="left")
     axes.set_yticks([0.4, 1.4], ["GPU", "host"])
     axes.set_ylim(-0.1, 2.3)
     axes.set_xlabel(f"ms of one run (GPU and host clocks agree to ±{line.uncertainty * 1e6:.0f} µs)")

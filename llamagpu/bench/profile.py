@@ -22,7 +22,7 @@ from llamagpu.model.step import Row
 
 @dataclass(frozen=True)
 class Line:
-    """One kernel of the table; times are those of one run."""
+    """A row of the table: one kernel, with figures per run."""
 
     kernel: str
     calls: int
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Profile:
-    """A profiled step. ``what`` names it; ``runs`` is how often it ran."""
+    """A profiled step. ``what`` describes it; ``runs`` is the number of runs."""
 
     what: str
     runs: int
@@ -43,14 +43,14 @@ class Profile:
 
     @property
     def gpu_seconds(self) -> float:
-        """Seconds of one run's kernels together."""
+        """Seconds of all kernels of one run."""
         return sum(line.seconds for line in self.lines)
 
 
 @contextmanager
 def _step(subject: Subject, depth: int, batch: int) -> Iterator[tuple[Plan, Callable[[], object]]]:
     """The plan of a decode step of ``batch`` sequences with ``depth`` positions each, and a function that sets their
-    state; their caches hold whatever was there."""
+    state. The contents of their caches are arbitrary."""
     check_fits(subject, depth + 1, batch)
     model, rows = subject.model, bucket(batch, BATCHES)
     with held_pages(model, [depth + 1] * batch) as slots:
@@ -74,7 +74,7 @@ def profile_step(subject: Subject, depth: int, batch: int, runs: int) -> Profile
 
 
 def profile_prompt(subject: Subject, tokens: int, runs: int) -> Profile:
-    """Profile the layers over a prompt; tokens are rounded up to the plan that takes them."""
+    """Profile the layers over a prompt; ``tokens`` is rounded up to the rows of a plan."""
     rows = bucket(min(tokens, subject.model.sizes.rows))
     check_fits(subject, rows, 1)
     model = subject.model
@@ -86,7 +86,7 @@ def profile_prompt(subject: Subject, tokens: int, runs: int) -> Profile:
 
 
 def _lines(subject: Subject, line: Timeline, runs: int, positions: list[int]) -> list[Line]:
-    """Kernels that do the same work, together; the longest first. ``positions`` are what each row attends to."""
+    """A line for each kernel and amount of work, the longest first. ``positions``: how many each row attends to."""
     c, model = subject.model.config, subject.model
     layers = c.num_hidden_layers
     groups: dict[tuple[Program, int], list[tuple[float, Dispatch]]] = defaultdict(list)
@@ -98,7 +98,7 @@ def _lines(subject: Subject, line: Timeline, runs: int, positions: list[int]) ->
         seconds, count = sum(s for s, _ in calls), len(calls) / runs
         reads, macs = sum(d.reads for _, d in calls) / runs, work * count
         if program.shader.startswith("attention_") and program.shader != "attention_merge":
-            # The plan knows the room of its sequences, not their positions.
+            # The plan knows the capacity of its sequences, not their lengths.
             seen = positions[-1:] if program.shader == "attention_prefill" else positions
             macs = count / layers * sum(attention_macs(c, p) for p in positions)
             reads = count / layers * sum(kv_read_bytes(c, p, model.sizes.kv_dtype) for p in seen)
@@ -108,13 +108,13 @@ def _lines(subject: Subject, line: Timeline, runs: int, positions: list[int]) ->
 
 
 def line_name(dispatch: Dispatch) -> str:
-    """The name of a dispatch in the table: products have their work in it."""
+    """The name of a dispatch in the table; the names of products include their work."""
     name = short_name(dispatch.program)
     return f"{name} {dispatch.work / 1e6:.3g}M" if dispatch.program.shader.startswith("product") else name
 
 
 def short_name(program: Program) -> str:
-    """A program's shader and its choices, without those that every program of its kind has."""
+    """A program's shader and its choices, without the common ones."""
     dull = {"plain", "none", "woven", "subgroup", "workgroup", "store", "neighbours"}
     entry = [] if program.entry == "main" else [program.entry]
     return " ".join([program.shader, *entry, *(choice for _, choice in program.libs if choice not in dull)])
@@ -149,7 +149,7 @@ def record(found: Profile, sticks: Yardsticks, adapter: str) -> dict[str, Any]:
 def details(found: Profile, sticks: Yardsticks, adapter: str) -> str:
     """Facts beside the table: how it was measured, on what, and the yardsticks."""
     line = found.timeline
-    way = "in one pass" if line.inside else "a pass per dispatch, as timestamps inside passes are missing"
+    way = "in one pass" if line.inside else "a pass per dispatch, because the adapter has no timestamps inside passes"
     return (
         f"{found.what}: {found.gpu_seconds * 1e3:.2f} ms of kernels, mean of {found.runs} runs, {way} · {adapter}\n"
         f"copy {sticks.bandwidth / 1e9:.2f} GB/s, multiply-adds {sticks.multiply_adds / 1e9:.2f} G/s · "

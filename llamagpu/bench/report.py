@@ -1,4 +1,4 @@
-"""Benchmark results as tables and records. Field names are those of llama-bench where it has them."""
+"""Benchmark results as tables and records. Fields that llama-bench has too are named as there."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ def details(records: list[dict[str, Any]]) -> str:
         if r["attention_macs_per_s"] is not None:
             lines.append(
                 f"{r['dtype']} {r['test']}: weights {r['weights_macs_per_s'] / 1e9:.2f} G MAC/s, "
-                f"attention {r['attention_macs_per_s'] / 1e9:.2f} ({r['attention_to_weights']:.2f} of it); "
-                f"{r['read_bytes_per_step'] / 1e6:.2f} MB read a token; a step is encoded in {r['encode_us']:.0f} µs, "
-                f"by objects {r['encode_objects_us']:.0f}"
+                f"attention {r['attention_macs_per_s'] / 1e9:.2f} ({r['attention_to_weights']:.2f} times that); "
+                f"{r['read_bytes_per_step'] / 1e6:.2f} MB read per token; encoding a step takes "
+                f"{r['encode_us']:.0f} µs ({r['encode_objects_us']:.0f} through objects)"
             )
         if r["dispatches_per_token"] is not None:
             lines.append(
-                f"  a token: {r['dispatches_per_token']:g} dispatches, {r['objects_per_token']:g} objects made, "
+                f"  per token: {r['dispatches_per_token']:g} dispatches, {r['objects_per_token']:g} objects created, "
                 f"{r['bytes_up_per_token']:g} bytes up and {r['bytes_down_per_token']:g} down, "
                 f"{r['pipelines_per_token']:g} pipelines"
             )

@@ -1,4 +1,4 @@
-"""The adapter's best rates, which other figures are compared with."""
+"""The adapter's peak rates as measured, which other figures are compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llamagpu import gpu
 from llamagpu.gpu.timing import time_calls, time_plans
 from llamagpu.kernels.yardsticks import GROUP, copy, multiply_add
 
-_COPY_BYTES = {"software": 64_000_000}  # of one buffer; elsewhere far more than caches hold
+_COPY_BYTES = {"software": 64_000_000}  # of one buffer; 512 MB elsewhere, far more than caches hold
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Yardsticks:
 
 
 def yardsticks(device: gpu.Device) -> Yardsticks:
-    """Measure the adapter: copying by the kernel ``copy`` or by the driver's own, whichever is faster; and the kernel
-    ``multiply_add``."""
+    """Measure the adapter: copying, by the kernel ``copy`` or by the driver's own copy, whichever is faster; and
+    multiply-adds, by the kernel ``multiply_add``."""
     size, steps = _COPY_BYTES.get(device.adapter.kind, 512_000_000), 2000
     size = min(size, device.memory.largest_binding) // 1024 * 1024
     with device.ledger.tracking() as made:

@@ -1,4 +1,4 @@
-"""``llamagpu bench``: prompt and generation speed, beside what the adapter could do."""
+"""``llamagpu bench``: prompt and generation speed, also as shares of the adapter's rates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
     try:
         out = [int(part) for part in value.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of whole numbers, such as 128,4096.") from None
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 128,4096.") from None
     least = 1 if option.name == "batch" else 0
     if min(out) < least:
         raise click.BadParameter(f"{min(out)} is below {least}.")
@@ -31,18 +31,25 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
 @click.command()
 @click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
 @click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
-@click.option("-p", "--n-prompt", default="512", show_default=True, callback=numbers, help="Prompt lengths; 0: none.")
-@click.option("-n", "--n-gen", default="128", show_default=True, callback=numbers, help="Tokens to generate; 0: none.")
-@click.option("-d", "--n-depth", default="0", show_default=True, callback=numbers, help="Tokens in front of them.")
-@click.option("-b", "--batch", default="1", show_default=True, callback=numbers, help="Sequences at once.")
+@click.option("-p", "--n-prompt", default="512", show_default=True, callback=numbers, help="Prompt lengths; 0 is none.")
+@click.option("-n", "--n-gen", default="128", show_default=True, callback=numbers, help="New tokens; 0 is none.")
+@click.option("-d", "--n-depth", default="0", show_default=True, callback=numbers, help="Tokens before the new ones.")
+@click.option("-b", "--batch", default="1", show_default=True, callback=numbers, help="Sequences in a batch.")
 @click.option(
-    "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of a test."
+    "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of each test."
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the results as well: .svg, .png or .pdf.")
-@click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", show_default=True)
-@click.option("--dtype", default="auto", show_default=True, help="One or more, with commas: float16,int8,int4 …")
-@click.option("--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16.")
-@click.option("--context", type=int, help="The most tokens of a sequence. [default: what fits]")
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw a chart (.svg, .png, .pdf).")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["md", "csv", "json", "jsonl"]),
+    default="md",
+    show_default=True,
+    help="Format of the results.",
+)
+@click.option("--dtype", default="auto", show_default=True, help="Dtypes of the weights, such as float16,int8,int4.")
+@click.option("--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16.")
+@click.option("--context", type=int, help="Most tokens of a sequence. [default: up to 4096, or as the tests need]")
 @click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
 def bench(
     model: str | None,
@@ -57,10 +64,10 @@ def bench(
     dtype: str,
     **options: Any,
 ) -> None:
-    """Measure tokens a second of prompts (pp) and of generation (tg), as llama-bench names them.
+    """Measure tokens a second of prompts (pp) and of generation (tg), in llama-bench's terms.
 
-    Lists are separated by commas; every combination is a test. Beside each figure stands what it is of the adapter's
-    own copying and multiplying, and of the model's bare products, measured in the same run.
+    Options take lists separated by commas; every combination is a test. Each result is also given as a share of the
+    adapter's copy and multiply-add rates and of the model's bare matrix products, which are measured in the same run.
     """
     from llamagpu.bench import plots, report
     from llamagpu.kernels.kv_write import PAGE
@@ -69,7 +76,7 @@ def bench(
     tests: list[tuple[int, int, int, int]] = [(p, 0, 0, 1) for p in n_prompt if p]
     tests += [(0, n, d, b) for n in n_gen if n for d in n_depth for b in batch]
     if not tests:
-        raise UsageError("There is nothing to measure.", "Both --n-prompt and --n-gen are 0.")
+        raise UsageError("There is nothing to measure.", "Both --n-prompt and --n-gen are 0.", "Set one of them.")
     most = max((p + 1 if p else max(d, 1) + n + b + 1) for p, n, d, b in tests)
     if options["context"] is None and most > 4096:
         options["context"] = most
@@ -103,7 +110,7 @@ def _measure(
         for dtype in dtypes:
             show(len(records), f"loading, {dtype}")
             with measure.open_subject(model, shape, dtype=dtype, **options) as subject:
-                for p, n, d, b in tests:  # refused before any is run
+                for p, n, d, b in tests:  # refuse a test before any runs
                     measure.check_fits(subject, p or max(d, 1) + n + b, b)
                 subject.generate([subject.prompt(8)], 1)
                 first = None if records else time.time() - psutil.Process().create_time()

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _HELP = """/help          this list
 /reset         forget the conversation (the system message stays)
 /retry         answer the last message again
-/system TEXT   set the system message and start anew; without TEXT, remove it
+/system TEXT   set the system message and start a new conversation; without TEXT, remove it
 /save FILE     write the conversation to a new file, as JSON
-/load FILE     go on with a conversation that /save wrote
-/exit, /quit   leave (as does the end of input, Ctrl-D)
-A line that ends with \\ goes on in the next one.
-A message that starts with \"\"\" goes on until a line that ends with \"\"\".
+/load FILE     continue a conversation that /save wrote
+/exit, /quit   leave (Ctrl-D, the end of input, leaves too)
+A line that ends with \\ continues on the next line.
+A message that starts with \"\"\" continues until a line that ends with \"\"\".
 Ctrl-C stops an answer."""
 _SEEDS = 2**32
 
@@ -33,18 +33,22 @@ _SEEDS = 2**32
 @click.command()
 @model_options
 @click.option("--system", help="A system message.")
-@click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="The most tokens of an answer.")
-@click.option("-t", "--temperature", type=float, help="0 takes the likeliest token. [default: the model's]")
+@click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
+@click.option("-t", "--temperature", type=float, help="0 always takes the likeliest token. [default: the model's]")
 @click.option("--top-k", type=int, help="Draw from the k likeliest tokens. [default: the model's]")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens up to p. [default: the model's]")
-@click.option("--min-p", type=float, help="Leave out what is below this share of the best. [default: the model's]")
-@click.option("--repetition-penalty", type=float, help="Against tokens seen before. [default: the model's]")
-@click.option("--seed", type=int, help="Repeat the draws. [default: new ones each time]")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each answer, a line each.")
+@click.option(
+    "--top-p", type=float, help="Draw from the likeliest tokens whose probabilities add up to p. [default: the model's]"
+)
+@click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest one. [default: the model's]")
+@click.option(
+    "--repetition-penalty", type=float, help="Penalty for tokens in prompt or text; 1 is none. [default: the model's]"
+)
+@click.option("--seed", type=int, help="Seed of the draws, to repeat a chat. [default: random]")
+@click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON object on one line.")
 def chat(system: str | None, as_json: bool, **options: Any) -> int:
-    """Talk with a model: a line is a message, /help lists commands.
+    """Chat with a model. Each line is a message; /help lists the commands.
 
-    Answers go to standard output, everything else to standard error. The exit code is 1 where every message failed.
+    Answers go to standard output, everything else to standard error. The exit code is 1 if every message failed.
     """
     from llamagpu.engine.params import sampling_params
 
@@ -78,7 +82,7 @@ class Session:
         self._messages: list[Message] = []
         self._answered = self._failed = 0
         self._retries = 0  # of the last message
-        self._greedy = False  # the last answer was made here, and without a draw
+        self._greedy = False  # the last answer was generated here, without a draw
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: note(_HELP),
             "/reset": self._reset,
@@ -97,7 +101,7 @@ class Session:
             try:
                 if not self._take(typed):
                     break
-            except KeyboardInterrupt:  # it ends what was going on, never the chat
+            except KeyboardInterrupt:  # it stops the current answer, never the chat
                 note("\n(stopped)")
         return 1 if self._failed and not self._answered else 0
 
@@ -114,7 +118,7 @@ class Session:
     # --- answers ----------------------------------------------------------------------------
 
     def _answer(self, messages: list[Message]) -> None:
-        """Print the answer to the last message and keep both. After a failure the conversation is what it was."""
+        """Print the answer to the last message and keep both. After a failure the conversation is unchanged."""
         settings = dict(self._settings)
         if "seed" in settings:
             settings["seed"] = (settings["seed"] + self._retries) % _SEEDS
@@ -131,7 +135,7 @@ class Session:
             self._messages = [*kept, _message("assistant", text)]
 
     def _print(self, stream: Stream) -> str:
-        """Print an answer as it comes; as much of it as there is where Ctrl-C stops it."""
+        """Print an answer as it comes, and return it. Ctrl-C stops it; then the part so far is returned."""
         pieces: list[str] = []
         stopped = False
         try:
@@ -161,13 +165,13 @@ class Session:
         elif result.finish_reason == "length":
             note("(cut: --max-tokens)")
         if on_a_terminal():
-            most = self._llm.context  # the last token of a full context needs no place in it
+            most = self._llm.context  # the last token of a full context takes no position
             meter = f"({min(result.prompt_tokens + result.completion_tokens, most)} of {most} tokens)"
             note(meter if is_dumb() else click.style(meter, dim=True))
 
     def _failure(self, error: UsageError) -> str:
         if not isinstance(error, ContextFullError):
-            return error_lines(error.what, error.why, "The message was not kept; /reset starts anew.")
+            return error_lines(error.what, error.why, "The message was not kept; /reset starts a new conversation.")
         system = any(m["role"] == "system" for m in self._messages)
         alone = "The message and the system message do" if system else "The message alone does"
         shorten = "Shorten one of them" if system else "Shorten it"
@@ -183,10 +187,10 @@ class Session:
             return False
         command = self._commands.get(name)
         if command is None:
-            note(f"There is no command {name}.\n{_HELP}")
+            note(f"Unknown command {name}.\n{_HELP}")
             return True
         if name in ("/save", "/load") and not argument:
-            note(f"{name} needs the name of a file.")
+            note(f"{name} needs a file name.")
             return True
         try:
             command(argument[0] if argument else "")
@@ -208,10 +212,10 @@ class Session:
     def _retry(self, _: str) -> None:
         asked = [i for i, m in enumerate(self._messages) if m["role"] == "user"]
         if not asked:
-            note("(there is no message to answer again)")
+            note("(no message to answer again)")
             return
         if self._greedy:
-            note("(temperature 0: the answer will be the same; -t 0.8 draws)")
+            note("(temperature 0 gives the same answer; start the chat with -t 0.8 for another)")
         self._retries += 1
         self._answer(self._messages[: asked[-1] + 1])
 

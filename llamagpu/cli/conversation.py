@@ -1,4 +1,4 @@
-"""The messages of a conversation: what fits the context, and files of them."""
+"""The messages of a conversation: dropping the oldest to fit the context, saving and loading."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 _ROLES = ("system", "user", "assistant")
-_ROOM = 64  # new tokens that an answer should have, or a quarter of a small context
+_ROOM = 64  # tokens kept free for an answer; a quarter of the context if it is small
 
 
 def fit(llm: LLM, messages: list[Message]) -> list[Message]:
-    """The messages without the oldest turns, as few as leave room for an answer to the last message.
+    """Drop the oldest turns, as few as possible, so that an answer to the last message has room.
 
     System messages and the last turn always stay, so the result may still be too long.
     """
-    begins = sorted({0, *(i for i, m in enumerate(messages) if m["role"] == "user")})  # a loaded one may begin oddly
+    begins = sorted({0, *(i for i, m in enumerate(messages) if m["role"] == "user")})  # a file may begin with an answer
     most = llm.context - min(_ROOM, llm.context // 4)
 
     def kept(turns: int) -> list[Message]:
@@ -31,7 +31,7 @@ def fit(llm: LLM, messages: list[Message]) -> list[Message]:
     def fits(turns: int) -> bool:
         return turns == len(begins) - 1 or _tokens(llm, kept(turns)) <= most
 
-    # Halving, because each look renders and tokenises a conversation, and a loaded one may have thousands of turns.
+    # Binary search, because each test renders and tokenizes the conversation, which may have thousands of turns.
     return kept(0 if fits(0) else bisect_left(range(len(begins)), True, key=fits))
 
 
@@ -46,14 +46,14 @@ def save(messages: list[Message], name: str) -> Path:
     """Write a conversation to a new file, as JSON.
 
     Raises:
-        UsageError: it exists or cannot be written.
+        UsageError: the file exists or cannot be written.
     """
     path = _path(name)
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
         raise UsageError(f"{path} exists; choose another name.") from None
-    except (OSError, ValueError) as e:  # ValueError: no file may have such a name
+    except (OSError, ValueError) as e:  # ValueError: the name is not allowed
         raise _failed(path, "written", e) from None
     try:
         with file:
@@ -68,7 +68,7 @@ def load(name: str) -> tuple[list[Message], Path]:
     """A conversation that ``save`` wrote.
 
     Raises:
-        UsageError: it cannot be read, or holds something else.
+        UsageError: the file cannot be read, or does not hold a conversation.
     """
     path = _path(name)
     try:
@@ -80,7 +80,7 @@ def load(name: str) -> tuple[list[Message], Path]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(map(_is_message, found)):
-        raise UsageError(f"{path} does not hold a conversation, as /save writes one.")
+        raise UsageError(f"{path} does not hold a conversation written by /save.")
     return found, path
 
 
@@ -91,7 +91,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it: JSON's escapes can name half a character."""
+    """Whether UTF-8 can encode the text: a JSON escape can be half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -102,7 +102,7 @@ def _is_unicode(text: str) -> bool:
 def _path(name: str) -> Path:
     try:
         return Path(name).expanduser()
-    except RuntimeError as e:  # ~somebody who has no home
+    except RuntimeError as e:  # ~user, who has no home directory
         raise UsageError(f"{name} is not the name of a file: {e}") from None
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 @click.option("--variants", is_flag=True, help="Check every variant of the kernels, not only those in use.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(device: str, variants: bool, as_json: bool) -> None:
-    """Check this machine: GPU adapters, the choice among them, limits, and every kernel against its reference.
+    """Check this machine: GPU adapters, the chosen one, its limits, and every kernel against its reference.
 
-    Ends with exit code 1 if a kernel gives wrong numbers. Cases that exceed the memory are skipped and named.
+    The exit code is 1 if a kernel gives wrong numbers. Cases that exceed the memory are skipped and listed.
     """
     from llamagpu import gpu
 
@@ -55,7 +55,7 @@ def doctor(device: str, variants: bool, as_json: bool) -> None:
         names = ", ".join(sorted({k["kernel"] for k in bad}))
         raise LlamaGPUError(
             f"{len(bad)} of {len(report['kernels'])} kernel checks failed: {names}.",
-            "This driver computes something wrong, or a kernel has a bug.",
+            "The driver computes wrong results, or a kernel has a bug.",
             "Update the driver, or choose another adapter with --device; please report it.",
         )
 
@@ -88,7 +88,7 @@ def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dic
     tunings = [device.tuning]
     if every_variant:
         tunings = gpu.variants(device.features, device.subgroup_size)
-    # Divisions were chosen for the matrices of models: here they are checked on the kernels' own cases.
+    # The divisions of products were chosen for models' matrices; here they are checked on the kernels' own cases.
     cuts = dict.fromkeys(tuned.cut for tuned in device.tuning.lanes)
     tunings += [replace(device.tuning, all_lanes=cut) for cut in cuts]
     read: dict[str, set[str]] = {}  # fields of the tuning that each kernel reads
@@ -98,7 +98,7 @@ def _check_kernels(device: Device, every_variant: bool, quiet: bool) -> list[dic
         if len(tunings) > 1 and not quiet:
             write("  " + ", ".join(f"{k}={v}" for k, v in vars(tuning).items()) + "\n")
         for number, kernel in enumerate(chosen, 1):
-            with progress_bar(f"checking {kernel.name}", "kernels") as progress:  # it leaves before the line
+            with progress_bar(f"checking {kernel.name}", "kernels") as progress:  # gone before the line is written
                 if progress is not None:
                     progress(number, len(chosen))
                 start = time.perf_counter()
@@ -117,8 +117,8 @@ def _changed(tuning: Tuning, first: Tuning) -> set[str]:
 
 
 def _check_kernel(device: Device, kernel: Kernel, tuning: Tuning) -> tuple[dict[str, Any], set[str]]:
-    """Check every case of a kernel, but for those that exceed the memory, which are named. Returns the outcome, and the
-    fields of the tuning that the kernel read."""
+    """Check every case of a kernel, and list the cases skipped because they exceed the memory. Returns the outcome, and
+    the fields of the tuning that the kernel read."""
     from llamagpu import kernels
 
     worst, failure, count, skipped, fields = 0.0, "", 0, [], set[str]()

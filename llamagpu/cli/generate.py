@@ -26,44 +26,60 @@ from llamagpu.errors import UsageError
 if TYPE_CHECKING:
     from llamagpu.engine import LLM, Result, Stream
 
-_LONG_PROMPT = 512  # tokens: a chunk of the engine's; more are shown on their way
+_LONG_PROMPT = 512  # tokens, one chunk of the engine; longer prompts show progress
 _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 
 
 @click.command()
 @click.argument("text", metavar="[PROMPT]", required=False)
 @click.option("-p", "--prompt", help="The prompt, instead of the argument.")
-@click.option(
-    "-f", "--file", type=click.Path(path_type=Path), help="A file that holds the prompt; - is standard input."
-)
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file; - is standard input.")
 @model_options
 @click.option(
-    "-n", "--max-tokens", type=int, default=256, show_default=True, help="The most new tokens; -1: all that fit."
+    "-n", "--max-tokens", type=int, default=256, show_default=True, help="Most new tokens; -1 is as many as fit."
 )
-@click.option("-t", "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from the k likeliest tokens; 0 is all.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest tokens up to p.")
 @click.option(
-    "--min-p", type=float, default=0.0, show_default=True, help="Leave out what is below this share of the best."
+    "-t", "--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token."
 )
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Against tokens seen before.")
-@click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="Against tokens in the text.")
-@click.option("--frequency-penalty", type=float, default=0.0, show_default=True, help="The same, for each time.")
-@click.option("--seed", type=int, help="Repeat a draw. [default: a new one each time]")
-@click.option("--stop", multiple=True, help="End at this text; may be given several times.")
-@click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its text.")
-@click.option("--echo", is_flag=True, help="Print the prompt in front of the text.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from the k likeliest tokens; 0 is all.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens whose probabilities add up to p.",
+)
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True, help="Drop tokens below this share of the likeliest one."
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Penalty for tokens in prompt or text; 1 is none.",
+)
+@click.option(
+    "--presence-penalty", type=float, default=0.0, show_default=True, help="Penalty for tokens already in the text."
+)
+@click.option(
+    "--frequency-penalty", type=float, default=0.0, show_default=True, help="The same, once for each occurrence."
+)
+@click.option("--seed", type=int, help="Seed of the draws, to repeat a text. [default: random]")
+@click.option("--stop", multiple=True, help="End before this text; can be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Continue when the model ends its text.")
+@click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
 def generate(
     text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any
 ) -> None:
     """Continue PROMPT and print the new text as it comes.
 
-    Without PROMPT, or where it is -, standard input is the prompt. The line break at the end of a file or of standard
-    input is left out. Statistics go to standard error.
+    Without PROMPT, or if it is -, the prompt is read from standard input. The last line break of a file or of standard
+    input is removed. Statistics go to standard error.
     """
     if echo and as_json:
-        raise UsageError("--echo and --json do not go together.", "The JSON object holds the new text alone.")
+        raise UsageError("--echo and --json exclude one another.", "The JSON object holds the new text alone.")
     source = _prompt(text, prompt, file)
     load = load_options(options)
     if options["max_tokens"] == -1:
@@ -98,7 +114,7 @@ def _validate(options: dict[str, Any]) -> None:
 
 @contextmanager
 def _prompt_progress(stream: Stream) -> Iterator[None]:
-    """Show how far a long prompt is, until the block ends."""
+    """Show the progress of a long prompt until the block ends."""
     if stream.prompt_tokens[1] <= _LONG_PROMPT:
         yield
         return
@@ -122,7 +138,7 @@ def _prompt_progress(stream: Stream) -> Iterator[None]:
 
 def _prompt(text: str | None, prompt: str | None, file: Path | None) -> str:
     given = sum(x is not None for x in (text, prompt, file))
-    hint = "It is an argument, --prompt, --file or standard input.", 'Try: llamagpu generate "Once upon a time"'
+    hint = "Give one: an argument, --prompt, --file or standard input.", 'Try: llamagpu generate "Once upon a time"'
     if given > 1:
         raise UsageError("More than one prompt was given.", *hint)
     words = prompt if text in (None, "-") else text

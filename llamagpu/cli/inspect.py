@@ -1,4 +1,4 @@
-"""``llamagpu inspect``: what a model is and what it would take, from its headers."""
+"""``llamagpu inspect``: a model's config and memory needs, from its headers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from llamagpu.errors import UsageError
 
 @click.command()
 @click.argument("named", metavar="[MODEL]", required=False)
-@click.option("-m", "--model", help="The same. [default: the model that comes along]")
-@click.option("--revision", help="The hub id's revision.")
-@click.option("--device", default="auto", show_default=True, help="The adapter to measure it against.")
+@click.option("-m", "--model", help="A directory or a hub id, instead of the argument. [default: the bundled model]")
+@click.option("--revision", help="Revision of the hub model.")
+@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(
     named: str | None, model: str | None, revision: str | None, device: str, tensors: bool, as_json: bool
 ) -> None:
-    """Show MODEL's architecture, parameters, tensors and memory by dtype and context, against the adapter.
+    """Show MODEL's architecture, parameters and tensors, and the memory it needs by dtype and context.
 
-    Only headers are read; of a hub id nothing large is downloaded.
+    MODEL is a directory or a hub id. The needs are compared with the adapter's memory. Only headers are read or
+    downloaded.
     """
     from llamagpu import gpu
     from llamagpu.errors import NoAdapterError
@@ -59,19 +60,19 @@ def _describe(report: dict[str, Any]) -> str:
         "memory in MB, weights by dtype:",
     ]
     lines += [f"  {dtype:9} {size / 1e6:12,.1f}" for dtype, size in report["weight_bytes"].items()]
-    lines.append("and cache and activations by context:")
+    lines.append("cache and activations by context:")
     for row in report["contexts"]:
         kv = f"{row['kv_bytes']['float32'] / 1e6:,.1f} (float32) or {row['kv_bytes']['float16'] / 1e6:,.1f} (float16)"
         lines.append(f"  {row['context']:9,} {kv}, activations {row['activation_bytes'] / 1e6:,.1f}")
     adapter = report["adapter"]
     if adapter is None:
-        lines.append("adapter: none was found")
+        lines.append("adapter: none found")
     else:
         free = adapter["free_bytes"]
         memory = "not known" if free is None else f"{free / 1e6:,.0f} MB"
         lines.append(f"adapter: {adapter['name']}, free memory {memory}")
         lines.append(
-            f"  its bindings of {adapter['binding_bytes'] / 1e6:,.0f} MB hold the cache of "
+            f"  a binding ({adapter['binding_bytes'] / 1e6:,.0f} MB) holds a layer's float32 cache of up to "
             f"{adapter['most_tokens']:,} tokens"
         )
         for dtype, context in adapter["largest_context"].items():

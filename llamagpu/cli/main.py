@@ -26,17 +26,17 @@ from llamagpu.version import __version__
 
 USAGE, CLOSED_PIPE = 2, 141
 _VERBOSE = "llamagpu.verbose"
-_VERBOSE_HELP = "Say more on standard error (twice: everything)."
+_VERBOSE_HELP = "Log more to standard error (-vv: everything)."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="llamagpu")
 @click.option("-v", "--verbose", count=True, help=_VERBOSE_HELP)
 def cli(verbose: int) -> None:
-    """Run small Llama models on any GPU, by WebGPU.
+    """Run small Llama models on any GPU, through WebGPU.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 model not found or offline, 4 model not supported, 5 no GPU adapter,
-    6 out of memory or device lost, 130 interrupted, 141 the pipe that was written to was closed.
+    6 out of memory or device lost, 130 interrupted, 141 output pipe closed.
     """
     _log(verbose)
 
@@ -54,7 +54,7 @@ def _log(verbose: int) -> None:
 
 
 def _more_verbose(context: click.Context, _option: click.Parameter, verbose: int) -> None:
-    """-v behind the command's name counts as in front of it."""
+    """Add the -v after the command's name to those before it."""
     if verbose:
         _log(context.find_root().meta[_VERBOSE] + verbose)
 
@@ -67,26 +67,26 @@ for command in (generate, chat, quantize, inspect, perplexity, bench, profile, t
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code. Errors become three short lines on standard error."""
+    """Run a command and return its exit code. An error becomes up to three short lines on standard error."""
     code = _run(arguments)
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # what could not be written was reported; Python would flush once more at its end
+    except (OSError, ValueError):  # the error was reported; Python would flush again at exit
         _drop_output()
     return code
 
 
 def _drop_output() -> None:
-    """Let what is still to be written to standard output go nowhere."""
+    """Discard the text in standard output's buffer."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # there is no such file
+    except (OSError, ValueError):  # standard output has no file descriptor
         pass
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     try:
         code = cli.main(args=arguments, prog_name="llamagpu", standalone_mode=False)
@@ -113,7 +113,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (ClosedPipe, BrokenPipeError):
         _drop_output()
         return CLOSED_PIPE
-    except SystemExit as e:  # click ends so where the pipe that its help went to was closed
+    except SystemExit as e:  # click exits like this if the pipe closes while it prints help
         return CLOSED_PIPE if "PacifyFlushWrapper" in type(sys.stdout).__name__ else int(e.code or 0)
     except OSError as e:
         click.echo(error_lines("A file or standard output could not be written.", e.strerror or str(e)), err=True)

@@ -20,11 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ClosedPipe(Exception):
-    """Whoever read standard output went away. (click would turn the OSError into exit code 1.)"""
+    """The reader of standard output closed the pipe. (click would turn the OSError into exit code 1.)"""
 
 
 class Interrupted(Exception):
-    """Ctrl-C, and the line on the terminal is ended already. (click would end it once more.)"""
+    """Ctrl-C, after the line on the terminal was ended. (click would end it again.)"""
 
 
 def write(text: str) -> None:
@@ -53,7 +53,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bar(doing: str, unit: str = "") -> Iterator[Callable[..., None] | None]:
-    """A function that shows (done, in all) on standard error, in bytes or in some unit; None where that is no terminal.
+    """A function that shows (done, total) on standard error, in bytes or ``unit``; None if that is not a terminal.
 
     A third argument replaces ``doing``.
     """
@@ -66,14 +66,14 @@ def progress_bar(doing: str, unit: str = "") -> Iterator[Callable[..., None] | N
 
     count = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {unit}") if unit else DownloadColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), count)
-    # Standard output is left alone: what goes there is a result, and may go to a file.
+    # Standard output is left alone: it carries results, and may be a file.
     bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
     task = bar.add_task(doing, total=0)
 
     def show(done: int, total: int, now: str = doing) -> None:
         if unit or total >= _SHOW_PROGRESS_FROM:
             bar.update(task, description=escape(now), completed=done, total=total)
-            bar.start()  # not earlier: it erases its line, where the hub's library may have a bar
+            bar.start()  # not earlier: it erases the line, and the hub's library may show a bar there
 
     try:
         yield show
@@ -83,12 +83,12 @@ def progress_bar(doing: str, unit: str = "") -> Iterator[Callable[..., None] | N
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of ``model_options`` out of a command's."""
+    """Remove the options of ``model_options`` from a command's options, and return them."""
     return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
 
 
 def open_model(options: dict[str, Any]) -> LLM:
-    """Load a model, with progress where it takes a while."""
+    """Load a model, with progress if it takes a while."""
     from llamagpu.engine import LLM
 
     with progress_bar("loading") as progress:
@@ -96,7 +96,7 @@ def open_model(options: dict[str, Any]) -> LLM:
 
 
 def error_lines(what: str, why: str = "", hint: str = "") -> str:
-    """An error as it is printed: what, why, what to do."""
+    """The text of an error: what happened, why, and a hint."""
     return "\n".join([f"error: {what}", *(f"  {line}" for part in (why, hint) if part for line in part.splitlines())])
 
 
@@ -105,15 +105,18 @@ def model_options(command: F) -> F:
     for option in reversed(
         (
             click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]"),
-            click.option("--revision", help="The hub id's revision."),
+            click.option("--revision", help="Revision of the hub model."),
             click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."),
             click.option(
-                "--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4."
+                "--dtype",
+                default="auto",
+                show_default=True,
+                help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
             ),
             click.option(
-                "--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16."
+                "--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16."
             ),
-            click.option("--context", type=int, help="The most tokens of prompt and text. [default: what fits]"),
+            click.option("--context", type=int, help="Most tokens of prompt and text together. [default: up to 4096]"),
         )
     ):
         command = option(command)

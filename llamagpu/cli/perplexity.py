@@ -19,7 +19,7 @@ from llamagpu.errors import UsageError
 @model_options
 @click.option("--window", type=int, help="Tokens that the model sees at a time. [default: 512, or the context]")
 @click.option("--stride", type=int, help="Tokens from a window's start to the next. [default: half a window]")
-@click.option("--bytes", "most", type=int, help="Read only so many bytes of the text.")
+@click.option("--bytes", "most", type=int, help="Read only this many bytes of the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def perplexity(
     file: Path, window: int | None, stride: int | None, most: int | None, as_json: bool, **options: Any

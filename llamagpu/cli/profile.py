@@ -1,4 +1,4 @@
-"""``llamagpu profile``: which kernels a step's time goes to."""
+"""``llamagpu profile``: the GPU time of each kernel in a step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from llamagpu.errors import UsageError
 @click.command()
 @click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
 @click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
-@click.option("-d", "--n-depth", type=click.IntRange(0), default=128, show_default=True, help="Tokens in front.")
-@click.option("-b", "--batch", type=click.IntRange(1, 32), default=1, show_default=True, help="Sequences at once.")
-@click.option("-p", "--n-prompt", type=click.IntRange(1), help="Profile a prompt of so many tokens instead of a step.")
-@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Runs, put together.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write a trace for Chrome's viewer or Perfetto.")
+@click.option("-d", "--n-depth", type=click.IntRange(0), default=128, show_default=True, help="Tokens before the step.")
+@click.option("-b", "--batch", type=click.IntRange(1, 32), default=1, show_default=True, help="Sequences in the batch.")
+@click.option("-p", "--n-prompt", type=click.IntRange(1), help="Profile a prompt of this many tokens instead.")
+@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Runs to average.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write a trace file for Chrome's viewer or Perfetto.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), help="Draw roofline, shares and a timeline: .svg, .png or .pdf."
+    "--plot", type=click.Path(path_type=Path), help="Draw a roofline, shares and a timeline: .svg, .png or .pdf."
 )
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4.")
-@click.option("--kv-dtype", default="auto", show_default=True, help="The cache's: auto, float32 or float16.")
-@click.option("--context", type=int, help="The most tokens of a sequence. [default: what fits]")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
+)
+@click.option("--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16.")
+@click.option("--context", type=int, help="Most tokens of a sequence. [default: up to 4096, or as the profile needs]")
 @click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def profile(
@@ -40,14 +45,14 @@ def profile(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show the GPU time of every kernel in a decode step (or of a prompt, with -p), from timestamp queries."""
+    """Show the GPU time of every kernel in a decode step (with -p, in a prompt), from timestamp queries."""
     from llamagpu.bench import measure, plots
     from llamagpu.bench import profile as profiling
     from llamagpu.bench import yardsticks as bench_yardsticks
 
     plots.check_plot(plot)
     if trace is not None and not trace.parent.is_dir():
-        raise UsageError(f"There is no directory {trace.parent} for the trace.")
+        raise UsageError(f"There is no directory {trace.parent} for the trace.", "", "Make it first.")
     if options["context"] is None and max(n_depth + 1, n_prompt or 0) > 4096:
         options["context"] = n_depth + 1
     with measure.open_subject(model, shape, **options) as subject:

@@ -13,7 +13,7 @@ from llamagpu.errors import ModelNotFoundError, UsageError
 if TYPE_CHECKING:
     from llamagpu.model import Prepared
 
-_LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantizes fewer is probably a mistake
+_LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantizes less is probably a mistake
 
 
 @click.command()
@@ -23,8 +23,8 @@ _LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantizes fewer is p
 @click.option(
     "--group-size", type=int, default=64, show_default=True, help="Weights that share a scale: 32, 64 or 128."
 )
-@click.option("--force", is_flag=True, help="Write it even if groups divide less than half of the weights.")
-@click.option("--revision", help="The hub id's revision.")
+@click.option("--force", is_flag=True, help="Write the copy even if it quantizes less than half of the weights.")
+@click.option("--revision", help="Revision of the hub model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def quantize(
     paths: tuple[str, ...],
@@ -35,7 +35,7 @@ def quantize(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL (a directory or a hub id) into the new directory OUT, in MLX's layout."""
+    """Write a quantized copy of MODEL (a directory or a hub id) to the new directory OUT, in MLX's layout."""
     from llamagpu.model import find_model, prepare
     from llamagpu.model.quantize import quantize_checkpoint
 
@@ -55,7 +55,8 @@ def quantize(
         f"{out}: {written.nbytes / 1e6:,.1f} MB (before: {before / 1e6:,.1f} MB), {bits} bits in groups of {group_size}"
     )
     if written.unquantized:
-        note(f"not quantized, as {group_size} does not divide their rows: {', '.join(written.unquantized)}")
+        names = ", ".join(written.unquantized)
+        note(f"not quantized, because groups of {group_size} do not divide their rows: {names}")
 
 
 def _arguments(paths: tuple[str, ...], model: str | None) -> tuple[str, Path]:
@@ -91,6 +92,6 @@ def _check_share(prepared: Prepared, group_size: int) -> None:
     shares = ", ".join(f"{g}: {quantized_share(prepared, g):.0%}" for g in GROUP_SIZES)
     raise UsageError(
         f"Groups of {group_size} would quantize {quantized_share(prepared, group_size):.0%} of the weights.",
-        f"A group must divide a row. What each size would quantize: {shares}.",
+        f"Groups must divide the rows. Share of the weights by group size: {shares}.",
         "Choose another --group-size, or give --force.",
     )

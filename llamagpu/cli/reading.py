@@ -1,4 +1,4 @@
-"""Reading messages: what a message of several lines looks like, and plain lines from standard input."""
+"""Reading messages: the syntax of messages of several lines, and plain lines from standard input."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from llamagpu.cli.output import note
 from llamagpu.errors import UsageError
 
 _QUOTE = '"""'
-CLEARED = "(/exit leaves)"  # after Ctrl-C at the prompt
+CLEARED = "(/exit to leave)"  # after Ctrl-C at the prompt
 
 
 class Reader(Protocol):
-    """Where messages and commands come from."""
+    """A source of messages and commands."""
 
     def read(self) -> str | None:
         """The next message as it was typed, quotes and backslashes included; None at the end of input."""
 
 
 def on_a_terminal() -> bool:
-    """Whether somebody types, and sees what goes to standard error."""
+    """Whether the session is interactive: standard input and standard error are terminals."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def is_dumb() -> bool:
-    """Whether the terminal shows text only, as a shell inside an editor does."""
+    """Whether the terminal shows plain text only, such as a shell inside an editor."""
     return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
@@ -41,7 +41,7 @@ def goes_on(text: str) -> bool:
 
 
 def unwrap(text: str) -> tuple[str, bool]:
-    """The message in what was typed, and whether it stood in three quotes (so that it cannot be a command)."""
+    """The message without its quotes or backslashes, and whether it had three quotes (then it is not a command)."""
     text = text.strip()
     if not text.startswith(_QUOTE):
         return "\n".join(line.removesuffix("\\") for line in text.split("\n")).strip(), False
@@ -51,10 +51,10 @@ def unwrap(text: str) -> tuple[str, bool]:
 
 
 class Lines:
-    """Messages from plain lines: of a pipe or a file, or of a terminal that cannot edit them."""
+    """Messages from plain lines: of a pipe, a file, or a terminal without line editing."""
 
     def read(self) -> str | None:
-        """The next message; None at the end of input. On a terminal Ctrl-C drops what was typed."""
+        """The next message; None at the end of input. On a terminal Ctrl-C drops the typed text."""
         while True:
             try:
                 text = self._line("> ")

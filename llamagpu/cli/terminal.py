@@ -1,4 +1,4 @@
-"""Line editing and history on a terminal, by prompt_toolkit. Import it only where somebody types."""
+"""Line editing and history on a terminal, by prompt_toolkit. Import it only for interactive use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Terminal:
     """Messages from a terminal. The prompt goes to standard error, because standard output is for answers."""
 
     def __init__(self) -> None:
-        # Enter begins a new line while the message goes on, so the history holds it as one entry.
+        # Enter begins a new line while the message continues, so that the history holds it as one entry.
         self._session: PromptSession[str] = PromptSession(
             "> ",
             output=create_output(stdout=sys.stderr),
@@ -31,7 +31,7 @@ class Terminal:
         )
 
     def read(self) -> str | None:
-        """The next message; None after Ctrl-D. Ctrl-C drops what was typed."""
+        """The next message; None after Ctrl-D. Ctrl-C drops the typed text."""
         while True:
             try:
                 return self._session.prompt()
@@ -42,7 +42,7 @@ class Terminal:
 
 
 class _History(FileHistory):
-    """A history for the owner's eyes, in memory only where the file cannot be used: a chat works without it."""
+    """A history file that only its owner can read. If the file cannot be used, the history stays in memory."""
 
     def __init__(self, path: Path):
         super().__init__(path)

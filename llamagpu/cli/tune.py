@@ -14,15 +14,20 @@ from llamagpu.errors import LlamaGPUError
 
 @click.command()
 @click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
-@click.option("--shape", help="The matrices of smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b instead.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16, bfloat16, int8 or int4.")
+@click.option("--shape", help="Use the matrices of smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
+)
 @click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json: bool) -> None:
-    """Measure the kernel variants on this adapter for a model's matrices, and keep the fastest for all later runs.
+    """Measure the kernel variants on this adapter for a model's matrices, and use the fastest in all later runs.
 
-    They are kept in the user's cache directory (LLAMAGPU_CACHE), for this adapter, driver and version;
-    LLAMAGPU_TUNING=built-in leaves them alone.
+    The choice is stored in the user's cache directory, or in LLAMAGPU_CACHE, for this adapter, driver and version.
+    LLAMAGPU_TUNING=built-in ignores it.
     """
     from llamagpu import gpu
     from llamagpu.model import prepare_model
@@ -36,7 +41,8 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
         with path.open("a", encoding="utf-8"):
             pass
     except OSError as e:  # before anything is measured
-        raise LlamaGPUError(f"The tuning cannot be kept in {path}.", str(e), "Set LLAMAGPU_CACHE.") from None
+        hint = "Set LLAMAGPU_CACHE to another directory."
+        raise LlamaGPUError(f"The tuning cannot be kept in {path}.", str(e), hint) from None
     start = time.perf_counter()
     with gpu.open(device) as opened:
         built_in = gpu.default_tuning(opened.adapter.kind, opened.features, opened.subgroup_size)
@@ -47,6 +53,6 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
     if as_json:
         write_json({"gpu_info": adapter, "tuning": asdict(chosen), "took_s": seconds, "kept_in": str(path)})
         return
-    changed = difference(chosen, [built_in]) if chosen != built_in else "nothing: the built-in choices are the fastest"
-    write(f"against the built-in choices: {changed}\n")
+    changed = f"changed choices: {difference(chosen, [built_in])}"
+    write((changed if chosen != built_in else "the built-in choices are the fastest") + "\n")
     note(f"{adapter} · {seconds:.1f} s · kept in {path}")

@@ -1,4 +1,4 @@
-"""Values from callers, turned into plain lists and numbers, or refused."""
+"""Checks of callers' values, which return plain lists and numbers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 from llamagpu.errors import UsageError, shown
 
 
-def items(given: Any, what: str) -> list[Any]:
+def items(given: Any, kind: str) -> list[Any]:
     """A list of the items of an iterable, which may be a generator or an array."""
     if isinstance(given, (str, bytes, Mapping)):
-        raise UsageError(f"{shown(given)} is not {what}.", "It must be a list.")
+        raise UsageError(f"{shown(given)} is not {kind}.", "It must be a list.")
     try:
         return list(given)
     except TypeError:
-        raise UsageError(f"{shown(given)} is not {what}.", "It must be text or a list.") from None
+        raise UsageError(f"{shown(given)} is not {kind}.", "It must be text or a list.") from None
 
 
-def whole_number(value: Any, what: str) -> int:
-    """A Python int of any whole number, numpy's too; bools and floats are refused."""
+def whole_number(value: Any, kind: str) -> int:
+    """Any whole number, including numpy's, as a Python int; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UsageError(f"{shown(value)} is not {what}.", "It must be a whole number.")
+        raise UsageError(f"{shown(value)} is not {kind}.", "It must be a whole number.")
     return int(value)
 
 
 def whole_in(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A whole number in a range; ``name`` is that of the argument."""
+    """A whole number in a range; ``name`` is the argument's name."""
     allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
@@ -48,7 +48,7 @@ def number_in(name: str, value: Any, low: float, high: float, allowed: str = "")
 
 
 def out_of_range(name: str, value: Any, allowed: str) -> UsageError:
-    """The error for an argument that is not as it must be."""
+    """The error for an argument that is not allowed."""
     return UsageError(f"{name} is {shown(value)}.", f"It must be {allowed}.")
 
 

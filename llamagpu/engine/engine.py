@@ -1,4 +1,4 @@
-"""The loop on the device thread: takes sequences in, prefills, decodes in batches, hands tokens out."""
+"""The loop on the device thread: admits sequences, prefills them, decodes in batches, and delivers tokens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IN_FLIGHT = 2  # steps that are submitted before the oldest is read
 class Engine:
     """Runs requests of one model together. Everything but ``submit`` is on the device thread.
 
-    A step is launched before the one in front of it was read: the device knows its tokens. Sequences that end there
-    (``kernels.sampling``) write nothing more. A stop string or a cancellation, which the host finds later, only leaves
-    positions behind the sequence's length that nobody reads. The queue runs in order, so pages that are given to
-    another sequence are written by it after everything that was in flight.
+    A step is launched before the results of the previous one were read, because the device has its tokens. Sequences
+    that end on the device (``kernels.sampling``) write nothing more. If a sequence ends by a stop string or a
+    cancellation, which the host notices later, the steps in flight only write positions beyond its length, which are
+    never read. The queue runs in order, so another sequence that gets its pages writes them after those steps.
 
-    An error while a sequence is taken in or prefilled ends that sequence; one in a step ends the sequences of the step;
-    a lost device ends all.
+    An error while a sequence is admitted or prefilled ends that sequence; an error in a step ends the sequences of the
+    step; a lost device ends all.
     """
 
     def __init__(self, device: Device, model: Model):
@@ -66,7 +66,7 @@ class Engine:
             self._admit()
             self._prefill()
             self._decode()
-        except Exception as e:  # every sequence must hear of it, whatever it is
+        except Exception as e:  # every sequence must get the error, of any kind
             self._fail_all(e)
         return bool(self._active or self._waiting or self._flights)
 
@@ -78,7 +78,7 @@ class Engine:
             self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
-        """Take waiting sequences in, in their order, while the cache has room for all that they may need."""
+        """Admit waiting sequences in order, while the cache has room for all tokens that they may need."""
         while self._waiting:
             sequence = self._waiting[0]
             try:
@@ -88,7 +88,7 @@ class Engine:
                     raise OutOfMemoryError(f"A sequence of {sequence.request.most} tokens does not fit the cache.")
             except DeviceLostError:
                 raise
-            except Exception as e:  # its own error
+            except Exception as e:  # it ends this sequence only
                 self._waiting.popleft()
                 self._runner.end(sequence)
                 sequence.events.put(e)
@@ -105,11 +105,11 @@ class Engine:
                 self._finish(sequence, np.concatenate(sequence.logits))
         except DeviceLostError:
             raise
-        except Exception as e:  # its own error
+        except Exception as e:  # it ends this sequence only
             self._finish(sequence, e)
 
     def _decode(self) -> None:
-        """A step of the plain sequences, or of the others: they are not mixed, so that company changes no result."""
+        """A step of the plain sequences, or of the others. They are not mixed, so that no sequence affects another."""
         ready = [s for s in self._active if s.prefilled and not s.request.want_logits]
         more = [s for s in ready if s.made + s.in_flight < s.request.limit]
         plain, filtered = (
@@ -129,7 +129,7 @@ class Engine:
             return
         if len(self._flights) > IN_FLIGHT:
             self._land()
-        if len(batch) < len(ready):  # those that did not run go first next time
+        if len(batch) < len(ready):  # sequences that did not run go first next time
             self._land_all()
             self._active = [s for s in self._active if s not in batch] + [s for s in self._active if s in batch]
 
@@ -155,7 +155,7 @@ class Engine:
             self._land()
 
     def _take(self, sequences: Iterable[Sequence], outcomes: list[Outcome]) -> None:
-        """Hand tokens out, and end the sequences that end there."""
+        """Deliver tokens, and finish the sequences that end with them."""
         for sequence, token in zip(sequences, outcomes, strict=False):
             if sequence not in self._active:  # it ended while this step was in flight
                 continue

@@ -32,21 +32,20 @@ class LLM(Unique):
     """A Llama on a GPU. Use it as a context manager, from any thread; overlapping calls run together.
 
     Args:
-        model: a directory in Hugging Face layout, a hub id, or None for the model that comes with the package.
+        model: a directory in Hugging Face layout, a hub id, or None for the bundled model.
         device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
         kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that fits.
         revision: of a hub id.
-        tune: first measure the kernel variants for this model's matrices, for some seconds, and keep the fastest on
-            this
-            machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
-        fused: False runs a kernel for every step of the formula: slower, readable, and an oracle.
-        progress: called with (bytes loaded, bytes in all).
+        tune: first measure the kernel variants for this model's matrices, which takes some seconds, and store the
+            fastest on this machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
+        fused: False runs one kernel for each operation of the formula: slower, readable, and an oracle.
+        progress: called with (bytes loaded, bytes in total).
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
-        UnsupportedModelError: its files are broken, contradict one another, or need what is not implemented.
+        UnsupportedModelError: its files are broken, contradict one another, or need features that are not implemented.
         NoAdapterError: no GPU adapter, or none that matches.
         OutOfMemoryError: it does not fit.
         UsageError: an argument is out of its range.
@@ -72,7 +71,7 @@ class LLM(Unique):
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
         if context is not None:
-            context = whole_number(context, "context")
+            context = whole_number(context, "a context length")
         self._prepared = prepared = prepare(find_model(model, revision), dtype)
         source, self.config, self.name = prepared.source, prepared.config, prepared.name
         files = source.tokenizer_json(), source.tokenizer_config()
@@ -103,7 +102,7 @@ class LLM(Unique):
 
     @property
     def sizes(self) -> Sizes:
-        """The bytes that weights, cache and activations take, and the choices behind them."""
+        """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self._session.model.sizes
 
     @cached_property
@@ -132,7 +131,7 @@ class LLM(Unique):
 
         Raises:
             UsageError: the model has no chat template, or the template refuses the conversation.
-            ContextFullError: it is far longer than the context; it is not tokenized then.
+            ContextFullError: it is far longer than the context; then it is not even tokenized.
         """
         template = self.chat_template
         if template is None:
@@ -175,8 +174,8 @@ class LLM(Unique):
         """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
         either, which gives a list of results in order.
 
-        A list runs together, and each result is what it would be alone. The keyword arguments are described in
-        ``llamagpu.engine.params.GenerateOptions``.
+        The prompts of a list run in batches, and each result is the same as alone. The keyword arguments are described
+        in ``llamagpu.engine.params.GenerateOptions``.
 
         Raises:
             UsageError: an empty prompt, or a value out of its range.
@@ -198,7 +197,7 @@ class LLM(Unique):
 
     @takes_options
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
-        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Leaving it stops it."""
+        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early."""
         return self._stream(prompt, **options)
 
     @takes_options
@@ -258,14 +257,14 @@ class LLM(Unique):
             raise UsageError(f"{shown(bad)} is not a token id of this model.", f"Ids run from 0 to {vocab - 1}.")
         return ids
 
-    def _check_characters(self, count: int, what: str) -> None:
+    def _check_characters(self, count: int, kind: str) -> None:
         """Refuse text that cannot fit before it is tokenized, which could take minutes."""
         most = self.context * self._tokenizer.longest
         if count > most:
             raise ContextFullError(
-                f"The {what} has {count:,} characters; the context holds at most {most:,}.",
-                f"It is {self.context} tokens. Nothing was cut.",
-                f"Shorten the {what}.",
+                f"The {kind} has {count:,} characters; the context holds at most {most:,}.",
+                f"The context has {self.context} tokens. Nothing was cut.",
+                f"Shorten the {kind}.",
             )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:

@@ -117,11 +117,11 @@ def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingPa
 
     Raises:
         UsageError: a value is out of its range.
-        TypeError: an unknown name.
+        TypeError: an option is unknown.
     """
     unknown = options.keys() - DEFAULTS.keys()
     if unknown:
-        raise TypeError(f"There is no option {min(unknown)!r}. Known: {', '.join(DEFAULTS)}.")
+        raise TypeError(f"Unknown option {min(unknown)!r}. Known: {', '.join(DEFAULTS)}.")
     o = DEFAULTS | options
     bias = _bias(o["logit_bias"], vocab_size)
     if not isinstance(o["ignore_eos"], (bool, np.bool_)):
@@ -170,7 +170,7 @@ def _bias(given: Any, vocab_size: int | None) -> dict[int, float]:
 
 
 def _stops(given: Any) -> tuple[str, ...]:
-    allowed = "a string, or strings, none of them empty"
+    allowed = "a non-empty string, or a list of them"
     if given is None:
         return ()
     if not isinstance(given, (str, Iterable)):

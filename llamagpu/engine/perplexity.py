@@ -28,8 +28,8 @@ def perplexity(
     stride: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
-    """Mean surprise over a text in overlapping windows: every token is predicted once, from at least
-    ``window - stride`` tokens in front of it where there are as many (the sliding window of transformers' guide).
+    """Mean surprise over a text in overlapping windows. Every token is predicted once, from at least
+    ``window - stride`` tokens before it, if the text has them (the sliding window of transformers' guide).
 
     Args:
         ids: the text's tokens, at least 2.
@@ -37,7 +37,7 @@ def perplexity(
         stride: tokens from a window's start to the next.
 
     Raises:
-        UsageError: the window passes the context, or the stride the window, or there is nothing to predict.
+        UsageError: the window exceeds the context, or the stride the window, or there is nothing to predict.
     """
     if not 2 <= window <= llm.context:
         raise UsageError(f"A window of {window} tokens is not possible.", f"It must be from 2 to {llm.context}.")
@@ -61,7 +61,7 @@ def perplexity(
 
 
 def _surprise(llm: LLM, ids: list[int], fresh: int) -> float:
-    """Nats of the last ``fresh`` tokens, each predicted from those in front of it."""
+    """Nats of the last ``fresh`` tokens, each predicted from the tokens before it."""
     first = len(ids) - fresh
     rows = llm.logits(ids)[first - 1 : -1].astype(np.float64)
     top = rows.max(axis=1)

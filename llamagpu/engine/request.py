@@ -1,4 +1,4 @@
-"""Requests and sequences: what a caller asks for, and how far the engine has come with it."""
+"""Requests of callers, and sequences: their progress in the engine."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class NotFinite(LlamaGPUError):
         """The error for a sequence of this many tokens."""
         return cls(
             f"The logits are not finite after {tokens} tokens.",
-            "A NaN or an infinity came out of the model: broken weights, or values beyond float16.",
+            "The model computed a NaN or an infinity: its weights are broken, or values exceed float16.",
             "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
         )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A request for new tokens, or for logits.
 
     Attributes:
         prompt: token ids.
         limit: the most tokens to make, by max_tokens and the context.
         want_logits: give the logits of every position instead of new tokens.
-        reuse: take the beginning of the prompt from the cache, where earlier sequences left it.
+        reuse: take the beginning of the prompt from the cache, if earlier sequences left it there.
     """
 
     prompt: tuple[int, ...]
@@ -60,13 +60,13 @@ class Request:
 
     @property
     def most(self) -> int:
-        """Positions that the sequence may come to take; its last token needs none."""
+        """The most positions that the sequence can take; its last token needs none."""
         return len(self.prompt) + (0 if self.want_logits else self.limit - 1)
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way: its tokens, and the pages that hold their keys and values.
+    """A request in progress: its tokens, and the pages that hold their keys and values.
 
     A sequence that lost its pages can go on from its tokens: begun again with length 0, it is prefilled with all of
     them but the newest.

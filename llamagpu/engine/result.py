@@ -22,13 +22,13 @@ class Result:
     """A finished generation.
 
     Attributes:
-        text: the new text, without a stop string: what decoding prompt and new tokens together adds to the prompt.
-        token_ids: the new tokens, the one that ended it included.
+        text: the text that the new tokens add to the decoded prompt, without a stop string.
+        token_ids: the new tokens, including the one that ended the text.
         prompt_token_ids: the prompt's tokens.
         finish_reason: ``stop`` (an end token or a stop string), ``length`` (max_tokens, or the context is full) or
             ``cancelled``.
         context_full: whether ``length`` means that the context ended it.
-        seed: the seed that was used, where tokens were drawn.
+        seed: the seed, if tokens were drawn.
         logprobs: with ``logprobs=n``, for every token its log-probability and the n likeliest ones.
     """
 
@@ -52,7 +52,7 @@ class Result:
         return len(self.token_ids)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, counts included, as JSON can hold it."""
+        """All fields and counts, as JSON values."""
         counts = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
         return asdict(self) | counts
 

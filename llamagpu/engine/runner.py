@@ -26,18 +26,18 @@ Outcome = Token | NotFinite
 
 @dataclass
 class Flight:
-    """A step that was submitted and not read yet."""
+    """A submitted step whose results were not read yet."""
 
     batch: tuple[Sequence, ...]
     reading: Reading
 
 
 class Runner:
-    """Moves the state of sequences to the GPU, runs plans, brings tokens back."""
+    """Writes the state of sequences to the GPU, runs plans, and reads tokens back."""
 
     def __init__(self, device: Device, model: Model):
         self._model, self._forward, self._state = model, model.forward, model.forward.state
-        self._settled: tuple[Sequence, ...] = ()  # whose states the first rows of the decode buffers hold
+        self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = _RATE[device.adapter.kind]
 
     def begin(self, sequence: Sequence) -> bool:
@@ -69,7 +69,7 @@ class Runner:
         self._state.write_prompt(chunk, first, sequence.slot, rows)
         self._settled = ()
         self._run_paced(self._forward.prefill(rows), sequence)
-        if sequence.cancelled.is_set():  # perhaps before the chunk was through: it does not count
+        if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
             return []
         sequence.length += len(chunk)
         if request.want_logits:
@@ -94,8 +94,8 @@ class Runner:
         return self._settled == batch
 
     def launch(self, batch: tuple[Sequence, ...]) -> Flight:
-        """Submit one step of sequences whose settings are all plain or all not. If the device holds the state of
-        others, the state of these is written first; nothing may be in flight then."""
+        """Submit one step of sequences, whose settings are all plain or all not. If the device holds the state of other
+        sequences, the state of these is written first; then nothing may be in flight."""
         rows = bucket(len(batch), BATCHES)
         if not self.follows(batch):
             assert not any(s.in_flight for s in batch)
@@ -108,21 +108,21 @@ class Runner:
         return flight
 
     def land(self, flight: Flight) -> list[Outcome]:
-        """Wait for a launched step: its tokens, or errors, in the order of its batch."""
+        """Wait for a launched step; returns its tokens, or errors, in the order of its batch."""
         for sequence in flight.batch:
             sequence.in_flight -= 1
             sequence.length += 1
         return self._outcomes(flight)
 
     def batch_of(self, sequences: Iterable[Sequence]) -> list[Sequence]:
-        """As many sequences from the front as decode in one step."""
+        """The first sequences, as many as can decode in one step."""
         context, out = self._model.context, list(sequences[: BATCHES[-1]])
         while bucket(len(out), BATCHES) > batch_limit(context, max(s.request.most for s in out)):
             out.pop()
         return out
 
     def abandon(self, flight: Flight) -> None:
-        """Give back what an unread step holds, as far as the device still answers."""
+        """Drop the results of a launched step, and free its staging memory even if the device does not answer."""
         try:
             self.land(flight)
         except LlamaGPUError:
@@ -137,7 +137,7 @@ class Runner:
             sequence.logits.append(self._forward.logits.head(padded).numpy()[:count].astype(np.float32))
 
     def _submit(self, batch: tuple[Sequence, ...], plan: Plan) -> Flight:
-        """Run a plan that samples; its results are copied to staging memory behind it."""
+        """Run a plan that samples, and copy its results to staging memory."""
         reading, windows = self._state.reading([s.request.settings for s in batch])
         most = self._rate * STEP_SECONDS
         plan.run(read=(reading.slot, windows), segment_work=most if plan.work > most else None)

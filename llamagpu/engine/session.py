@@ -22,7 +22,7 @@ class Session(Unique):
     Args:
         device: as ``gpu.open`` takes it; an open device is shared, and stays open.
         tune: measure the kernel variants for this model first.
-        at_once: the least tokens that the cache is to hold, of all sequences together.
+        at_once: the least capacity of the cache, in tokens of all sequences together.
     """
 
     device: gpu.Device
@@ -72,14 +72,14 @@ class Session(Unique):
             return
         self.closed = True
 
-        def close() -> None:  # one call: an interrupt while it is waited for leaves nothing behind
+        def close() -> None:  # one call, so that an interrupt during the wait cannot skip a part
             self.engine.close()
             self._free()
 
         try:
             self.device.call(close)
         except DeviceLostError:
-            pass  # the device was closed before the model, or stayed behind in another process
+            pass  # the device was closed before the model, or belongs to the parent process
         if self._owns_device:
             self.device.close()
 
@@ -93,5 +93,5 @@ class Session(Unique):
         try:
             gpu.store_tuning(self.device.adapter, tuning)
         except OSError as e:
-            log.warning("the tuning is not kept: %s", e)
+            log.warning("the tuning cannot be kept: %s", e)
         return tuning

@@ -16,7 +16,7 @@ from llamagpu.text import StopFilter, TextStream, Tokenizer
 
 
 def next_event(sequence: Sequence) -> Any:
-    """Wait for a sequence's next event. It wakes often, so that Ctrl-C is seen on every platform."""
+    """Wait for a sequence's next event. It wakes often, so that Ctrl-C works on every platform."""
     while True:
         try:
             event = sequence.events.get(timeout=0.2)
@@ -28,7 +28,7 @@ def next_event(sequence: Sequence) -> Any:
 
 
 class Stream(Unique, Iterator[str]):
-    """An iterator of text pieces; ``result`` is there when it ends. ``close`` stops it early.
+    """An iterator of text pieces; ``result`` is complete when it ends. ``close`` stops it early.
 
     Pieces never split a character, and never hold a part of a stop string.
     """

@@ -1,4 +1,4 @@
-"""GPU adapters: listed, chosen by rule with the reason in words, and asked for a device."""
+"""GPU adapters: listing them, choosing one by a rule, and requesting a device from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("llamagpu")
 
 _KIND_ORDER = {"discrete": 0, "integrated": 1, "other": 2, "software": 3}
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
-_BACKEND_ORDER = {"Metal": 0, "Vulkan": 0, "D3D12": 1}  # OpenGL is never chosen unasked
+_BACKEND_ORDER = {"Metal": 0, "Vulkan": 0, "D3D12": 1}  # auto never chooses OpenGL
 WANTED_FEATURES = (SHADER_F16, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
 # WebGPU's defaults. Every kernel keeps within them, so only the buffer sizes are raised.
 _BASELINE = {
@@ -34,7 +34,7 @@ _BASELINE = {
     "max-compute-workgroups-per-dimension": 65535,
 }
 _INSTALL = (
-    "Install a Vulkan driver for the GPU; on Debian or Ubuntu the software one is: apt-get install mesa-vulkan-drivers"
+    "Install a Vulkan driver for the GPU. The software driver of Debian and Ubuntu: apt-get install mesa-vulkan-drivers"
 )
 
 
@@ -51,11 +51,11 @@ class Adapter:
 
     @property
     def usable(self) -> bool:
-        """Whether the rule may choose it unasked."""
+        """Whether ``auto`` may choose it."""
         return self.backend in _BACKEND_ORDER
 
     def request_device(self, baseline: bool) -> tuple[Any, frozenset[str]]:
-        """A native device, and the features that it has. ``baseline`` takes no features and WebGPU's default limits."""
+        """A native device and its features. ``baseline`` requests no features and WebGPU's default limits."""
         features = [] if baseline else [f for f in WANTED_FEATURES if f in self.handle.features]
         limits = dict(_BASELINE)
         if not baseline:
@@ -91,14 +91,14 @@ def list_adapters() -> list[Adapter]:
 
 
 def choose_adapter(device: str = "auto", adapters: list[Adapter] | None = None) -> tuple[Adapter, str]:
-    """The adapter for a request, and the reason in words.
+    """The adapter for a request, and the reason for the choice in words.
 
     ``device`` is ``"auto"``; a number from the list; a kind (``discrete``, ``integrated``, ``software``);
     a backend (``vulkan``, ``metal``, ``d3d12``, ``opengl``); or a part of the adapter's name.
     Among several, discrete comes before integrated before software, and Vulkan or Metal before DX12.
 
     Raises:
-        NoAdapterError: there is none, or none that matches.
+        NoAdapterError: the machine has no adapter, or none that matches.
     """
     found = list_adapters() if adapters is None else adapters
     want = device.strip().lower()
@@ -119,10 +119,10 @@ def choose_adapter(device: str = "auto", adapters: list[Adapter] | None = None) 
         listing = "; ".join(f"{a.index}: {a}" for a in found)
         if want in ("", "auto"):
             raise NoAdapterError(
-                "No Vulkan, Metal or DX12 adapter was found.", f"OpenGL is not used by itself: {listing}.", _INSTALL
+                "No Vulkan, Metal or DX12 adapter was found.", f"auto does not choose OpenGL: {listing}.", _INSTALL
             )
         hint = "Choose one of them by its number, kind, backend or name."
         raise NoAdapterError(f"No adapter matches {device!r}.", f"This machine has {listing}.", hint)
     best = min(matching, key=lambda a: (_KIND_ORDER[a.kind], _BACKEND_ORDER.get(a.backend, 9), a.index))
-    log.info("using %s: %s, out of %d", best, reason, len(found))
+    log.info("using %s: %s (adapters found: %d)", best, reason, len(found))
     return best, reason

@@ -1,4 +1,4 @@
-"""Quantized rows: w = scale · q + bias, in groups along a row, as packed u32 and a buffer of scales and biases."""
+"""Quantized rows: w = scale · q + bias in groups along a row. Values are packed in u32; scales and biases lie apart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Affine:
         bits: 4 or 8; q is unsigned, packed into u32 lowest first (MLX's layout).
         group: elements of a row that share a scale and a bias: 16, 32, 64 or 128.
         scales: dtype of scale and bias: f16, bf16 or f32.
-        zero: None where the bias is stored; otherwise it is -zero · scale.
+        zero: None if the bias is stored; otherwise the bias is -zero · scale.
     """
 
     bits: int
@@ -34,7 +34,8 @@ class Affine:
 
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.group not in GROUPS or self.scales not in SCALES:
-            raise KernelError(f"There is no affine format {self}.", f"Bits {BITS}, groups {GROUPS}, {list(SCALES)}.")
+            known = f"Bits are one of {BITS}, groups of {GROUPS}, scales of {tuple(SCALES)}."
+            raise KernelError(f"The affine format {self} is not supported.", known)
 
     def __str__(self) -> str:
         return f"int{self.bits}-g{self.group}-{self.scales}" + ("" if self.zero is None else f"-z{self.zero}")
@@ -58,7 +59,7 @@ class Affine:
         return self.data_bytes(columns) + self.meta_bytes(columns)
 
     def pack_meta(self, scales: npt.NDArray[Any], biases: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Scales and biases [rows, groups], floats or (for bf16) uint16 bits, as row bytes."""
+        """Row bytes of scales and biases [rows, groups], given as floats or (for bf16) as uint16 bits."""
 
         def stored(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
             if self.scales == "bf16" and values.dtype != np.uint16:

@@ -1,4 +1,4 @@
-"""Counting what crosses the boundary to the native library: calls, objects made, bytes moved."""
+"""Counting the use of the native library: calls, objects created, bytes moved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from llamagpu.gpu import native
 
-_SIZES = {  # which argument of a call says how many bytes it moves
+_SIZES = {  # the direction of a transfer, and the argument that holds its bytes
     "wgpuQueueWriteBuffer": ("up", 4),
     "wgpuBufferGetMappedRange": ("down", 2),
     "wgpuBufferGetConstMappedRange": ("down", 2),
@@ -20,14 +20,14 @@ _MAKERS = ("wgpuCommandEncoderBeginComputePass", "wgpuCommandEncoderFinish")
 
 @dataclass
 class Census:
-    """Native calls by name, and the bytes that went up to the device and came down."""
+    """Native calls by name, and bytes moved up to the device and down to the host."""
 
     calls: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
 
     @property
     def objects(self) -> dict[str, int]:
-        """Native objects made, by the call that made them."""
+        """Native objects created, by call."""
         return {k: n for k, n in self.calls.items() if k.startswith("wgpuDeviceCreate") or k in _MAKERS}
 
     @property
@@ -41,7 +41,7 @@ class Census:
 
 @contextmanager
 def census() -> Iterator[Census]:
-    """Count every native call of this process while the block runs, made raw or by wgpu-py's objects alike."""
+    """Count every native call of this process inside the block: raw calls, and those of wgpu-py's objects."""
     found, lib, libf = Census(), native.lib, native.libf
     kept = {name: fn for name, fn in vars(libf).items() if name.startswith("wgpu")}
 

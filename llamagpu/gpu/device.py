@@ -32,7 +32,7 @@ _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
 class _Kernels(threading.local):
-    """What the kernel calls of one thread do: the tuning they take, and the plan they are recorded in."""
+    """State of each thread's kernel calls: their tuning, and the calls recorded so far (None outside a recording)."""
 
     tuning: Tuning | None = None
     recorded: list[Call] | None = None
@@ -78,7 +78,7 @@ class Device(Unique):
     # --- lifetime ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Finish what is queued and free everything. Later use raises DeviceLostError."""
+        """Finish queued work and free everything. Later use raises DeviceLostError."""
         if self._closed:
             return
         self._closed = True
@@ -119,7 +119,7 @@ class Device(Unique):
         Args:
             shape: at least one axis; the last one is the columns.
             dtype: ``f32``, ``f16``, ``bf16`` or ``u32``, or their long names.
-            tail: guard bytes behind the rows, inside the binding (for tests).
+            tail: guard bytes after the rows, inside the binding (for tests).
             woven: whether the rows are woven (see ``tensor.woven_order``).
         """
         if not shape or min(shape) < 1:
@@ -221,14 +221,14 @@ class Device(Unique):
         """Queue a kernel, or add it to the plan being recorded.
 
         Args:
-            groups: workgroups, counted linearly; folded where they exceed the limit of one dimension.
+            groups: the number of workgroups, folded into two dimensions if it exceeds the limit of one.
             params: values for every field of the shader's ``struct Params``.
             bindings: a window for every storage variable, by its name in the shader.
             work: multiply-adds, for pacing long plans and for profiles.
             reads: bytes of weights or cache that it reads, for profiles.
 
         Raises:
-            KernelError: params or bindings are missing or not known, or an output shares a buffer with another binding.
+            KernelError: params or bindings are missing or unknown, or an output shares a buffer with another binding.
         """
         call = checked_call(program, groups, params, bindings, work, reads)
         if self._kernels.recorded is not None:
@@ -244,7 +244,7 @@ class Device(Unique):
         self.call(run)
 
     def record(self, forward: Callable[[], object], tuning: Tuning | None = None) -> Plan:
-        """Call ``forward`` here; the kernels that it calls become a plan instead of running.
+        """Record the kernels that ``forward`` calls as a plan, without running them.
 
         The plan keeps the tuning it was recorded with: ``tuning``, or the one of the calling thread.
         """
@@ -280,8 +280,8 @@ def open_device(device: str | Device = "auto", *, baseline: bool = False, memory
 
 @atexit.register
 def _close_all() -> None:
-    """Close what is still open. Only daemon threads still run now, and they are about to end: telling those that wait
-    for tokens would only make them print errors."""
+    """Close the devices that are still open. Only daemon threads still run, and they are about to end. Those that wait
+    for tokens get no error, because they would only print it."""
     for device in list(_open_devices):
         device.thread.stop_steps()
         device.close()

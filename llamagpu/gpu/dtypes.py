@@ -1,4 +1,4 @@
-"""The dtypes of tensors, on the host's side. numpy has no bfloat16: its bits are uint16."""
+"""Tensor dtypes on the host. numpy has no bfloat16, so its bits are held as uint16."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dtype_name(dtype: Any) -> str:
     """The name of a tensor's dtype: ``f16`` for ``"f16"``, ``"float16"``, ``np.float16`` and ``np.dtype("f2")``.
 
     Raises:
-        KernelError: there is no such dtype.
+        KernelError: the dtype is unknown.
     """
     name = dtype if isinstance(dtype, str) else None
     if name is None:
@@ -30,7 +30,7 @@ def dtype_name(dtype: Any) -> str:
             name = getattr(dtype, "__name__", repr(dtype))
     name = _SHORT_NAMES.get(name, name)
     if name not in ITEM_SIZE:
-        raise KernelError(f"There is no dtype {dtype!r}.", f"Known: {', '.join(ITEM_SIZE)}, and their long names.")
+        raise KernelError(f"Unknown dtype {dtype!r}.", f"Known: {', '.join(ITEM_SIZE)}, and their long names.")
     return name
 
 
@@ -59,5 +59,5 @@ def host_array(values: Any, dtype: str | None) -> Array:
         raise KernelError(f"Values of the type {array.dtype} cannot be a tensor.", "They must be numbers.")
     whole = dtype == "u32" or (dtype is None and array.dtype.kind in "iu")
     if whole and array.size and (array.min() < 0 or array.max() > 2**32 - 1):
-        raise KernelError("Integers outside of u32 cannot be a tensor.", "They run from 0 to 4294967295.")
+        raise KernelError("Integers outside of u32 cannot be a tensor.", "u32 runs from 0 to 4294967295.")
     return array

@@ -1,4 +1,4 @@
-"""Dispatches into a compute pass: by raw calls with handles that were looked up once, or through wgpu-py's objects."""
+"""Encoding dispatches into a compute pass: by raw calls with handles looked up once, or through wgpu-py's objects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Encoder:
             ]
 
     def encode(self, compute: Any, begin: int = 0, end: int | None = None) -> None:
-        """Put dispatches ``begin`` to ``end`` into an open compute pass."""
+        """Encode dispatches ``begin`` to ``end`` into an open compute pass."""
         if self._raw is not None and native.use_raw_pass:
             self._encode_raw(compute._internal, self._raw[begin:end])
         else:

@@ -1,8 +1,8 @@
 """The submit gate: the only place that submits, waits and maps.
 
 ``queue.submit`` on a lost device, an invalid command buffer, a destroyed buffer or a mapped staging buffer does not
-raise: it aborts the process. So everything is checked first, under one lock, and the checked ``finish`` comes directly
-before the submit.
+raise: it aborts the process. So the gate checks everything first, under one lock, and submits directly after a
+``finish`` that succeeded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llamagpu.errors import DeviceLostError, KernelError, LlamaGPUError
 from llamagpu.gpu import native
 from llamagpu.gpu.ledger import Buffer
 
-SPIN_SECONDS = 0.002  # of polling before sleeping; 0 on a software adapter, which computes on the same cores
+SPIN_SECONDS = 0.002  # polling time before the first sleep; 0 on a software adapter, which computes on the same cores
 DEADLINE_SECONDS = 300.0
 
 
@@ -32,7 +32,7 @@ class Slot:
 
 
 class Gate:
-    """Submits encoders and brings bytes back, for one device."""
+    """Submits command encoders and reads results back, for one device."""
 
     def __init__(self, handle: Any, spin: bool = True):
         self._handle = handle
@@ -56,7 +56,7 @@ class Gate:
         except (DeviceLostError, KernelError) as e:
             self._failure = e if isinstance(e, DeviceLostError) else native.lost(str(e))
             raise self._failure from e
-        if "lost" not in message.lower():  # another device was lost
+        if "lost" not in message.lower():  # "lost" is about another device, as this one still works
             self._failure = KernelError("The driver reported an error outside of any call.", message)
             raise self._failure
 
@@ -88,7 +88,7 @@ class Gate:
         with self._lock:
             self.check()
             if slot is not None and slot.mapped:
-                raise KernelError("A staging buffer is still mapped.", "It was to be written while it is being read.")
+                raise KernelError("A staging buffer is still mapped.", "Its last result is still being read.")
             for buffer in (*buffers, *((slot.buffer,) if slot else ())):
                 if buffer.freed:
                     raise KernelError(f"A buffer ({buffer.purpose}) was freed before the commands that use it ran.")
@@ -103,7 +103,7 @@ class Gate:
             self.submissions += 1
 
     def read(self, slot: Slot, size: int) -> bytes:
-        """Wait until the work in front of ``slot`` is done; its first ``size`` bytes.
+        """Wait for the submission that fills ``slot``; returns its first ``size`` bytes.
 
         Raises:
             DeviceLostError: the device is lost, or did not answer within the deadline.
@@ -121,7 +121,7 @@ class Gate:
 
     def _read_raw(self, slot: Slot, size: int) -> bytes:
         ffi, libf = native.ffi, native.libf
-        answer = slot.answer  # the callback keeps the list alone: with the slot it would be a cycle around the device
+        answer = slot.answer  # the callback refers to this list only: the slot would make a cycle that holds the device
         answer.clear()
         if slot.callback is None:
 

@@ -1,4 +1,4 @@
-"""Every GPU buffer, by purpose. Memory figures, leak tests and budgets read it."""
+"""The ledger of all GPU buffers by purpose, for memory figures, memory limits and leak tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass
 class Ledger:
-    """Bytes held, by purpose. Allocations beyond ``limit`` bytes, where it is known, are refused."""
+    """The live buffers of a device. It refuses allocations beyond ``limit`` bytes; None is an unknown limit."""
 
     limit: int | None = None
     buffers: weakref.WeakSet[Buffer] = field(default_factory=weakref.WeakSet)  # dropped buffers leave it
@@ -67,14 +67,14 @@ class Ledger:
         return sum(b.size for b in self.live() if purpose in (None, b.purpose))
 
     def by_purpose(self) -> dict[str, int]:
-        """Bytes in live buffers for every purpose."""
+        """Bytes in live buffers of each purpose."""
         out: dict[str, int] = {}
         for b in self.live():
             out[b.purpose] = out.get(b.purpose, 0) + b.size
         return out
 
     def free_bytes(self) -> int | None:
-        """Bytes that may still be allocated; None where the limit is unknown."""
+        """Bytes that may still be allocated; None if the limit is unknown."""
         return None if self.limit is None else max(0, self.limit - self.held())
 
     def check(self, size: int, purpose: str) -> None:
@@ -105,15 +105,15 @@ class Ledger:
 
 
 def memory_limit(kind: str) -> int | None:
-    """Bytes that buffers may take: host memory where the adapter shares it, unknown on a discrete GPU.
+    """Bytes that buffers may take: 90 % of the free host memory if the adapter shares it; None on a discrete GPU.
 
-    A software driver overcommits, so nothing else would stop an allocation before the kernel kills the process.
-    ``LLAMAGPU_MEMORY_LIMIT`` (bytes) overrides.
+    Software drivers overcommit: without this limit the operating system would kill the process.
+    ``LLAMAGPU_MEMORY_LIMIT`` (bytes) overrides the limit.
     """
     override = os.environ.get("LLAMAGPU_MEMORY_LIMIT")
     if override:
         if not override.isdigit() or int(override) == 0:
-            raise UsageError(f"LLAMAGPU_MEMORY_LIMIT is {override!r}.", "It must be a number of bytes from 1.")
+            raise UsageError(f"LLAMAGPU_MEMORY_LIMIT is {override!r}.", "It must be a number of bytes, at least 1.")
         return int(override)
     if kind == "discrete":
         return None

@@ -1,13 +1,13 @@
-"""Shaders are linked, not templated: whole WGSL files put in front of one another.
+"""Links shaders from whole WGSL files, without templates.
 
-A kernel's file says what it needs in lines that start with ``//!``:
+A kernel's file states its needs in lines that start with ``//!``:
 
-    //! needs weights reduce      interfaces: the chosen file of ``lib/weights/`` is put in front; an interface with
-                                  a single implementation is a file, ``lib/paged.wgsl``
-    //! const COLS ROWS           numbers that shape the code; a ``const`` line each is put in front
+    //! needs weights reduce      interfaces: the linker prepends the chosen file of ``lib/weights/``; an interface
+                                  with a single implementation is one file, ``lib/paged.wgsl``
+    //! const COLS ROWS           constants of the code: the linker prepends a ``const`` line for each
 
-and a library file may also say ``//! enable f16``. Bindings and the fields of ``struct Params`` are read from the
-linked text, so the shader is the only place that states them.
+A library file may also have ``//! enable f16``. The linker reads bindings and the fields of ``struct Params`` from the
+linked text, so only the shader states them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llamagpu.errors import KernelError
 
-# naga rejects the line that browsers need; the operations work once the feature is requested.
+# naga rejects this enable line, which browsers need; the operations work once the feature is requested.
 _ENABLES_NOT_WRITTEN = frozenset({"subgroups"})
 _BINDING = re.compile(
     r"@group\((\d+)\)\s*@binding\((\d+)\)\s*var<\s*(storage\s*,\s*read_write|storage\s*,\s*read|storage|uniform)\s*>\s*(\w+)"
@@ -32,7 +32,7 @@ _ENABLE = re.compile(r"^//! enable (\w+)", re.M)
 
 
 def shader_root() -> Path:
-    """Where the WGSL files are: inside the installed package, or beside it in a checkout."""
+    """The folder of the WGSL files: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "shaders"
     return inside if inside.is_dir() else package.parent / "shaders"
@@ -40,7 +40,7 @@ def shader_root() -> Path:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel with its choices made: interface implementations, constants, override values, entry point."""
+    """A kernel and its choices: interface implementations, constants, override values, entry point."""
 
     shader: str
     libs: tuple[tuple[str, str], ...] = ()
@@ -67,7 +67,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class Linked:
-    """A linked module: its text, where each line is from, its bindings and its uniform fields in order."""
+    """A linked module: its text, the source of each line, its bindings and its uniform fields in order."""
 
     code: str
     lines: tuple[tuple[str, int], ...]
@@ -75,7 +75,7 @@ class Linked:
     params: tuple[tuple[str, str], ...]
 
     def locate(self, message: str) -> str:
-        """A compiler's message with ``wgsl:LINE:COL`` turned into the source file and its line."""
+        """A compiler's message with ``wgsl:LINE:COL`` replaced by the source file and its line."""
 
         def place(m: re.Match[str]) -> str:
             line = int(m[1])
@@ -91,7 +91,7 @@ def _source(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise KernelError(f"There is no shader {name}.wgsl.", f"It was looked for in {path.parent}.") from None
+        raise KernelError(f"There is no shader {name}.wgsl.", f"It would be in {path.parent}.") from None
 
 
 def _words(pattern: re.Pattern[str], text: str) -> list[str]:
@@ -99,7 +99,7 @@ def _words(pattern: re.Pattern[str], text: str) -> list[str]:
 
 
 def _files(program: Program) -> list[str]:
-    """The files in linking order: every interface in front of the file that needs it, each once."""
+    """The files in linking order: every interface once, before the first file that needs it."""
     chosen, order = dict(program.libs), []
 
     def visit(name: str) -> None:
@@ -115,7 +115,7 @@ def _files(program: Program) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def link(program: Program) -> Linked:
-    """Put the chosen files in front of the kernel.
+    """Link a program: its library files, then the kernel.
 
     Raises:
         KernelError: a file, an interface or a constant is missing, or two files bind the same slot.
@@ -125,7 +125,7 @@ def link(program: Program) -> Linked:
     consts = dict(program.consts)
     wanted = {word for name in files for word in _words(_CONST, text[name])}
     if wanted != set(consts):
-        raise KernelError(f"{program.label}: constants {sorted(wanted ^ set(consts))} are missing or not known.")
+        raise KernelError(f"{program.label}: constants {sorted(wanted ^ set(consts))} are missing or unknown.")
     enables = {word for name in files for word in _words(_ENABLE, text[name])} - _ENABLES_NOT_WRITTEN
     head = [f"enable {e};" for e in sorted(enables)] + [f"const {k}: u32 = {v}u;" for k, v in program.consts]
     code, lines = list(head), [("(linker)", i + 1) for i in range(len(head))]

@@ -109,13 +109,13 @@ class Memory:
         self.call(wait)
 
     def copy_fence(self, encoder: Any) -> Slot:
-        """Let a copy follow the encoder's commands; ``wait_fence`` waits for it. On the device thread."""
+        """Append a small copy to the encoder's commands; ``wait_fence`` waits for it. On the device thread."""
         slot = self.take_slot(16)
         encoder.copy_buffer_to_buffer(self._fence.handle, 0, slot.buffer.handle, 0, 16)
         return slot
 
     def wait_fence(self, slot: Slot) -> None:
-        """Wait until a submitted fence was reached. On the device thread."""
+        """Wait until the device has reached a submitted fence. On the device thread."""
         self.gate.read(slot, 16)
         self.give_slot(slot)
 

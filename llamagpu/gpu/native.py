@@ -1,4 +1,4 @@
-"""The one door to wgpu: importing it, and the private names that are used where they exist."""
+"""The only module that imports wgpu. It also uses private functions of wgpu-native, if this version has them."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ try:
     has_raw = all(hasattr(libf, name) for name in _RAW_NAMES)
     has_raw_pass = all(hasattr(lib, name) for name in _PASS_NAMES)
     has_trusted = hasattr(libf, _TRUSTED_NAME)
-except ImportError:  # another backend of wgpu-py, or private names that moved: the object path serves
+except ImportError:  # another backend of wgpu-py, or private names that moved: use wgpu-py's objects
     ffi = lib = libf = None
     has_raw = has_raw_pass = has_trusted = False
-use_raw_pass = True  # where it is there; tests and benchmarks compare it with wgpu-py's objects
+use_raw_pass = True  # if has_raw_pass; tests and benchmarks set False to compare with wgpu-py's objects
 
 
 def version() -> str:
-    """wgpu-py's version and that of the library underneath."""
+    """The versions of wgpu-py and wgpu-native."""
     native = ".".join(str(part) for part in getattr(wgpu.backends.wgpu_native, "lib_version_info", ()))
     return f"wgpu {wgpu.__version__} (wgpu-native {native or 'unknown'})"
 
 
 class ErrorLog(logging.Handler):
-    """Hears what wgpu-py only logs: a lost device, and errors outside of any call.
+    """Counts the errors that wgpu-py only logs: a lost device, and errors outside of any call.
 
-    The log does not name the device, so it counts; each device compares the count and then asks its own.
+    A log record does not name its device. So when the count has grown, each gate checks its own device.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class ErrorLog(logging.Handler):
 error_log = ErrorLog()
 _logger = logging.getLogger("wgpu")
 _logger.addHandler(error_log)
-_logger.propagate = False  # what matters is raised as our error; the rest would be noise on standard error
+_logger.propagate = False  # relevant errors are raised as ours; the log would clutter standard error
 
 
 def _first_line(error: BaseException) -> str:
@@ -103,7 +103,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def errors(doing: str) -> Iterator[None]:
-    """Turn wgpu's errors into ours; ``doing`` says what was attempted."""
+    """Turn wgpu's errors into ours; ``doing`` names the operation in them."""
     try:
         yield
     except wgpu.GPUOutOfMemoryError as e:
@@ -146,8 +146,8 @@ def trusted_module(device: Any, code: str, label: str) -> Any:
 
 
 def destroy_device(device: Any) -> None:
-    """Destroy a device. wgpu-py's objects of a device and its queue refer to the device, and would keep its memory
-    until a cyclic collection."""
+    """Destroy a device, and break the reference cycles of wgpu-py's objects for it and its queue. They would keep its
+    memory until a garbage collection."""
     queue = device.queue
     device.destroy()
     for owned in (queue, device):
@@ -155,8 +155,8 @@ def destroy_device(device: Any) -> None:
             owned._device = None
 
 
-_used = False  # whether adapters were listed in this process, or before a fork in its parent
-_forked = False  # whether the process is a child of one that had
+_used = False  # whether this process, or its parent before a fork, has listed adapters
+_forked = False  # whether this process was forked from one that had listed adapters
 
 
 def check_process() -> None:
@@ -166,15 +166,14 @@ def check_process() -> None:
     if _forked:
         raise DeviceLostError(
             "A GPU cannot be used after fork.",
-            "The parent process had used it; its threads and driver did not come along.",
+            "The parent process had used it, and the driver's threads exist only there.",
             'Start the child with multiprocessing\'s "spawn" method, and open the model there.',
         )
 
 
 def _after_fork() -> None:
-    """In a forked child, leave native objects alone, and end without the exit handlers of native libraries. The
-    drivers' threads stayed in the parent, and both would wait for them or crash. Python's own exit handlers run all
-    the same."""
+    """Prepare a forked child: release no native objects, and skip the exit handlers of native libraries. Both would
+    wait for the drivers' threads, which exist only in the parent, or crash. Python's own exit handlers still run."""
     global _forked
     _forked = _used
     for kind in vars(wgpu.backends.wgpu_native).values():
@@ -190,7 +189,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def object_counts() -> dict[str, int]:
-    """Native objects that are alive, by kind, as the library counts them."""
+    """Live native objects by kind, as the library counts them."""
     from wgpu.backends.wgpu_native._helpers import generate_report
 
     hub = generate_report()["hub"]
@@ -198,14 +197,14 @@ def object_counts() -> dict[str, int]:
 
 
 def timestamp_period(device: Any) -> float:
-    """Seconds of a timestamp's tick; where the library does not say, WebGPU's nanosecond."""
+    """Seconds per timestamp tick; WebGPU's nanosecond if the library does not report it."""
     if lib is not None and hasattr(lib, "wgpuQueueGetTimestampPeriod"):
         return float(lib.wgpuQueueGetTimestampPeriod(device.queue._internal)) * 1e-9
     return 1e-9
 
 
 def write_timestamp(compute: Any, query_set: Any, index: int) -> None:
-    """A timestamp inside a pass (``timestamp-query-inside-passes``)."""
+    """Write a timestamp inside a pass (``timestamp-query-inside-passes``)."""
     from wgpu.backends.wgpu_native import extras
 
     extras.write_timestamp(compute, query_set, index)

@@ -20,7 +20,7 @@ class Pipeline:
 
 
 class Pipelines:
-    """Compiles programs when they are first used and keeps them. On the device thread."""
+    """Compiles each program at its first use and keeps it. Use it on the device thread."""
 
     def __init__(self, handle: Any):
         self._handle = handle
@@ -31,11 +31,11 @@ class Pipelines:
         return len(self._made)
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Drop all pipelines."""
         self._made.clear()
 
     def get(self, program: Program, trusted: bool = False) -> Pipeline:
-        """The pipeline of a program; ``trusted`` drops bounds checks where this wgpu can.
+        """The pipeline of a program; ``trusted`` drops bounds checks if this wgpu can.
 
         Raises:
             KernelError: it does not compile; the message names the shader file and line.

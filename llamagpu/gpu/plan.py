@@ -41,15 +41,15 @@ def checked_call(
         raise KernelError(f"{program.label}: params {sorted(params)} do not match {linked.params}.")
     names = {b.name for b in linked.bindings if b.kind != "uniform"}
     if names != set(bindings):
-        raise KernelError(f"{program.label}: bindings {sorted(names ^ set(bindings))} are missing or not known.")
+        raise KernelError(f"{program.label}: bindings {sorted(names ^ set(bindings))} are missing or unknown.")
     _refuse_shared_buffers(program, linked, bindings)
     packed = b"".join(struct.pack("<" + _PARAM_CODES[kind], params[name]) for name, kind in linked.params)
     return Call(program, groups, packed.ljust(-(-len(packed) // 16) * 16, b"\0"), dict(bindings), work, reads)
 
 
 def _refuse_shared_buffers(program: Program, linked: Linked, bindings: Mapping[str, Part]) -> None:
-    """Raises KernelError if a binding that the shader writes lies in the buffer of another binding. WebGPU refuses that
-    even where the windows are apart, but only when the commands are finished and without names."""
+    """Raises KernelError if a binding that the shader writes lies in the buffer of another binding. WebGPU refuses this
+    even if the windows do not overlap, but only when the commands are finished, and its error names no binding."""
     for written in (b.name for b in linked.bindings if b.kind == "storage"):
         for other, part in bindings.items():
             if other != written and part.buffer is bindings[written].buffer:
@@ -117,7 +117,7 @@ class Plan:
         return Dispatch(call.program, pipeline.handle, tuple(out), x, y, call.work, call.reads)
 
     def encode(self, compute: Any, begin: int = 0, end: int | None = None) -> None:
-        """Put dispatches ``begin`` to ``end`` into an open compute pass."""
+        """Encode dispatches ``begin`` to ``end`` into an open compute pass."""
         self._encoder.encode(compute, begin, end)
 
     def run(
@@ -129,10 +129,10 @@ class Plan:
         """Encode and submit, on the device thread.
 
         Args:
-            read: a staging slot, and the windows to copy into it one behind another after the last dispatch.
-            segment_work: multiply-adds of one submission, about; at most two submissions wait on the device. None
-                submits everything at once.
-            cancelled: asked between submissions; True stops.
+            read: a staging slot, and the windows to copy into it, in this order, after the last dispatch.
+            segment_work: approximate multiply-adds of one submission; at most two submissions wait on the device.
+                None submits everything at once.
+            cancelled: called between submissions; True stops.
         """
         segments = self._segments(segment_work)
         fence: Slot | None = None

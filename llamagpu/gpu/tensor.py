@@ -1,4 +1,4 @@
-"""Tensors on the GPU: rows of one dtype, each padded with zeros to 16 bytes, cut by rows where a binding ends."""
+"""Tensors on the GPU: rows of one dtype, each padded with zeros to 16 bytes. Large ones have several parts of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamagpu.gpu.tuning import Tuning
 
 ROW_ALIGN = 16
 WOVEN_ROWS = 32  # rows of a woven tensor that are read side by side (lib/order/woven.wgsl)
-UPLOAD_ROWS = 64  # slices of an upload begin at multiples
+UPLOAD_ROWS = 64  # slices of an upload begin at multiples of this
 
 
 def row_items(columns: int, dtype: str) -> int:
@@ -41,7 +41,7 @@ def woven_order(rows: int) -> npt.NDArray[np.int64]:
 
 
 class Owner(Protocol):
-    """The device of a tensor, as far as tensors and kernels use it."""
+    """The methods of a device that tensors and kernels use."""
 
     memory: Memory
 
@@ -151,7 +151,7 @@ class Tensor:
         """The only part.
 
         Raises:
-            KernelError: the tensor has several; only weights of products and look-ups may.
+            KernelError: the tensor has several parts or is quantized; only products and look-ups take such weights.
         """
         if len(self.parts) != 1 or self.affine is not None:
             raise KernelError(f"{self!r} cannot be used here.", "The kernel takes a tensor in one unquantized part.")
@@ -215,7 +215,7 @@ class Tensor:
         return self.rows_between(0, rows)
 
     def rows_between(self, begin: int, end: int) -> Tensor:
-        """Rows ``begin`` to ``end`` as a tensor over the same memory; they begin where a binding may start."""
+        """Rows ``begin`` to ``end`` as a tensor over the same memory; row ``begin`` lies at a multiple of 256 bytes."""
         if self.woven:
             raise KernelError(f"{self!r} cannot be sliced.", "Its rows are woven: they do not follow one another.")
         part, row_bytes = self.part, self.stride * ITEM_SIZE[self.dtype]

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def wait(future: Future[T]) -> T:
-    """A future's result; wakes often enough that Ctrl-C is seen on every platform."""
+    """Wait for a future's result. It wakes often, so that Ctrl-C works on every platform."""
     while True:
         try:
             return future.result(timeout=0.2)
@@ -42,7 +42,7 @@ class DeviceThread:
         return threading.current_thread() is self._thread
 
     def call(self, fn: Callable[[], T]) -> T:
-        """Run ``fn`` on the thread and return its result; from the thread itself, at once."""
+        """Run ``fn`` on the thread and return its result. On the thread itself, ``fn`` runs at once."""
         if self.inside:
             return fn()
         return wait(self.post(fn))
@@ -51,30 +51,30 @@ class DeviceThread:
         """Queue ``fn``.
 
         Raises:
-            DeviceLostError: the thread is closed, or stayed behind in the parent process of a fork.
+            DeviceLostError: the thread is closed, or exists only in the parent of this forked process.
         """
         native.check_process()
         if self._closed:
-            raise DeviceLostError("The device is closed.", "", "Open it again, or keep it open while results are read.")
+            raise DeviceLostError("The device is closed.", "", "Open it again, or keep it open while you read results.")
         future: Future[T] = Future()
         self._calls.put((fn, future))
         return future
 
     def add(self, step: Callable[[], bool]) -> None:
-        """Call ``step`` from now on whenever calls were run, and again while it returns True."""
+        """Add a background step. It runs after calls, and again while it returns True."""
         self._steps.append(step)
 
     def remove(self, step: Callable[[], bool]) -> None:
-        """Stop calling ``step``; on the thread itself."""
+        """Remove a background step. Call this on the thread itself."""
         if step in self._steps:
             self._steps.remove(step)
 
     def stop_steps(self) -> None:
-        """Call no background step any more."""
+        """Remove all background steps."""
         self._steps.clear()
 
     def close(self) -> None:
-        """Finish what is queued, then end. Safe to call twice."""
+        """Finish the queued calls, then end. Safe to call twice."""
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""Timestamps around the dispatches of a plan, and the host's own times beside them."""
+"""Profiles of a plan: GPU timestamps around its dispatches, and the times of the host's activities."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Timeline:
 
     Attributes:
         inside: whether timestamps were taken inside one pass; otherwise every dispatch had a pass of its own.
-        kernels: a span for every dispatch of each run, with the dispatch.
+        kernels: (span, dispatch) for every dispatch of each run.
         host: the host's spans: encode, submit, wait.
-        uncertainty: seconds by which the device's spans may be shifted against the host's. The device's clock is placed
-            so that every run begins after its submission and ends before its completion was seen.
+        uncertainty: seconds by which the device's spans may be shifted against the host's. The clocks are aligned so
+            that every run begins after its submission and ends before the host saw its completion.
     """
 
     inside: bool
@@ -59,7 +59,8 @@ def profile(device: Device, plan: Plan, runs: int, before: Callable[[], object] 
     inside = INSIDE_PASSES in device.features
     count = len(plan.dispatches) + 1 if inside else 2 * len(plan.dispatches)
     if count > _MOST_QUERIES:
-        raise KernelError(f"A plan of {len(plan.dispatches)} dispatches cannot be profiled at once.")
+        why = f"It needs {count} timestamps; a query set holds {_MOST_QUERIES}."
+        raise KernelError(f"A plan of {len(plan.dispatches)} dispatches cannot be profiled at once.", why)
     return device.call(lambda: _Profiler(device, plan, count, inside).run(runs, before))
 
 
@@ -79,7 +80,7 @@ class _Profiler:
         line = Timeline(self._inside)
         found = []
         try:
-            for number in range(runs + 1):  # the first one compiles, and is not kept
+            for number in range(runs + 1):  # the first run compiles, and is dropped
                 if before is not None:
                     before()
                 self._memory.finish()
@@ -89,7 +90,7 @@ class _Profiler:
         finally:
             self._memory.free(self._resolved)
             self._set.destroy()
-        # offset: host = device + offset; after submission began, and before completion was seen
+        # host time = device time + offset: after the submission began, and before the host saw the completion
         low = max(host[1].begin - float(ticks[0]) for host, ticks in found)
         high = min(host[2].end - float(ticks[-1]) for host, ticks in found)
         offset, line.uncertainty = (low + high) / 2, abs(high - low) / 2

@@ -1,4 +1,4 @@
-"""Timing of recorded plans: by the clock of a GPU that has timestamps, otherwise by the host's."""
+"""Timing of recorded plans: by GPU timestamps if the GPU has them, otherwise by the host's clock."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llamagpu.gpu.plan import Plan
 K = TypeVar("K", bound=Hashable)
 TIMESTAMPS = "timestamp-query"
 WARM_SECONDS = 0.5
-_SIZE = 256  # what resolving a query set is aligned to
+_SIZE = 256  # alignment of the target when a query set is resolved
 
 
 class Stopwatch:
     """Times plans on a device, each from the beginning of its first dispatch to the end of its last.
 
-    On software adapters it is the host's clock, submission included: their clock is the host's, and what a plan is
-    compared with there is timed from the host.
+    On software adapters it uses the host's clock and includes the submission: their timestamps come from the host's
+    clock anyway, and the figures that a plan is compared with there are timed on the host.
     """
 
     def __init__(self, device: Device):
@@ -37,7 +37,7 @@ class Stopwatch:
             self._tick = native.timestamp_period(self._memory.handle)
 
     def seconds(self, plan: Plan) -> float:
-        """Run a plan after everything submitted before; returns its seconds."""
+        """Wait for all earlier work, run a plan, and return its seconds."""
         if self._set is None:
             return time_once(self._device, lambda: self._device.call(plan.run))
         self._device.finish()
@@ -74,7 +74,7 @@ def time_plans(
     """Median seconds of each plan by a ``Stopwatch``, see ``time_calls``.
 
     Args:
-        warm: seconds of running before times count, as a GPU that has idled begins at a lower clock.
+        warm: seconds of work before the measurement, because an idle GPU starts at a lower clock.
     """
     watch = Stopwatch(device)
     try:
@@ -90,14 +90,14 @@ def time_calls(
 ) -> dict[K, float]:
     """Median seconds of the work that each call submits, by the host's clock.
 
-    In turns, so that a drifting machine touches all alike. ``before`` is called in front of each; the first round,
-    which compiles, does not count.
+    The calls take turns, so that drift affects all alike. ``before`` runs before each call. The first round compiles
+    and does not count.
     """
     return _in_turns({name: partial(time_once, device, call) for name, call in calls.items()}, repeat, before)
 
 
 def time_once(device: Device, call: Callable[[], None]) -> float:
-    """Seconds from a call until the work that it submitted is done; earlier work does not count."""
+    """Seconds from a call until the work it submitted is done, without earlier work."""
     device.finish()
     start = time.perf_counter()
     call()
@@ -106,7 +106,7 @@ def time_once(device: Device, call: Callable[[], None]) -> float:
 
 
 def _warm_up(device: Device, plans: Sequence[Plan], seconds: float, before: Callable[[], object] | None) -> None:
-    """Keep the device busy for some seconds, with a few milliseconds of work queued at all times."""
+    """Keep the device busy for ``seconds``, with a few milliseconds of work queued at all times."""
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(4):

@@ -103,7 +103,7 @@ class ReadTuning:
 
 
 def default_lanes(format: str, columns: int, rows: int) -> Lanes:
-    """A rule for GPUs: more lanes share long rows; one team takes several of many rows, which saves loads."""
+    """The rule for GPUs: long rows get more lanes. If there are many rows, a team takes several, which saves loads."""
     many = rows >= 8192
     return Lanes(
         lanes=32 if columns < 6144 else 128,
@@ -115,10 +115,10 @@ def default_lanes(format: str, columns: int, rows: int) -> Lanes:
 
 
 def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> Tuning:
-    """The built-in choice: the invocations of a GPU share work, those of a software adapter do not.
+    """The built-in choice: invocations share the work of a row on GPUs, but not on software adapters.
 
     Args:
-        subgroup_size: as counted on the device; 0 where it was not.
+        subgroup_size: as counted on the device; 0 if it was not counted.
     """
     if kind == "software":
         # Trusted shaders measured 1.1 to 3 times as fast here. The host checks or clamps every index read from data,

@@ -69,7 +69,7 @@ def _parse(values: Any) -> Tuning | None:
 
 
 def _checked(values: T) -> T:
-    """The values; raises ValueError if a field has another type than it is declared with."""
+    """The values; raises ValueError if a field's value does not have its declared type."""
     for f in fields(values):
         kind = {"str": str, "int": int, "bool": bool}.get(str(f.type))
         if kind is not None and type(getattr(values, f.name)) is not kind:
@@ -96,7 +96,7 @@ def store_tuning(adapter: Adapter, tuning: Tuning) -> Path:
 
 
 def _joined(earlier: tuple[TunedLanes, ...], later: tuple[TunedLanes, ...]) -> tuple[TunedLanes, ...]:
-    """The lanes of several models. Keep earlier entries only where the order of additions matches."""
+    """The lanes of several models. Earlier entries are kept only if the order of additions matches."""
     orders = {(t.format, t.columns): t.cut.order for t in later}
     new = {(t.format, t.columns, t.rows) for t in later}
     kept = (t for t in earlier if orders.get((t.format, t.columns), t.cut.order) == t.cut.order)

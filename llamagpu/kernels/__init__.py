@@ -1,7 +1,7 @@
 """Kernels: one module each, with a wrapper, a float64 reference, cases and a tolerance; and their registry.
 
 The functions here work on tensors of ``llamagpu.gpu`` and are named as in numpy and torch. A call is queued and returns
-at once; ``tensor.numpy()`` waits. Inside ``Device.record`` a call becomes a step of the plan. An ``out`` shares no
+at once; ``tensor.numpy()`` waits. Inside ``Device.record`` a call is recorded in the plan. An ``out`` must not share a
 buffer with another argument. The kernels of the decoder, which work on its paged cache and step state, are in the
 submodules.
 """

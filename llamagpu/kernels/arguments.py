@@ -1,4 +1,4 @@
-"""What wrappers share: checks of their tensors, and how tensors of any weight format are bound."""
+"""Shared by the wrappers: checks of their tensors, and the bindings of tensors of any weight format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises KernelError if a wrapper was called with tensors that do not fit one another."""
+    """Raises KernelError with the message if the condition is false."""
     if not condition:
         raise KernelError(message)
 
@@ -51,7 +51,7 @@ def owner(kernel: str, **tensors: Any) -> Owner:
 
 
 def require_floats(kernel: str, **tensors: Any) -> Owner:
-    """As ``owner``; raises KernelError, too, if a tensor is not f32."""
+    """As ``owner``; also raises KernelError if a tensor is not f32."""
     device = owner(kernel, **tensors)
     for name, tensor in tensors.items():
         require(tensor is None or tensor.dtype == "f32", f"{kernel}: {name} must be an f32 tensor, not {tensor!r}")
@@ -72,7 +72,7 @@ def require_vectors(kernel: str, columns: int, **tensors: Tensor | None) -> None
 
 
 def require_number(kernel: str, name: str, value: Any) -> float:
-    """The value of a number; raises KernelError if it is something else, or not finite in float32."""
+    """The value as a float; raises KernelError if it is not a number, or not finite in float32."""
     require(
         isinstance(value, Real) and abs(float(value)) <= _LARGEST, f"{kernel}: {name} must be a number, not {value!r}"
     )
@@ -86,7 +86,7 @@ def require_rows(kernel: str, rows: Tensor) -> None:
 
 
 def parts(**tensors: Tensor) -> dict[str, Part]:
-    """Bindings for tensors of one part."""
+    """Bindings of tensors with one part."""
     return {name: t.part for name, t in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""Attention over plain tensors. The kernels of the decoder, which read its paged cache, are in ``attention``."""
+"""Attention over plain tensors. The kernels of the decoder, which read its paged cache, are in ``attention_paged``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llamagpu.kernels.arguments import parts, require, require_floats, require_m
 from llamagpu.kernels.attention_paged import QUERY_BYTES
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 
-_QUERIES = 16  # of a workgroup, where the elements of a head leave room for them
+_QUERIES = 16  # queries of a workgroup; fewer if heads are large
 
 
 def attention(
@@ -62,7 +62,7 @@ def _check_sizes(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> i
     require(k.shape == v.shape, f"attention: k and v must have one shape, not {k!r} and {v!r}")
     kv_heads = k.columns // d
     fits = k.columns % d == 0 and heads % kv_heads == 0
-    require(fits, f"attention: k has {k.columns} columns, which are not heads of {d} elements that divide {heads}")
+    require(fits, f"attention: k has {k.columns} columns; it must have n heads of {d} elements, and n divide {heads}")
     require(k.rows >= q.rows or not causal, f"attention: a causal mask needs {q.rows} positions, k has {k.rows}")
     return heads // kv_heads
 

@@ -1,4 +1,4 @@
-"""Attention over the paged cache: of whole prompts (causal), and of single new positions in runs that are merged."""
+"""Attention over the paged cache: causal for prompts, and for single new positions in runs that are merged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def attention_decode(q: Tensor, rows: Tensor, cache: Cache, heads: int, splits: 
     Args:
         q: f32 [rows, at least heads · head_dim].
         rows: u32 [rows, 4], the step's state.
-        splits: runs in the grid, at least ``splits_for`` the longest sequence; rows with fewer leave early.
+        splits: runs in the grid, at least ``splits_for`` the longest sequence; surplus runs exit early.
         partials: f32 ``partial_shape``; ``attention_merge`` reads it.
     """
     _check(q, cache, heads, None, make=False)
@@ -95,7 +95,7 @@ def attention_merge(
 ) -> Tensor:
     """Merge the runs of attention_decode (two or more) in their order and normalize them: [rows, heads · head_dim]."""
     device = require_floats("attention_merge", partials=partials, out=out)
-    require(splits > 1, "attention_merge: a single run is normalised already")
+    require(splits > 1, "attention_merge: a single run is normalized already")
     count = rows.rows
     out = out or device.empty((count, heads * head_dim))
     device.dispatch(
@@ -128,7 +128,7 @@ def _libs(cache: Cache) -> tuple[tuple[str, str], ...]:
 
 
 def _held_queries(head_dim: int) -> int:
-    """Queries that eight neighbours keep in registers; drivers would compile more for seconds."""
+    """Queries that eight neighbours keep in registers; with more, drivers take seconds to compile."""
     return max(1, min(4, 256 // head_dim))
 
 
@@ -203,7 +203,7 @@ def reference(a: Arrays, d: Dims) -> Expected:
 def _random(rng: np.random.Generator, prefill: bool) -> Dims:
     kv_heads, length = int(rng.integers(1, 5)), int(rng.integers(1, 700))
     rows = int(rng.integers(1, min(length, 40) + 1)) if prefill else int(rng.integers(1, 5))
-    head, group = (4, 44, 64)[rng.integers(3)], (1, 3, 7)[rng.integers(3)]  # few: each pair is a pipeline
+    head, group = (4, 44, 64)[rng.integers(3)], (1, 3, 7)[rng.integers(3)]  # few, because each pair compiles a pipeline
     sizes = {"rows": rows, "length": length, "heads": kv_heads * group, "kv_heads": kv_heads}
     return sizes | {"head": head, "format": ("f32", "f16")[rng.integers(2)], "prefill": prefill}
 

@@ -67,7 +67,7 @@ def _plain(value: F64) -> Expected:
 
 
 def silu_reference(a: Arrays, d: Dims) -> Expected:
-    """silu in float64. e^-|x| is right to about |x| units in the last place (WGSL: 3 + 2|x|)."""
+    """silu in float64. e^-|x| is accurate to about |x| units in the last place (WGSL: 3 + 2|x|)."""
     x = a["x"].astype(np.float64)
     value = x / (1 + np.exp(-x))
     return Expected(value, np.abs(value) * (1 + np.abs(x) / 8) + np.finfo(np.float32).tiny * np.abs(x) * 1e6)

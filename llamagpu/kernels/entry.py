@@ -45,8 +45,8 @@ class Bench:
         return self.made[-1]
 
     def guards_intact(self) -> bool:
-        """Whether no kernel wrote outside the elements of any tensor: the guards behind the rows are as they were, and
-        the padding of rows is zero."""
+        """Whether no kernel wrote outside the elements of any tensor: the guards after the rows are unchanged, and the
+        padding of rows is zero."""
         return all(self._intact(t, p) for t in self.made for p in t.parts)
 
     def _intact(self, t: Tensor, part: Part) -> bool:

@@ -14,10 +14,10 @@ _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def gelu(x: Tensor, out: Tensor | None = None, *, tanh: bool = False) -> Tensor:
-    """``out = x/2 · (1 + erf(x/√2))``, or the tanh form of it (arXiv:1606.08415); f32, any shape.
+    """``out = x/2 · (1 + erf(x/√2))``, or its tanh form (arXiv:1606.08415); f32, any shape.
 
-    erf is a polynomial off by at most 1.5e-7 (Abramowitz and Stegun 7.1.26), so beyond rounding the result is off by at
-    most 7.5e-8 · |x|.
+    erf is a polynomial with an error of at most 1.5e-7 (Abramowitz and Stegun 7.1.26), so that the error of the result
+    beyond rounding is at most 7.5e-8 · |x|.
     """
     device = require_floats("gelu", x=x, out=out)
     out = out or device.empty(x.shape)

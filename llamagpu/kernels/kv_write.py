@@ -36,12 +36,12 @@ def cache_columns(kv_heads: int, head_dim: int) -> int:
 
 
 def kv_write(x: Tensor, rows: Tensor, cache: Cache, first: int) -> Tensor:
-    """Store the K heads and, behind them, the V heads of every row at the row's position.
+    """Store the K heads of every row, and the V heads that follow them, at the row's position.
 
     Args:
         x: f32 [rows, …]; K begins at column ``first``.
         rows: u32 [rows, 4], the step's state: (token, position, slot, 0).
-        cache: where they go; f16 rounds to nearest and holds ±65,504.
+        cache: the layer's cache; f16 rounds to nearest and holds ±65,504.
     """
     device = require_floats("kv_write", x=x)
     require_rows("kv_write", rows)
@@ -90,7 +90,7 @@ def reference(a: Arrays, d: Dims) -> Expected:
     heads = a["x"][:, d["first"] :].reshape(-1, 2, d["kv_heads"], d["head"])
     heads = heads.astype(np.float16 if d["format"] == "f16" else np.float32).astype(np.float64)
     out[page, :, :, place] = heads
-    # A driver may round halves its own way: one unit in the last place of f16.
+    # Drivers may round ties differently: one unit in the last place of f16.
     scale = np.abs(out) * (2.0**-10 / 1e-6 if d["format"] == "f16" else 0.0)
     shape = (a["pages"].size, -1)
     return Expected(out.reshape(shape), scale.reshape(shape))

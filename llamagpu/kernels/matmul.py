@@ -1,4 +1,4 @@
-"""Products of matrices: of a weight matrix with many vectors, as in a prefill, and in numpy's form."""
+"""Products of matrices: a weight matrix with many vectors, as in a prefill, and numpy's matmul."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llamagpu.kernels.transpose import transpose
 
 
 def matmul_nt(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``out = x Wᵀ + bias`` (BLAS: no transpose, transpose); a row of the result does not depend on how many rows
-    there are.
+    """``out = x Wᵀ + bias`` (BLAS: no transpose, transpose); a row of the result does not depend on the number of
+    rows.
 
     Args:
         x: f32 [m, k].
@@ -40,7 +40,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """``out = a @ b``, as numpy's matmul of matrices: ``linear(a, transpose(b))``. Where b stays the same, transpose it
+    """``out = a @ b``, as numpy's matmul of matrices: ``linear(a, transpose(b))``. If b stays the same, transpose it
     once and call ``linear``.
 
     Args:
@@ -50,7 +50,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """
     require_floats("matmul", a=a, b=b, out=out)
     require_matrices("matmul", a=a, b=b)
-    require(a.columns == b.rows, f"matmul: {a!r} has other columns than {b!r} has rows")
+    require(a.columns == b.rows, f"matmul: the columns of {a!r} and the rows of {b!r} must be equal in number")
     return linear(a, transpose(b), out=out)
 
 

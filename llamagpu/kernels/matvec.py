@@ -28,7 +28,7 @@ def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
 
 
 def product_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
-    """Random x [m, k], weights [n, k] as stored in the case's format, and a bias where it asks for one."""
+    """Random x [m, k], weights [n, k] as stored in the case's format, and a bias if the case has one."""
     columns = columns_for(d["k"], d["format"])
     x = rng.standard_normal((d["m"], columns)).astype(np.float32) * np.float32(rng.uniform(0.1, 4))
     a = {"x": x} | weight_inputs(rng, d["n"], columns, d["format"])
@@ -49,7 +49,7 @@ def product_put(bench: Bench, a: Arrays, d: Dims) -> tuple[Tensor, Tensor, Tenso
 
 
 def product_random(rng: np.random.Generator, low: int, high: int) -> Dims:
-    """A random shape with m of a few numbers (each is a pipeline), low ≤ m < high."""
+    """A random shape with low ≤ m < high. m is one of a few numbers, because each compiles a pipeline."""
     counts = [m for m in (1, 2, 8, 11, 16, 40, 129) if low <= m < high]
     sizes = {"m": counts[rng.integers(len(counts))], "n": int(rng.integers(1, 500)), "k": int(rng.integers(1, 700))}
     return sizes | {"format": FORMATS[rng.integers(len(FORMATS))], "bias": bool(rng.integers(2))}

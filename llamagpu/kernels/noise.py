@@ -13,9 +13,9 @@ _KINDS = {"u32": 0, "affine": 0, "f32": 1, "f16": 2, "bf16": 3}
 
 
 def noise(tensor: Tensor, seed: int = 0, amplitude: float = 0.03) -> Tensor:
-    """Fill a tensor, padding included: floats are uniform from -amplitude to amplitude, packed values any bits.
+    """Fill a tensor, padding included: floats are uniform from -amplitude to amplitude, packed values random bits.
 
-    Of a quantized tensor the scales and biases are left as they are.
+    Scales and biases of a quantized tensor do not change.
     """
     owner("noise", tensor=tensor)
     for number, part in enumerate(tensor.parts):

@@ -1,7 +1,7 @@
-"""The prenorm buffer: the residual stream times the weight of the norm that reads it next, and its sums of squares.
+"""The prenorm buffer: the residual times the weight of the norm that reads it next, and the residual's sums of squares.
 
-Whoever makes the residual stream in a decode step writes this buffer too, so that RMSNorm needs no dispatch of its own:
-the reader scales its products by 1 / sqrt(mean + eps) (``lib/prenorm.wgsl``, ``lib/norm/rms.wgsl``).
+The kernel that writes the residual in a decode step also writes this buffer, so that RMSNorm needs no dispatch of its
+own: the next product scales its results by 1 / sqrt(mean + eps) (``lib/prenorm.wgsl``, ``lib/norm/rms.wgsl``).
 """
 
 from __future__ import annotations

@@ -37,11 +37,11 @@ _PIECES = {"f16_native": "f16", "affine4_g16": "affine4"}  # formats that share 
 
 @dataclass(frozen=True)
 class Source:
-    """The vectors of a product: m rows of k elements, and how the shader reads them."""
+    """The vectors of a product: m rows of k elements, and the libraries that read them."""
 
     m: int
     k: int
-    norm: str  # the factor owed to each row: lib/norm
+    norm: str  # the factor that scales a row of products: lib/norm
     libs: Pairs
     parts: dict[str, Part]
     params: dict[str, float]
@@ -156,7 +156,7 @@ def _rows(source: Source, w: Tensor) -> _Division:
 
 def _tiled(source: Source, w: Tensor) -> _Division:
     libs, consts = weights_libs(w)
-    for down, across in ((8, 2), (8, 1), (4, 1)):  # the largest tiles that give every core of the GPU one
+    for down, across in ((8, 2), (8, 1), (4, 1)):  # the largest tiles that give enough workgroups
         if -(-source.m // (16 * down)) * -(-w.rows // (64 * across)) >= w.device.tuning.tiles:
             break
     own = ("DOWN", down), ("ACROSS", across)

@@ -16,7 +16,7 @@ from llamagpu.kernels.product import Source, merged, normed, plain
 from llamagpu.kernels.step import step_rows
 
 EPS = 1e-5
-FEW_FORMATS = ("f32", "f16", "int4-g64-f16")  # of random cases; those of matvec and matmul take every format
+FEW_FORMATS = ("f32", "f16", "int4-g64-f16")  # formats of random cases; matvec and matmul cover every format
 
 # Every case has m rows of x and a matrix [n, k]; its "source" is plain, normed or merge.
 

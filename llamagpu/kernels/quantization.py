@@ -97,14 +97,14 @@ def quantize(tensor: Tensor, bits: int, group: int = 64, scales: str = "f16") ->
         scales: dtype of scales and biases: f16, bf16 or f32.
 
     Raises:
-        KernelError: such a format does not exist, or the values are not finite.
+        KernelError: the format is not supported, or the values are not finite.
     """
     owner("quantize", tensor=tensor)
     require_matrices("quantize", tensor=tensor)
     require(tensor.dtype in ("f32", "f16", "bf16"), f"quantize: {tensor!r} does not hold floats")
     values = tensor.numpy()
     if not np.isfinite(values).all():
-        raise KernelError("quantize: the tensor holds NaN or infinity.", "Groups have no scale for them.")
+        raise KernelError("quantize: the tensor holds NaN or infinity.", "They cannot be scaled in groups.")
     affine = Affine(bits, group, scales)
     out = tensor.device.empty_affine(tensor.rows, tensor.columns, affine)
     upload(out, 0, quantize_rows(values, affine))

@@ -13,7 +13,7 @@ CHUNK = 1024  # scores that a workgroup of sample reduces
 
 @dataclass(frozen=True)
 class Sampler:
-    """The buffers of sampling. Rows are those of a step; slots those of sequences, and one more for padding rows."""
+    """The buffers of sampling, with a row for each row of a step or for each slot. Padding rows share the last slot."""
 
     scores: Tensor  # f32 [rows, vocab]
     settings: Tensor  # u32 [rows, 8]
@@ -92,11 +92,11 @@ def logits_select(logits: Tensor, sampler: Sampler) -> Tensor:
 
 
 def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Tensor:
-    """Choose a token for every row; the row's state takes it, its position advances, and it is counted.
+    """Choose a token for every row, write it to the row's state, advance the position, and count the token.
 
-    It is the arg max of the scores inside the row's cut; with a factor, of score · factor + Gumbel noise keyed by
-    (seed, position, token), which is a draw from the softmax (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). Ties
-    keep the lower id.
+    The token is the arg max of the scores inside the row's cut. With a factor, it is the arg max of score · factor +
+    Gumbel noise keyed by (seed, position, token), which is a draw from the softmax (Gumbel 1954; Maddison et al. 2014,
+    arXiv:1411.0030). Ties keep the lower id.
 
     A row that ends (see ``Settings.draw``) becomes a padding row of the last slot, at position 0.
 
@@ -104,8 +104,8 @@ def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Te
         logits: f32 [rows, vocab], raw.
         scores: f32 [rows, vocab]: the logits, or ``logits_process`` of them.
         rows: u32 [rows, 4], the step's state, updated.
-        sampler: draws and cuts are read; ``result`` gets the token, 1 where a score is NaN or infinite, and the bits
-            of the token's log-probability.
+        sampler: draws and cuts are read; ``result`` gets the token, 1 if a score is NaN or infinite, and the bits of
+            the token's log-probability.
     """
     device, (count, vocab) = owner("sample", logits=logits, scores=scores, rows=rows), logits.shape
     chunks = -(-vocab // CHUNK)

@@ -15,7 +15,7 @@ from llamagpu.kernels.step import PROMPT_BIT, Settings, no_cuts, step_rows
 
 
 def gumbel(seed: int, position: npt.ArrayLike, token: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The kernel's noise in float64: pcg3d (Jarzynski and Olano 2020) of the three, then -log(-log(1 - w))."""
+    """The kernel's noise in float64: w by pcg3d (Jarzynski and Olano 2020) of the key, then -log(-log(1 - w))."""
     with np.errstate(over="ignore"):
         x, y, z = (
             np.asarray(v, np.uint32) * np.uint32(1664525) + np.uint32(1013904223)
@@ -137,8 +137,8 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """The token chosen in float64, and whether a logit is not finite. A row whose choice depends on 1e-5 (of a margin
-    or a threshold) is left out: its scale is unbounded."""
+    """The token chosen in float64, and whether a logit is not finite. A row whose choice depends on 1e-5 of a margin or
+    a threshold is not compared: its scale is infinite."""
     value, scale = np.zeros((d["rows"], 2)), np.zeros((d["rows"], 2))
     for r in range(d["rows"]):
         s, position = _row_settings(d, r), int(a["rows"][r, 1]) + 1

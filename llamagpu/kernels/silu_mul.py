@@ -40,7 +40,7 @@ def reference(a: Arrays, d: Dims) -> Expected:
     x = a["x"].astype(np.float64)
     gate, up = x[:, 0::2], x[:, 1::2]
     value = gate / (1 + np.exp(-gate)) * up
-    # e^-|g| is right to about |g| units in the last place (WGSL: 3 + 2|g|).
+    # e^-|g| is accurate to about |g| units in the last place (WGSL: 3 + 2|g|).
     scale = np.abs(value) * (1 + np.abs(gate) / 8) + np.finfo(np.float32).tiny * np.abs(gate * up) * 1e6
     return Expected(value, scale)
 

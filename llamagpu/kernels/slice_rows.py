@@ -16,15 +16,15 @@ def slice_rows(x: Tensor, begin: int, end: int, out: Tensor | None = None) -> Te
     only where a binding may.
 
     Args:
-        x: [..., columns] of any dtype, not quantised; all axes but the last are rows.
+        x: [..., columns] of any dtype, not quantized or woven; all axes but the last are rows.
         begin: the first row.
-        end: the row behind the last one.
+        end: the row after the last one.
         out: [end - begin, columns] of the dtype of x, not the memory of x.
     """
     device = owner("slice_rows", x=x, out=out)
     begin, end = index(begin), index(end)
     require(0 <= begin < end <= x.rows, f"slice_rows: rows {begin} to {end} are not in {x!r}")
-    require(x.affine is None and not x.woven, f"slice_rows: {x!r} is in the form of weights")
+    require(x.affine is None and not x.woven, f"slice_rows: {x!r} is quantized or woven")
     shape = (end - begin, x.columns)
     out = out or device.empty(shape, x.dtype)
     require(out.shape == shape and out.dtype == x.dtype, f"slice_rows: out must be {list(shape)} {x.dtype}")

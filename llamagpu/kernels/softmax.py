@@ -30,7 +30,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """Softmax in float64. The scale grows with the exponent, which e^v is right to (WGSL: 3 + 2|v| units)."""
+    """Softmax in float64. The scale grows with the exponent, as the error of e^v does (WGSL: 3 + 2|v| units)."""
     x = a["x"].astype(np.float64)
     shifted = x - x.max(axis=-1, keepdims=True)
     e = np.exp(shifted)

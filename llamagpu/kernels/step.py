@@ -1,6 +1,6 @@
 """The words that host and kernels exchange in a step: state of its rows, draws, settings, cuts, and results.
 
-Nobody else knows these layouts. The shaders name the fields in the comments of their bindings.
+Only this module and the shaders know these layouts. The shaders name the fields in the comments of their bindings.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 ROW_WORDS = 4  # token, position, slot, place in the cache
-PROMPT_BIT = np.uint32(1 << 31)  # of a token's count: the prompt holds it
-LIKELY = 20  # likeliest tokens that a row has room for
+PROMPT_BIT = np.uint32(1 << 31)  # set in a token's count if the prompt holds the token
+LIKELY = 20  # most likeliest tokens of a row
 STOPS = 12  # stop ids that a row is checked for on the GPU; a multiple of four
 NO_END = 0xFFFFFFFF
 _NO_CUT = (0, 0xFFFFFFFF, 0, 0)
@@ -31,7 +31,7 @@ def step_rows(tokens: npt.ArrayLike, positions: npt.ArrayLike, slots: npt.ArrayL
 
 
 def no_cuts(rows: int) -> Words:
-    """Cuts that leave every token in: uint32 [rows, 4]."""
+    """Cuts that keep every token: uint32 [rows, 4]."""
     return np.tile(np.array(_NO_CUT, np.uint32), (rows, 1))
 
 
@@ -84,7 +84,7 @@ class Settings:
         """uint32 [16]: the seed, the bits of the factor of the scores (0: no noise), the last position, the stop ids.
 
         Args:
-            plain: whether ``sample`` reads the raw logits, which nothing has divided by the temperature yet.
+            plain: whether ``sample`` reads the raw logits, which were not divided by the temperature.
             last: the position of the row's last token.
             stops: ids that end the row; the host checks those beyond ``STOPS``.
         """
@@ -98,8 +98,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The sampled token of a row. ``finite`` is False if its logits held NaN or infinity; the token means nothing then.
-    ``logprob`` and ``likely`` (id, log-probability) are those of the raw logits, where they were asked for."""
+    """The sampled token of a row. If ``finite`` is False, its logits held NaN or infinity and the token has no meaning.
+    ``logprob`` and ``likely`` (id, log-probability) follow the raw logits, and are valid if they were requested."""
 
     id: int
     finite: bool
@@ -108,11 +108,11 @@ class Sampled:
 
 
 def read_sampled(raw: bytes, wanted: Sequence[int]) -> list[Sampled]:
-    """The results of ``sample`` as they lie in staging memory: those of all rows, then their likeliest tokens if any
-    row asked for some.
+    """The results of ``sample`` from the bytes of staging memory: tokens of all rows, then the likeliest tokens of all
+    rows if any row requested some.
 
     Args:
-        wanted: likeliest tokens that each row asked for.
+        wanted: the number of likeliest tokens that each row requested.
     """
     words, count = np.frombuffer(raw, np.uint32), len(wanted)
     results = words[: RESULT_WORDS * count].reshape(count, RESULT_WORDS)

@@ -1,4 +1,4 @@
-"""Yardsticks that benchmarks are read against: copying memory, and multiplying and adding in registers."""
+"""Yardsticks that benchmarks are compared with: copying memory, and multiply-adds in registers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """The chains' closed form v · aⁿ + b · (aⁿ - 1) / (a - 1), added up; an error of a step dies away by a."""
+    """The chains' closed form v · aⁿ + b · (aⁿ - 1) / (a - 1), added up; later steps scale a step's error by a."""
     factor, offset = (float(v) for v in a["x"][0, :2])
     power = factor ** d["steps"]
     value = sum(i / 8 * power + offset * (power - 1) / (factor - 1) for i in range(8))

@@ -1,4 +1,4 @@
-"""The architectures: rows of data over one decoder forward pass.
+"""The architectures: each is a row of data for the same decoder forward pass.
 
 To add one, write a row: the checkpoint's tensor names by role, the defaults of the config keys that it reads, a
 function from those keys to the spec of a layer, and the remaining keys that the reference implementation reads, each
@@ -31,7 +31,7 @@ TENSORS = {
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What differs between the layers of all architectures: which projections add a bias."""
+    """The differences between layers of the architectures: which projections add a bias."""
 
     qkv_bias: bool = False
     o_bias: bool = False
@@ -40,7 +40,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row.
+    """A row of data: one architecture.
 
     Attributes:
         defaults: the optional config keys that the row reads, with the reference's defaults.
@@ -59,12 +59,12 @@ class Architecture:
 
 
 def one_of(*values: Any) -> Test:
-    """Whether a value is one of some."""
+    """A test that accepts the given values, of the same type."""
     return lambda value: any(value == v and type(value) is type(v) for v in values)
 
 
 def all_equal(wanted: str) -> Test:
-    """Whether a list holds nothing but one value; None passes."""
+    """A test that accepts None, and lists that hold ``wanted`` only."""
     return lambda value: value is None or (isinstance(value, list) and all(v == wanted for v in value))
 
 

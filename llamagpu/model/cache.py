@@ -39,7 +39,7 @@ def most_tokens(config: Config, largest_binding: int) -> int:
 
 @dataclass(frozen=True)
 class Pages:
-    """The slot of a sequence in the page table, its pages in order, and how many of its tokens they hold already."""
+    """The slot of a sequence in the page table, its pages in order, and the number of its tokens they already hold."""
 
     slot: int
     pages: tuple[int, ...]
@@ -49,9 +49,9 @@ class Pages:
 class PagedCache:
     """Pages for ``pool`` tokens, shared by up to ``SLOTS`` sequences of up to ``context`` tokens.
 
-    Pages are counted by reference. A full page is known by its tokens and all tokens before them; it stays known after
-    its sequences ended, until another sequence needs it, the least recently used first. One more page, in the slot
-    ``dump``, takes the writes of padding rows.
+    Pages are counted by reference. A full page is known by its tokens and all tokens before them. It stays known after
+    its sequences have ended, until another sequence needs the memory; the least recently used page is taken first. One
+    more page, in the slot ``dump``, takes the writes of padding rows.
     """
 
     def __init__(self, device: Device, config: Config, context: int, pool: int, dtype: str):
@@ -84,14 +84,14 @@ class PagedCache:
 
     @property
     def free_slots(self) -> int:
-        """Sequences that can still be taken in."""
+        """Sequences that can still be admitted."""
         return len(self._slots)
 
     def take(self, tokens: int, prefix: Sequence[int] = ()) -> Pages | None:
         """A slot with pages for ``tokens`` tokens, or None if they do not fit now.
 
-        Known pages that hold the beginning of ``prefix`` are shared; its last token is never taken from them, because
-        its row must run to give the next token.
+        Known pages that hold the beginning of ``prefix`` are shared. Its last token is never taken from the cache,
+        because its row must run to give the next token.
         """
         shared = self._find(prefix)
         fresh = pages_for(tokens) - len(shared)
@@ -109,10 +109,10 @@ class PagedCache:
         return Pages(slot, pages, len(shared) * PAGE)
 
     def give(self, held: Pages, tokens: Sequence[int] = ()) -> None:
-        """Take a finished sequence's slot and pages back. ``tokens`` are those whose keys and values they hold."""
+        """Take a finished sequence's slot and pages back. They hold the keys and values of ``tokens``."""
         self._remember(held.pages, tokens)
         self._slots.append(held.slot)
-        for page in reversed(held.pages):  # the end of a prefix is taken before its beginning
+        for page in reversed(held.pages):  # so that the end of a prefix is taken before its beginning
             self._references[page] -= 1
             if not self._references[page]:
                 self._free[page] = None

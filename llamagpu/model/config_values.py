@@ -1,4 +1,4 @@
-"""Reading the values of a config: each under its own name, with its default, checked for type and range."""
+"""Reading the values of a config by name, with their defaults, checked for type and range."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MOST = {
 }
 
 
-def bad_config(what: str) -> UnsupportedModelError:
+def bad_config(problem: str) -> UnsupportedModelError:
     """The error for a value that is missing, of a wrong type, or out of its range."""
-    return UnsupportedModelError(f"config.json: {what}", "", "Check the file, or download the model again.")
+    return UnsupportedModelError(f"config.json: {problem}", "", "Check the file, or download the model again.")
 
 
 class Values:
@@ -32,7 +32,7 @@ class Values:
         self._raw, self._defaults = raw, defaults
 
     def get(self, key: str) -> Any:
-        """A value as it stands, or its default."""
+        """A value as given, or its default."""
         value = self._raw.get(key)
         return self._defaults.get(key) if value is None else value
 

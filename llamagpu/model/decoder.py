@@ -1,5 +1,4 @@
-"""The decoder, stated once over a set of operations (``operations``): fused or unfused, of a prompt or of a decode
-step."""
+"""The decoder, stated once over sets of operations (``operations``): fused or unfused, for prompts or decode steps."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ V = TypeVar("V")
 
 
 class Operations(Protocol[V]):
-    """The steps that a decoder is made of. V is how a set of operations passes vectors from one step to the next.
+    """The operations of a decoder. V is the type in which one operation passes vectors to the next.
 
-    The residual stream x is the operations' own. ``next_norm`` names the weight of the norm that reads it next, so that
-    the step that makes x may prepare that norm.
+    The operations hold the residual x. ``next_norm`` is the weight of the norm that reads x next, so that the operation
+    that writes x can prepare that norm.
     """
 
     def embed(self, table: Tensor, next_norm: Tensor) -> None:
@@ -38,7 +37,7 @@ class Operations(Protocol[V]):
         """x += value Wᵀ + bias."""
 
     def logits(self, normed: V, head: Tensor, out: Tensor) -> None:
-        """Scores of all tokens, of every row."""
+        """Scores of all tokens, for every row."""
 
 
 def decoder_layer(ops: Operations[V], layer: Layer, cache: Cache, next_norm: Tensor) -> None:

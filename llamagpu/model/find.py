@@ -20,13 +20,13 @@ log = logging.getLogger("llamagpu")
 DEFAULT_MODEL = "stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-_SILENT_SECONDS = 3.0  # that the hub may take before a line is logged
+_SILENT_SECONDS = 3.0  # time to wait for the hub before a line is logged
 _HUB_TIMEOUT_SECONDS = 5.0
 _KINDS = "A model is a directory, a safetensors file or a hub id."
 
 
 def bundled_models() -> Path:
-    """The folder of the models that come with the package."""
+    """The folder of the bundled models."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "weights"
     return inside if inside.is_dir() else package.parent / "weights"
@@ -77,22 +77,22 @@ def _refuse_gguf(path: Path) -> None:
         try:
             with path.open("rb") as file:
                 begins = file.read(4)
-        except OSError:  # the next reader says why
+        except OSError:  # the next read reports the error
             pass
     if begins == b"GGUF" or path.suffix.lower() == ".gguf":
         raise UnsupportedModelError(
             f"{path} is a GGUF file.",
             "That is llama.cpp's format, which is not supported.",
-            "Take the model's safetensors, or convert it with transformers (from_pretrained has gguf_file).",
+            "Use the model's safetensors, or convert it with transformers (option gguf_file of from_pretrained).",
         )
 
 
 def _refuse_adapter(directory: Path) -> Path:
-    """The directory, if it holds a model and not only changes to one."""
+    """The directory; raises UnsupportedModelError if it holds a LoRA adapter without a model."""
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
         raise UnsupportedModelError(
             f"{directory} holds a LoRA adapter.",
-            "It is a change to a base model, not a whole model. Adapters are not supported.",
+            "An adapter is a change to a base model, and is not supported by itself.",
             "Merge it into its base model (peft: merge_and_unload), save that, and give its directory.",
         )
     return directory
@@ -100,8 +100,8 @@ def _refuse_adapter(directory: Path) -> Path:
 
 @contextmanager
 def _asking_hub(model: str) -> Iterator[None]:
-    """Log a line if the block takes long: finding the hub's address alone can take half a minute without a word."""
-    line = "the hub is being asked for %s (HF_HUB_OFFLINE=1 takes only what its cache holds)"
+    """Log a line if the block takes long: resolving the hub's address alone can take half a minute."""
+    line = "waiting for the hub about %s (HF_HUB_OFFLINE=1 uses its local cache only)"
     timer = threading.Timer(_SILENT_SECONDS, log.warning, (line, model))
     timer.daemon = True
     timer.start()

@@ -21,7 +21,7 @@ from llamagpu.model.weights import Weights
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 BATCHES = (1, 2, 4, 8, 16, 32)  # rows of decode plans
 HEAD_ROWS = BATCHES[-1]  # rows whose logits are computed at once
-_PARTIAL_RUNS = 16  # attention runs that a full batch has room for; longer sequences decode in smaller batches
+_PARTIAL_RUNS = 16  # attention runs per sequence of a full batch; longer sequences decode in smaller batches
 
 
 def bucket(rows: int, sizes: tuple[int, ...] = ROW_BUCKETS) -> int:
@@ -108,17 +108,17 @@ class Forward:
         return self._plan(("head", rows), lambda: self._head(rows))
 
     def first(self, plain: bool) -> Plan:
-        """Logits of the picked row, and the token that follows it."""
+        """Logits of the picked row, and the next token."""
         return self._plan(("first", plain), lambda: self._sample(self._head(1), plain))
 
     def decode(self, batch: int, positions: int, plain: bool) -> Plan:
         """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and
-        leaves that of the next step. ``plain`` omits the kernels of penalties and filters."""
+        writes that of the next step. ``plain`` omits the kernels of penalties and filters."""
         splits = split_bucket(positions)
         return self._plan(("decode", batch, splits, plain), lambda: self._step(batch, splits, plain))
 
     def free(self) -> None:
-        """Free what the plans hold."""
+        """Free the plans."""
         for plan in self._plans.values():
             plan.free()
         self._plans.clear()

@@ -1,4 +1,4 @@
-"""What a model is and what memory it would take, from its config and headers alone."""
+"""A model's config, tensors and memory needs, from its headers alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llamagpu.model.sources import open_directory
 
 
 def inspect_model(model: str | None, revision: str | None, device: Device | None) -> dict[str, Any]:
-    """The facts that ``llamagpu inspect`` prints, as JSON can hold them."""
+    """The facts that ``llamagpu inspect`` prints, as JSON values."""
     on_hub = model is not None and is_hub_id(model)
     source = hub_headers(str(model), revision) if on_hub else open_directory(find_model(model, revision))
     prepared = prepare(source)

@@ -1,4 +1,4 @@
-"""The tensors of a model as they will lie on the GPU: which rows of a source make them, all checked before loading."""
+"""The layout of a model's tensors on the GPU: the source rows of each tensor, all checked before loading."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [rows, columns] as it will lie on the GPU, and the tensors it is made from."""
+    """A matrix [rows, columns] on the GPU, and the source tensors that it is made from."""
 
     pieces: tuple[Piece, ...]
     columns: int
@@ -38,7 +38,7 @@ class Matrix:
 
     @classmethod
     def bare(cls, rows: int, columns: int, format: Format) -> Matrix:
-        """A matrix of any size, whose tensor nobody reads."""
+        """A matrix of any size without a source tensor, for measurements."""
         return cls((Piece("", np.arange(rows), Stored((rows, columns), format)),), columns, format)
 
     @property
@@ -80,8 +80,8 @@ class Layout:
 
     Args:
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``. Quantizing uses
-            groups of
-            64; a tensor whose columns they do not divide stays as it is stored, and ``unquantized`` names it.
+            groups of 64; a tensor whose columns they do not divide stays as it is stored, and ``unquantized`` names
+            it.
 
     Raises:
         UnsupportedModelError: a tensor is missing, has another shape or dtype, or the config does not account for it.
@@ -114,7 +114,7 @@ class Layout:
 
     @property
     def head(self) -> Matrix:
-        """The matrix that makes logits: the embedding where they are tied."""
+        """The matrix that makes logits: the embedding if they are tied."""
         return self.matrices.get(Key("head")) or self.matrices[Key("embed")]
 
     def with_dtype(self, dtype: str) -> Layout:
@@ -154,7 +154,7 @@ class Layout:
         if name not in self._stored:
             raise UnsupportedModelError(
                 f"The checkpoint has no tensor {name}.",
-                "config.json says that the model has it.",
+                "config.json requires it.",
                 "Check that the files belong together, or download the model again.",
             )
         self._seen.add(name)
@@ -162,7 +162,7 @@ class Layout:
         if not isinstance(stored.format, Affine) and stored.format not in _ITEM:
             raise UnsupportedModelError(
                 f"The tensor {name} has the dtype {stored.format.upper()}.",
-                "Weights are F32, F16 or BF16; of packed ones config.json does not say how they were quantized."
+                "Weights are F32, F16 or BF16. For packed weights, config.json does not say how they were quantized."
                 if stored.format == "u32"
                 else "Weights are F32, F16 or BF16.",
                 "Convert the checkpoint, or choose another model.",
@@ -171,7 +171,7 @@ class Layout:
         if stored.shape != shape:
             raise UnsupportedModelError(
                 f"The tensor {name} has the shape {list(stored.shape)}, not {list(shape)}.",
-                "config.json asks for the other.",
+                "config.json requires the second.",
                 "Check that the files belong together.",
             )
         return Piece(name, rows, stored)

@@ -24,7 +24,7 @@ log = logging.getLogger("llamagpu")
 
 @dataclass
 class Model:
-    """Config, weights, plans and cache of a model on a device. ``sizes`` has the context and its other choices."""
+    """Config, weights, plans and cache of a model on a device, and its chosen sizes."""
 
     config: Config
     weights: Weights
@@ -48,7 +48,7 @@ class Prepared:
 
     @property
     def name(self) -> str:
-        """The name that people call it by."""
+        """The source's name."""
         return self.source.name
 
 
@@ -56,17 +56,17 @@ def check_dtypes(dtype: Any, kv_dtype: Any) -> tuple[str, str]:
     """Both dtypes by their long names: ``bf16`` becomes ``bfloat16``, ``np.float16`` ``float16``.
 
     Raises:
-        UsageError: a dtype that is not known.
+        UsageError: a dtype is unknown.
     """
     return _dtype_name(dtype, "dtype", DTYPES), _dtype_name(kv_dtype, "kv_dtype", ("auto", *KV_DTYPES))
 
 
-def _dtype_name(dtype: Any, what: str, known: tuple[str, ...]) -> str:
+def _dtype_name(dtype: Any, option: str, known: tuple[str, ...]) -> str:
     short = {s: long for long, s in FLOATS.items()}
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or getattr(dtype, "name", dtype)
     name = short.get(name, name) if isinstance(name, str) else repr(dtype)
     if name not in known:
-        raise UsageError(f"Unknown {what} {dtype!r:.60}.", f"Known: {', '.join(known)}.")
+        raise UsageError(f"Unknown {option} {dtype!r:.60}.", f"Known: {', '.join(known)}.")
     return name
 
 
@@ -87,7 +87,7 @@ def prepare_model(model: str | Path | None, shape: str | None, dtype: str = "aut
     """A checkpoint (see ``find_model``), or a named shape.
 
     Raises:
-        UsageError: both are given, or a dtype or shape is not known.
+        UsageError: both are given, or a dtype or shape is unknown.
     """
     if model is not None and shape is not None:
         raise UsageError("--model and --shape exclude one another.", "A shape has random weights.")
@@ -108,14 +108,14 @@ def load_model(
     """Put a prepared model on a device.
 
     Args:
-        tuning: of the model's plans and of the order of its weights; other models on the device may have another.
+        tuning: for the model's plans and the order of its weight rows; other models on the device may have another.
         fused: the form of the forward pass (``operations``).
         at_once: see ``plan_sizes``.
     """
     config, layout = prepared.config, prepared.layout
     sizes = plan_sizes(layout, device, context, kv_dtype, fused=fused, at_once=at_once)
     if layout.unquantized:
-        log.warning("not quantized, as groups do not divide their rows: %s", ", ".join(layout.unquantized))
+        log.warning("not quantized, because groups do not divide their rows: %s", ", ".join(layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
     woven = tuning.order == "woven"
     if isinstance(prepared.source, RandomWeights):

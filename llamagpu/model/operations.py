@@ -42,7 +42,7 @@ class Workspace:
         pages: u32 [slots, pages of a sequence], the page table.
         step_rows: u32 [rows, 4], the step's state.
         activations: f32 [rows, …] by name, see ``activation_columns``.
-        partials: room for the runs of decode attention.
+        partials: the results of decode attention's runs.
     """
 
     config: Config
@@ -54,8 +54,8 @@ class Workspace:
 
 
 class _Operations:
-    """``rows`` consecutive positions of one sequence (a prompt), or, with ``splits``, one position each of ``rows``
-    sequences with up to ``splits`` attention runs (a decode step)."""
+    """The base of all forms. A prompt has ``rows`` consecutive positions of one sequence, and ``splits`` is None. A
+    decode step has one position each of ``rows`` sequences, with up to ``splits`` attention runs."""
 
     def __init__(self, space: Workspace, rows: int, splits: int | None = None):
         self._space, self._config, self._rows, self._splits = space, space.config, rows, splits
@@ -78,11 +78,11 @@ class _Operations:
 
 
 class Unfused(_Operations):
-    """A kernel for every step of the formula: readable, and the oracle of the fused form."""
+    """One kernel for each operation of the formula: readable, and the oracle of the fused form."""
 
     def __init__(self, space: Workspace, rows: int, splits: int | None = None):
         super().__init__(space, rows, splits)
-        # Decode multiplies by matvec in every batch, so that a sequence has the same bits alone and in company.
+        # Decode uses matvec for every batch size, so that a sequence has the same bits alone and in a batch.
         self._multiply = linear if splits is None else matvec
         self._x, self._other = self._take("x"), self._take("y")
 
@@ -136,7 +136,7 @@ class _Fused(_Operations):
 
 
 class FusedPrompt(_Fused):
-    """Norms are dispatches of their own here: they take 2 % of the time of a prompt."""
+    """The fused form for prompts. Norms keep their own dispatches, because they take only 2 % of a prompt's time."""
 
     def __init__(self, space: Workspace, rows: int):
         super().__init__(space, rows)
@@ -156,7 +156,8 @@ class FusedPrompt(_Fused):
 
 
 class FusedStep(_Fused):
-    """Whoever makes x leaves the prenorm buffer of the next norm, and its reader scales its products."""
+    """The fused form for decode steps. The operation that writes x also writes the prenorm buffer of the next norm; the
+    product that reads it scales its results."""
 
     def __init__(self, space: Workspace, rows: int, splits: int):
         super().__init__(space, rows, splits)
@@ -170,7 +171,7 @@ class FusedStep(_Fused):
         if splits == 1:
             return plain(partials)
         most = min(MERGED_RUNS, partials.device.tuning.merged_runs)
-        if splits <= most and self._rows == 1:  # with several rows, each would be merged many times over
+        if splits <= most and self._rows == 1:  # several rows would each be merged many times
             return merged(partials, self._state, self._heads, self._config.head_dim, splits)
         return plain(self._merge(partials, splits))
 

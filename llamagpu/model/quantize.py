@@ -1,6 +1,6 @@
 """Writing a quantized checkpoint in MLX's layout: packed ``weight``, ``scales``, ``biases``, a ``quantization`` block.
 
-One tensor at a time, into a folder beside the target that takes its name only when it is whole.
+Tensors are written one at a time into a folder beside the target, which gets the target's name when it is complete.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Written:
-    """A written copy: bytes of its tensors, and the matrices that stay as they were because groups do not divide
-    them."""
+    """A written copy: bytes of its tensors, and the matrices left unquantized because groups do not divide their
+    rows."""
 
     path: Path
     nbytes: int
@@ -43,7 +43,7 @@ class Written:
 
 
 def quantized_share(prepared: Prepared, group_size: int) -> float:
-    """The share of the weights' elements that groups of a size would quantize: those whose rows they divide."""
+    """The share of the weights that would be quantized: matrices whose rows are multiples of the group size."""
     divided = sum(m.rows * m.columns for m in prepared.layout.matrices.values() if m.columns % group_size == 0)
     return divided / prepared.layout.parameters
 
@@ -51,13 +51,13 @@ def quantized_share(prepared: Prepared, group_size: int) -> float:
 def quantize_checkpoint(
     prepared: Prepared, out: Path, bits: int, group_size: int, progress: Progress | None = None
 ) -> Written:
-    """Quantize a float checkpoint to ``out``, a directory which must not exist.
+    """Quantize a float checkpoint to ``out``, a directory that must not exist yet.
 
     Scales and biases have the dtype of the weights, as in MLX.
 
     Raises:
-        UsageError: ``out`` exists, bits or group size are not known, or the model is quantized already.
-        LlamaGPUError: writing failed (a full disk, say); nothing is left behind.
+        UsageError: ``out`` exists, bits or group size are not supported, or the model is quantized already.
+        LlamaGPUError: writing failed, for example because the disk is full; partial files are removed.
     """
     source = prepared.source
     if not isinstance(source, HuggingFace):
@@ -73,7 +73,7 @@ def quantize_checkpoint(
         raise LlamaGPUError(
             f"{out} could not be written.",
             e.strerror or str(e),
-            "Nothing was left behind; free some space, or choose another place.",
+            "Free some space, or choose another place; partial files were removed.",
         ) from e
     finally:
         if folder is not None:
@@ -85,10 +85,10 @@ def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
     if bits not in (4, 8):
         raise UsageError(f"bits is {bits}.", "It must be 4 or 8.")
     if group_size not in GROUP_SIZES:
-        raise UsageError(f"group_size is {group_size}.", "It must be 32, 64 or 128, the sizes that MLX has.")
+        raise UsageError(f"group_size is {group_size}.", "It must be 32, 64 or 128, as in MLX.")
     if prepared.config.quantization is not None:
         raise UsageError(
-            "The model is quantized already.", "Quantizing twice adds up errors.", "Take the float version."
+            "The model is quantized already.", "Quantizing twice adds up errors.", "Use the float version."
         )
     if os.path.lexists(out):
         raise UsageError(f"{out} exists.", "It would be overwritten.", "Choose another directory, or remove it.")

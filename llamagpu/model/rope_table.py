@@ -1,4 +1,4 @@
-"""Rotary angles: a host table, because WGSL promises too little of sin and cos."""
+"""Rotary angles: a table made on the host, because WGSL guarantees too little accuracy of sin and cos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Floats:
-    """Angle a position for every pair, float32 [head_dim / 2], in the arithmetic of transformers.
+    """Angle per position for every pair, float32 [head_dim / 2], in the arithmetic of transformers.
 
     ``linear`` divides by the factor. ``llama3`` divides long wavelengths, keeps short ones and blends between
     (Llama 3.1's scheme, as in transformers' ``_compute_llama3_parameters``).
@@ -41,7 +41,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Floats:
 def rope_table(rope: Rope, head_dim: int, positions: int) -> Floats:
     """Cosine and sine side by side, float32 [positions, head_dim].
 
-    The angle is a float32 product, as transformers has it; its cosine is taken in float64 and rounded once.
+    The angle is a float32 product, as in transformers. Its cosine and sine are taken in float64 and rounded once.
     """
     angles = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies(rope, head_dim)
     wide = angles.astype(np.float64)

@@ -21,8 +21,8 @@ _POOL_BYTES = 32_000_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """The bytes of a load, and the choices behind them. ``pool`` counts the tokens of all sequences in the cache,
-    ``rows`` those of the largest prefill chunk."""
+    """The memory that a model takes, and its chosen sizes. ``pool`` is the cache's capacity in tokens of all sequences,
+    ``rows`` the number of tokens in the largest prefill chunk."""
 
     context: int
     pool: int
@@ -68,22 +68,22 @@ class _Planner:
         return low * PAGE
 
     def with_pool(self, wanted: int) -> Sizes:
-        """A context, and as many more for other sequences as take little beside the weights."""
+        """The sizes for a context, with a pool of several contexts if they take little memory beside the weights."""
         c, allowed = self.layout.config, max(_POOL_BYTES, self.layout.nbytes // 2)
         pools = (n * wanted for n in _POOLS if kv_bytes(c, n * wanted, self.kv) <= allowed)
         return self.sizes(wanted, next((p for p in pools if self.fits(wanted, p)), wanted))
 
     def refusal(self, need: Sizes, would: int) -> OutOfMemoryError:
-        """The error for sizes that do not fit, with those that would."""
+        """The error for sizes that do not fit; its hint names sizes that would."""
         free = self.device.ledger.free_bytes()
-        have = "unknown" if free is None else f"{free / 1e6:,.1f} MB"
+        have = "the free memory is unknown" if free is None else f"{free / 1e6:,.1f} MB are free"
         fit = [f"a context of {would} tokens fits"] if would else []
         for dtype in ("float16", "int8", "int4") if not would else ():
             smaller = self.layout.with_dtype(dtype).nbytes
             if smaller < need.weights and smaller + need.kv + need.activations <= (free or 0):
                 fit.append(f"with --dtype {dtype} the weights take {smaller / 1e6:,.1f} MB")
         return OutOfMemoryError(
-            f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have} are free.",
+            f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have}.",
             f"Weights {need.weights / 1e6:,.1f} MB, cache for {need.context} tokens {need.kv / 1e6:,.1f} MB, "
             f"activations {need.activations / 1e6:,.1f} MB; "
             f"a binding holds {self.device.memory.max_binding / 1e6:,.1f} MB.",
@@ -100,18 +100,18 @@ def plan_sizes(
     fused: bool = True,
     at_once: int = 0,
 ) -> Sizes:
-    """Choose context and cache dtype, and add up their bytes; ``at_once`` is the least number of tokens that the cache
-    is to hold, of all sequences together.
+    """Choose context and cache dtype, and add up their bytes. ``at_once`` is the least capacity of the cache, in tokens
+    of all sequences together.
 
     Raises:
-        UsageError: a context that the model does not have.
+        UsageError: the context is longer than the model's.
         OutOfMemoryError: it does not fit; the message has the numbers, and choices that would fit.
     """
     narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
     planner = _Planner(layout, device, KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32"), fused)
     most = layout.config.max_position_embeddings
     if context is not None and not 1 <= context <= most:
-        raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"The model has from 1 to {most}.")
+        raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"It must be from 1 to {most}.")
     wanted = min(most, most_context) if context is None else context
     if at_once > wanted:
         if not planner.fits(wanted, at_once):

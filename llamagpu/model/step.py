@@ -1,4 +1,4 @@
-"""The state of a step: the rows that it computes, written to the GPU, and the tokens that it sampled, read back."""
+"""The state of a step: its rows, written to the GPU, and its sampled tokens, read back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Reading:
-    """Results on their way to the host: a staging slot, their bytes, and the likeliest tokens that each row wants."""
+    """Results on their way to the host: staging slot, number of bytes, and number of likeliest tokens for each row."""
 
     slot: Slot
     size: int
@@ -43,7 +43,7 @@ class Reading:
 
 
 class StepState:
-    """The buffers of a step's state, for at most ``rows`` rows of which ``sampled`` sample a token.
+    """The buffers of a step's state, for at most ``rows`` rows, of which at most ``sampled`` sample a token.
 
     Writes and reads run on the device thread. Padding rows use the slot ``dump``.
     """
@@ -99,7 +99,7 @@ class StepState:
             (self._biased.add if bias else self._biased.discard)(slot)
 
     def reading(self, settings: Sequence[Settings]) -> tuple[Reading, list[Part]]:
-        """Staging memory for the results of the first rows, and the windows to copy into it behind a step."""
+        """Staging memory for the results of the first rows, and the windows to copy into it after a step."""
         wanted = tuple(s.logprobs for s in settings)
         windows = [self.sampler.result.head(len(wanted)).part]
         if any(wanted):
@@ -108,7 +108,7 @@ class StepState:
         return Reading(self._memory.take_slot(size), size, wanted), windows
 
     def read(self, reading: Reading) -> list[Sampled]:
-        """Wait for results: the sampled token of every row."""
+        """Wait for results; returns the sampled token of every row."""
         return read_sampled(self._memory.read_slot(reading.slot, reading.size), reading.wanted)
 
     def drop(self, reading: Reading) -> None:

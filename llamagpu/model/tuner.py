@@ -19,15 +19,15 @@ from llamagpu.model.layout import Layout, Matrix
 from llamagpu.model.weights import empty_matrix
 
 log = logging.getLogger("llamagpu")
-GAIN = 0.97  # share of the time that shaders without bounds checks may take, to be chosen
-_MANY = {"software": 64}  # rows of x that matmul is measured with; elsewhere 512
-_CHAIN_BYTES = {"software": 24_000_000}  # of weights that a chain goes through; elsewhere more than caches hold
-_DISPATCHES = 48  # of a chain at most
+GAIN = 0.97  # shaders without bounds checks are chosen if they take less than this share of the time
+_MANY = {"software": 64}  # rows of x in measurements of matmul; 512 elsewhere
+_CHAIN_BYTES = {"software": 24_000_000}  # weights that a chain reads; 256 MB elsewhere, more than caches hold
+_DISPATCHES = 48  # most dispatches of a chain
 # Kernels that no forward pass runs; all others are checked before shaders are trusted.
 _NOT_RUN = ("copy", "multiply_add", "noise")
 _PRODUCTS = ("matvec", "matmul", "qkv", "residual", "swiglu")
-# Divisions of product_lanes that are tried: lanes, workgroup and pieces ahead, each with 1, 2 or 4 rows. More lanes to
-# a short row would gain little for one vector and lose much for several.
+# Divisions of product_lanes to try: lanes, workgroup and pieces ahead, each with 1, 2 or 4 rows. On short rows more
+# lanes would gain little for one vector and lose much for several.
 _SHORT = 6144  # columns
 _TEAMS_SHORT = ((32, 128, 4), (32, 256, 2))
 _TEAMS_LONG = ((64, 256, 4), (128, 256, 4))
@@ -37,8 +37,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Shape:
-    """A weight matrix of the model, and how many like it a token is multiplied with. ``normed`` ones scale by a
-    norm."""
+    """A kind of weight matrix: one of them, and how many a token is multiplied with. Products with ``normed`` matrices
+    scale by a norm."""
 
     matrix: Matrix
     count: int
@@ -55,7 +55,7 @@ class Shape:
 
 
 def shapes_of(layout: Layout) -> list[Shape]:
-    """The different matrices that a token is multiplied with: those of the layers, and last the head."""
+    """The kinds of matrices that a token is multiplied with: first in the layers, last the head."""
     used = [(key.role in ("qkv", "gate_up"), m) for key, m in layout.matrices.items() if key.layer is not None]
     groups: dict[tuple[object, ...], list[tuple[bool, Matrix]]] = defaultdict(list)
     for normed_, m in (*used, (True, layout.head)):
@@ -66,11 +66,11 @@ def shapes_of(layout: Layout) -> list[Shape]:
 def tune(device: Device, layout: Layout, progress: Progress | None = None) -> Tuning:
     """Measure the variants for a layout's matrices; returns the fastest. ``gpu.store_tuning`` keeps it for later runs.
 
-    The products of a token and of a prompt are chosen apart. Whatever changes the order of additions is chosen once
-    for a format and a number of columns, by the time of all matrices that have them. Shaders without bounds checks are
-    taken if every kernel passes its reference with them on this adapter, and if they save 3 % of the time.
+    The variants for decode and for prompts are chosen separately. A choice that changes the order of additions is made
+    once for a format and a number of columns, by the total time of the matrices that have them. Shaders without bounds
+    checks are chosen if they save 3 % of the time, and every kernel agrees with its reference on this adapter.
 
-    The device keeps its own tuning: models that were recorded, or will be, are not affected.
+    The device's own tuning does not change, so no other model is affected.
 
     Raises:
         KernelError: no variant runs.
@@ -105,7 +105,8 @@ class _Tuner:
         self._warm = False
 
     def run(self) -> Tuning:
-        """Kinds of products with shaders that are trusted, their divisions, the products of prompts, and trust."""
+        """Choose, without bounds checks, the matvec variant, its divisions and the matmul variant; then whether to keep
+        the checks."""
         self._start = time.perf_counter()
         first, last, prompts = self._shapes[0], self._shapes[-1], self._shapes[:-1] or self._shapes
         chosen = self._fastest("a token", self._kinds(), 1, self._shapes if self._soft else (first, last))
@@ -113,17 +114,17 @@ class _Tuner:
             chosen = replace(chosen, lanes=self._cuts(chosen))
         if not self._soft:
             tiled = [replace(chosen, matmul="tiled", tiles=n) for n in (1, 256, 512, 1024, 1 << 30)]
-            # The head is left out, because a prompt needs one row of it.
+            # Without the head, because a prompt needs only one row of logits.
             chosen = self._fastest("a prompt", tiled, self._many, prompts)
         checked = replace(chosen, trusted=False)
         times = [self._seconds([checked, chosen], m, (first, last)) for m in (1, self._many)]
         gains = [t[chosen] < GAIN * t[checked] for t in times if len(t) == 2]
         trust = any(gains) and self._trusts(chosen)
-        self._say(f"without bounds checks: {'faster, and right' if trust else 'not taken'}")
+        self._say(f"without bounds checks: {'faster, and correct' if trust else 'not chosen'}")
         return chosen if trust else checked
 
     def _trusts(self, chosen: Tuning) -> bool:
-        """Whether all kernels that models run are right without bounds checks, in every chosen division."""
+        """Whether all kernels that models run are correct without bounds checks, in every chosen division."""
         cuts = [replace(chosen, all_lanes=cut) for cut in dict.fromkeys(t.cut for t in chosen.lanes)]
         run = [name for name in REGISTRY if name not in _NOT_RUN]
         return passes(self._device, chosen, run) and all(passes(self._device, t, _PRODUCTS) for t in cuts)
@@ -132,7 +133,7 @@ class _Tuner:
         self._progress(f"{time.perf_counter() - self._start:5.1f} s  {line}")
 
     def _kinds(self) -> list[Tuning]:
-        """The built-in tuning, with each variant of products of few vectors that suits this kind of adapter."""
+        """The built-in tuning with each variant of matvec that suits this kind of adapter."""
         device = self._device
         base = replace(default_tuning(device.adapter.kind, device.features, device.subgroup_size), trusted=True)
         halves = any(s.matrix.format == "f16" for s in self._shapes)
@@ -148,13 +149,13 @@ class _Tuner:
     def _many(self) -> int:
         return _MANY.get(self._device.adapter.kind, 512)
 
-    def _fastest(self, what: str, options: Sequence[Tuning], rows: int, shapes: Sequence[Shape]) -> Tuning:
+    def _fastest(self, label: str, options: Sequence[Tuning], rows: int, shapes: Sequence[Shape]) -> Tuning:
         """The option with the least time for the products of ``rows`` vectors."""
         times = self._seconds(options, rows, shapes)
         if not times:
             raise KernelError("No variant of the products runs on this adapter.")
         for tuning, seconds in sorted(times.items(), key=lambda item: item[1]):
-            self._say(f"{what}: {seconds * 1e3:9.3f} ms  {difference(tuning, options)}")
+            self._say(f"{label}: {seconds * 1e3:9.3f} ms  {difference(tuning, options)}")
         return min(times, key=lambda t: times[t])
 
     def _seconds(self, options: Sequence[Tuning], rows: int, shapes: Sequence[Shape]) -> dict[Tuning, float]:
@@ -193,7 +194,7 @@ class _Tuner:
             yield shape.tuned(cut)
 
     def _measure(self, shape: Shape, options: Sequence[Tuning], rows: int) -> dict[Tuning, float]:
-        """Seconds of one product under each option; a chain of them goes through several copies of the weights."""
+        """Seconds of one product under each option, measured as a chain over several copies of the weights."""
         device, out, columns = self._device, {}, shape.matrix.columns
         most = _CHAIN_BYTES.get(device.adapter.kind, 256_000_000)
         copies = int(max(1, min(_DISPATCHES, (most if rows == 1 else 0) // shape.nbytes)))
@@ -228,7 +229,7 @@ class _Tuner:
 
 
 def cuts_for(columns: int) -> list[Lanes]:
-    """The divisions of product_lanes that are tried for rows of this length."""
+    """The divisions of product_lanes to try for rows of this length."""
     teams = _TEAMS_SHORT if columns < _SHORT else _TEAMS_LONG
     cuts = (Lanes(lanes, True, rows, ahead, workgroup) for lanes, workgroup, ahead in teams for rows in (1, 2, 4))
     return [c for c in cuts if c.workgroup // c.lanes * c.rows % 4 == 0]

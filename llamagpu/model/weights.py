@@ -1,4 +1,4 @@
-"""A layout's tensors on the GPU: fused, and quantized on request, without a second copy in host memory."""
+"""Loading a layout's tensors to the GPU: fused, and quantized on request, without a second copy in host memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Layer:
 
 @dataclass
 class Weights:
-    """A model's tensors. ``head`` is ``embed`` where they are tied."""
+    """A model's tensors. ``head`` is ``embed`` if they are tied."""
 
     embed: Tensor
     head: Tensor
@@ -117,7 +117,7 @@ def _assemble(layout: Layout, tensors: dict[Key, Tensor]) -> Weights:
 
 
 def _from_pieces(matrix: Matrix, first: int, count: int) -> list[tuple[Piece, npt.NDArray[np.bool_], Rows]]:
-    """For rows first … first + count of a matrix: each piece, a mask of the rows that it gives, and its own rows."""
+    """For rows first … first + count of a matrix: each piece, a mask of its rows there, and their numbers in it."""
     inverse = np.empty(matrix.rows, np.int64)
     inverse[np.concatenate([p.rows for p in matrix.pieces])] = np.arange(matrix.rows)
     wanted = inverse[first : first + count]

@@ -1,4 +1,4 @@
-"""Decoding ids to text as they come: never half a character, never a part of a stop string."""
+"""Streaming decode of token ids to text: never half a character, never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from llamagpu.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_WINDOW = 16  # ids of the prompt in front of the new ones; enough for every character
+_WINDOW = 16  # ids of the prompt before the new ones; enough for every character
 
 
 class TextStream:
     """Incremental decoding: ``push`` ids, take text. All pieces together are the text that the ids add to the prompt.
 
-    A window of ids is decoded with and without the new ones, and the difference is the new text. Its last character is
-    held back if it is U+FFFD, as an unfinished character is decoded so. The window begins with ids whose text is out,
-    first the end of the prompt, because decoders treat the first token differently: they drop its leading space. What
-    follows a special token begins a text of its own.
+    A window of ids is decoded with and without the new ones, and the difference is the new text. If it ends with
+    U+FFFD, that is held back, because an unfinished character decodes to it. The window begins with ids whose text was
+    already returned (at first the end of the prompt), because decoders treat the first token differently: they drop
+    its leading space. After a special token a new text begins.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, skip_special: bool = True):
         self._tokenizer, self._skip = tokenizer, skip_special
         self._ids = _after_special(tokenizer, prompt)[-_WINDOW:]
         self._begin = 0  # of the window
-        self._read = len(self._ids)  # ids whose text is out
-        self._out = 0  # characters of the later ids that are out too
+        self._read = len(self._ids)  # ids whose text was returned
+        self._out = 0  # characters of the later ids that were returned too
 
     def push(self, token: int) -> str:
         """Add an id; returns the text that is now certain."""
@@ -55,13 +55,13 @@ class TextStream:
 
 
 def _after_special(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """The ids behind the last special token."""
+    """The ids after the last special token."""
     last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in tokenizer.special_ids), -1)
     return list(ids[last + 1 :])
 
 
 class StopFilter:
-    """Passes text up to the first stop string, and holds back the beginning of a possible one."""
+    """Passes text up to the first stop string, and holds back text that may begin one."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
@@ -69,7 +69,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; returns the text that is certainly not part of a stop string. Nothing after ``stopped``."""
+        """Add text; returns the text that is certainly not part of a stop string; nothing once ``stopped``."""
         if self.stopped:
             return ""
         self._held += text

@@ -1,7 +1,7 @@
 """Chat templates: jinja2 in an immutable sandbox, with limits on time and size.
 
-A template comes with the model and is not trusted. The sandbox keeps it from attributes and calls that reach out of it;
-the limits keep it from running or growing without end.
+A template comes with the model and is not trusted. The sandbox refuses attributes and calls that lead out of it; the
+limits end templates that run or grow without end.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _MOST_REPEAT = 100_000
 
 
 class TemplateStopped(Exception):
-    """A template passed a limit."""
+    """A template exceeded a limit."""
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox of transformers' templates. Products and powers that make something huge at once are refused."""
+    """The sandbox of transformers' templates. It refuses products and powers that could make huge values at once."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -45,7 +45,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Watch the code that runs inside: stop it when time is up, or when a string grows beyond measure."""
+    """Stop the code inside when it exceeds the time limit, or when a string or list exceeds the size limit."""
     deadline, before = time.monotonic() + MOST_SECONDS, sys.gettrace()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -89,7 +89,7 @@ class ChatTemplate:
         """The prompt for a conversation, up to the beginning of the answer.
 
         Raises:
-            UsageError: the template refuses the conversation, fails on it, or passes a limit.
+            UsageError: the template refuses the conversation, fails on it, or exceeds a limit.
         """
         pieces, size = [], 0
         try:
@@ -104,15 +104,15 @@ class ChatTemplate:
         except TemplateStopped as e:
             raise UsageError("The model's chat template was stopped.", f"{e}.", "Use another model.") from None
         except jinja2.exceptions.SecurityError as e:
-            why = str(e).strip()
-            raise UsageError("The model's chat template was stopped.", why, "It reaches for what it may not.") from None
-        except Exception as e:  # a template may fail in any way that Python can
+            why = f"It is not allowed: {str(e).strip()}"
+            raise UsageError("The model's chat template was stopped.", why, "Use another model.") from None
+        except Exception as e:  # a template can raise any exception
             raise UsageError("The chat template does not take this conversation.", f"{type(e).__name__}: {e}") from None
         return "".join(pieces)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """As transformers has it: not escaped for HTML."""
+    """JSON as transformers writes it: not escaped for HTML."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -1,4 +1,4 @@
-"""A model's tokenizer: text to ids and back, with its special tokens known by id."""
+"""A model's tokenizer: text to ids and back, and the ids of special tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Tokenizer:
     """A tokenizer from the text of tokenizer.json, and from the keys of tokenizer_config.json."""
 
     def __init__(self, source: str, config: Mapping[str, Any], vocab_size: int, name: str = "tokenizer.json"):
-        """Read and check. ``name`` is what errors call it.
+        """Read and check the tokenizer; errors call it ``name``.
 
         Raises:
             UnsupportedModelError: it cannot be read, or has ids that the model lacks.
@@ -34,14 +34,14 @@ class Tokenizer:
                 f"{name} does not belong to these weights.",
                 "Download the model again.",
             )
-        # Not skip_special_tokens: some checkpoints mark them `normalized`, and then it drops nothing.
+        # Some checkpoints mark special tokens as `normalized`; then the library's skip_special_tokens drops none.
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
         self.bos_id = self._bos(config, vocab)
 
     def _bos(self, config: Mapping[str, Any], vocab: dict[str, int]) -> int | None:
-        """The id to put in front if tokenizer_config.json asks for it and tokenizer.json does not do it."""
+        """The BOS id to prepend if tokenizer_config.json asks for it and tokenizer.json does not add it."""
         token = config.get("bos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if config.get("add_bos_token") is not True or not isinstance(token, str) or token not in vocab:
@@ -50,10 +50,10 @@ class Tokenizer:
         return None if does_it else vocab[token]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text; with ``special``, BOS and the like as the tokenizer says."""
+        """Ids of a text; with ``special``, including BOS and other special tokens that the tokenizer adds."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        except TypeError:  # no text, or lone surrogates in it
+        except TypeError:  # not a string, or one with lone surrogates
             raise UsageError(
                 f"{shown(text)} is not text.", "It must be a string of whole Unicode characters."
             ) from None
@@ -71,8 +71,8 @@ class Tokenizer:
     def _unfinished_bytes(self, ids: Sequence[int]) -> int:
         """The number of byte tokens at the end that begin an unfinished UTF-8 character.
 
-        They are decoded apart: the library turns every byte of a run into U+FFFD if the run as a whole is not UTF-8,
-        also the finished characters in front.
+        They are decoded apart: if a run of bytes as a whole is not UTF-8, the library turns every byte of it into
+        U+FFFD, also those of finished characters.
         """
         for back in range(1, min(3, len(ids)) + 1):
             byte = self._bytes.get(ids[-back])

@@ -1,4 +1,4 @@
-"""Sources: where a model's config, text files and tensors come from."""
+"""Sources of a model's config, text files and tensors."""
 
 from llamagpu.model.sources.huggingface import HuggingFace, Mlx, open_directory
 from llamagpu.model.sources.random import SHAPES, RandomWeights

@@ -1,4 +1,4 @@
-"""Model directories in Hugging Face layout: config.json, tokenizer.json, safetensors; and MLX's quantized ones."""
+"""Model directories in Hugging Face layout (config.json, tokenizer.json, safetensors), and MLX's quantized ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HuggingFace:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The headers of the weights; read when they are first needed."""
+        """The headers of the weights, read at first use."""
         try:
             return self._given or open_checkpoint(self.directory)
         except ModelNotFoundError:
@@ -45,11 +45,11 @@ class HuggingFace:
         return load_json(self.directory / "config.json")
 
     def generation_config(self) -> dict[str, Any]:
-        """generation_config.json, or nothing."""
+        """generation_config.json; empty without the file."""
         return self._optional("generation_config.json")
 
     def tokenizer_config(self) -> dict[str, Any]:
-        """tokenizer_config.json, or nothing."""
+        """tokenizer_config.json; empty without the file."""
         return self._optional("tokenizer_config.json")
 
     def _optional(self, name: str) -> dict[str, Any]:
@@ -60,13 +60,13 @@ class HuggingFace:
         """tokenizer.json.
 
         Raises:
-            ModelNotFoundError: there is none.
+            ModelNotFoundError: the file is missing.
         """
         path = self.directory / "tokenizer.json"
         if not path.exists():
             raise ModelNotFoundError(
                 f"There is no tokenizer.json in {self.directory}.",
-                "Text cannot become tokens without it.",
+                "Text cannot be tokenized without it.",
                 "Download it again, or convert tokenizer.model with transformers.",
             )
         return _read(path)
@@ -83,7 +83,7 @@ class HuggingFace:
 
     @cached_property
     def _own_names(self) -> dict[str, str]:
-        """The checkpoint's own name for every tensor. Base models are saved without ``model.`` in front."""
+        """The checkpoint's own name for every tensor. Names of base models lack the prefix ``model.``."""
         names = self.checkpoint.entries
         bare = not any(n.startswith("model.") for n in names)
         return {f"model.{n}" if bare and n.startswith(_BARE) else n: n for n in names}
@@ -94,7 +94,7 @@ class HuggingFace:
         return {name: Stored(entries[own].shape, self.checkpoint.dtype(own)) for name, own in self._own_names.items()}
 
     def own_name(self, name: str) -> str:
-        """The checkpoint's own name of a tensor, for its ``checkpoint``."""
+        """The name of a tensor in ``checkpoint``."""
         return self._own_names[name]
 
     def tensors(self) -> Mapping[str, Stored]:
@@ -131,7 +131,7 @@ class Mlx(HuggingFace):
         return out
 
     def _quantized(self, name: str, found: Mapping[str, Stored]) -> Stored:
-        """A quantized tensor; every part is checked."""
+        """A quantized tensor, after a check of its parts."""
         block = self._config.quantization
         pair = None if block is None else block.of(self._own_names[name].removesuffix(".weight"))
         scales, packed = found[_beside(name, "scales")], found[name]
@@ -182,7 +182,7 @@ def _read(path: Path) -> str:
 
 
 def open_directory(directory: Path, checkpoint: Checkpoint | None = None) -> HuggingFace:
-    """The source of a model directory, by its config. ``checkpoint`` replaces the headers that are read from it."""
+    """The source of a model directory, by its config. ``checkpoint`` replaces the directory's own headers."""
     config = load_json(directory / "config.json")
     quantized = config.get("quantization") or config.get("quantization_config")
     return (Mlx if quantized else HuggingFace)(directory, checkpoint)

@@ -1,4 +1,4 @@
-"""Published shapes with random weights, for benchmarks: nothing is stored, the GPU makes the values."""
+"""Published shapes with random weights, for benchmarks: nothing is stored; the GPU generates the values."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 class RandomWeights:
-    """A named shape as a source of bfloat16 tensors that have no bytes.
+    """A named shape as a source of bfloat16 tensors without stored values.
 
     Raises:
-        UsageError: the shape is not known.
+        UsageError: the shape is unknown.
     """
 
     def __init__(self, name: str):
         if name not in SHAPES:
-            raise UsageError(f"There is no shape {name!r}.", f"Known: {', '.join(SHAPES)}.")
+            raise UsageError(f"Unknown shape {name!r}.", f"Known: {', '.join(SHAPES)}.")
         self.name = name
 
     def config(self) -> dict[str, Any]:

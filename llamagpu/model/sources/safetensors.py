@@ -34,7 +34,7 @@ _MOST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: path, dtype by the file's name, shape, and byte range."""
+    """A tensor in a file: path, dtype as the file names it, shape, and byte range."""
 
     path: Path
     dtype: str
@@ -51,7 +51,7 @@ class Checkpoint:
         self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype by our name: f32, f16, bf16, or u32 (packed values). Others keep the file's, in lower
+        """A tensor's dtype by our name: f32, f16, bf16, or u32 (packed values). Others keep the file's name in lower
         case."""
         dtype = self.entries[name].dtype
         return _TYPES[dtype][0] if dtype in _TYPES else dtype.lower()
@@ -69,7 +69,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ModelNotFoundError: there is no such file.
+        ModelNotFoundError: the file is missing.
         UnsupportedModelError: it does not hold a JSON object.
     """
     try:
@@ -138,7 +138,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"the key {key!r} stands twice in its header")
+            raise ValueError(f"the key {key!r} occurs twice in its header")
         out[key] = value
     return out
 
@@ -182,7 +182,7 @@ def _entry(path: Path, name: str, value: Any, base: int, size: int) -> Entry:
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise ValueError
     except (TypeError, KeyError, ValueError):
-        raise _broken(path, f"the entry of {name} cannot be understood") from None
+        raise _broken(path, f"the entry of {name} is not valid") from None
     if dtype not in _ITEM:
         raise _broken(path, f"{name} has the unknown dtype {dtype!r}")
     if end - begin != math.prod(shape) * _ITEM[dtype]:

@@ -1,8 +1,8 @@
-"""Where a model comes from: its config, tokenizer, template, generation settings, and its tensors.
+"""Sources of models: config, tokenizer, chat template, generation settings, and tensors.
 
-A source speaks in the names of Hugging Face checkpoints and in this project's order of rows. Whatever a file format
-does otherwise (other names, rotary pairs half a head apart, weights packed in a way of its own) the source translates,
-so that layout and loading know no format.
+A source uses the tensor names of Hugging Face checkpoints and this project's order of rows. It translates the
+differences of a file format (other names, rotary pairs half a head apart, another packing of weights), so that layout
+and loading are independent of formats.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stored:
 
 
 class Source(Protocol):
-    """A model that can be loaded. ``name`` is what people call it."""
+    """A model that can be loaded. ``name`` is its name in messages."""
 
     name: str
 
@@ -38,13 +38,13 @@ class Source(Protocol):
         """The keys of config.json, under their names there."""
 
     def generation_config(self) -> dict[str, Any]:
-        """The keys of generation_config.json; empty if there are none."""
+        """The keys of generation_config.json; empty without the file."""
 
     def tokenizer_json(self) -> str:
         """The tokenizer, in the format of the ``tokenizers`` library."""
 
     def tokenizer_config(self) -> dict[str, Any]:
-        """The keys of tokenizer_config.json; empty if there are none."""
+        """The keys of tokenizer_config.json; empty without the file."""
 
     def chat_template(self) -> str | None:
         """The chat template's Jinja source, or None."""
@@ -53,5 +53,5 @@ class Source(Protocol):
         """Every tensor, by its name in a Hugging Face checkpoint. A quantized one appears once, as its ``weight``."""
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
-        """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; packed values, scales and biases
-        of a quantized one. Rotary pairs of q and k are adjacent rows."""
+        """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; for a quantized tensor its packed
+        values, scales and biases. Rotary pairs of q and k are adjacent rows."""
