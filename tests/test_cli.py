@@ -133,6 +133,8 @@ def test_usage_errors() -> None:
         ("generate", ""),
         ("generate", "a", "--json", "--echo"),
         ("generate", "-f", "/nowhere/at/all"),
+        ("profile", "-p", "5000"),
+        ("perplexity", "--window", "1", "README.md"),
         ("nonsense",),
     ):
         fails(2, *arguments)

@@ -12,6 +12,7 @@ from typing import Any
 from llamagpu.bench.measure import Subject, check_fits
 from llamagpu.bench.parts import attention_macs, held_pages, kv_read_bytes
 from llamagpu.bench.yardsticks import Yardsticks
+from llamagpu.errors import UsageError
 from llamagpu.gpu import Plan, Program
 from llamagpu.gpu.encode import Dispatch
 from llamagpu.gpu.timeline import Timeline, profile
@@ -74,8 +75,19 @@ def profile_step(subject: Subject, depth: int, batch: int, runs: int) -> Profile
 
 
 def profile_prompt(subject: Subject, tokens: int, runs: int) -> Profile:
-    """Profile the layers over a prompt; ``tokens`` is rounded up to the rows of a plan."""
-    rows = bucket(min(tokens, subject.model.sizes.rows))
+    """Profile the layers over a prompt; ``tokens`` is rounded up to the rows of a plan.
+
+    Raises:
+        UsageError: the prompt is longer than one plan, or than the context.
+    """
+    most = subject.model.sizes.rows
+    if tokens > most:
+        raise UsageError(
+            f"A prompt of {tokens} tokens cannot be profiled.",
+            f"Longer prompts run in chunks of {most} tokens, and one chunk is profiled.",
+            f"Use -p {most} or less.",
+        )
+    rows = bucket(tokens)
     check_fits(subject, rows, 1)
     model = subject.model
     plan = subject.device.call(lambda: model.forward.prefill(rows))

@@ -17,8 +17,12 @@ from llamagpu.errors import UsageError
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @model_options
-@click.option("--window", type=int, help="Tokens that the model sees at a time. [default: 512, or the context]")
-@click.option("--stride", type=int, help="Tokens from a window's start to the next. [default: half a window]")
+@click.option(
+    "--window", type=click.IntRange(2), help="Tokens that the model sees at a time. [default: 512, or the context]"
+)
+@click.option(
+    "--stride", type=click.IntRange(1), help="Tokens from a window's start to the next. [default: half a window]"
+)
 @click.option("--bytes", "most", type=int, help="Read only this many bytes of the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def perplexity(

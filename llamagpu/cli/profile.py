@@ -53,7 +53,7 @@ def profile(
     plots.check_plot(plot)
     if trace is not None and not trace.parent.is_dir():
         raise UsageError(f"There is no directory {trace.parent} for the trace.", "", "Make it first.")
-    if options["context"] is None and max(n_depth + 1, n_prompt or 0) > 4096:
+    if options["context"] is None and n_depth >= 4096:
         options["context"] = n_depth + 1
     with measure.open_subject(model, shape, **options) as subject:
         sticks = bench_yardsticks(subject.device)

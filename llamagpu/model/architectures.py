@@ -1,6 +1,6 @@
 """The architectures: each is a row of data for the same decoder forward pass.
 
-To add one, write a row: the checkpoint's tensor names by role, the defaults of the config keys that it reads, a
+To add one, write a row: the names in the checkpoint by role, the defaults of the config keys that it reads, a
 function from those keys to the spec of a layer, and the remaining keys that the reference implementation reads, each
 with a test for values that change nothing. ``tests/reference_keys.json`` lists the keys of the reference, and a test
 checks that each is accounted for.
@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Test = Callable[[Any], bool]
-TENSORS = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "attn_norm": "model.layers.{i}.input_layernorm.weight",
-    "mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
-    "q": "model.layers.{i}.self_attn.q_proj.weight",
-    "k": "model.layers.{i}.self_attn.k_proj.weight",
-    "v": "model.layers.{i}.self_attn.v_proj.weight",
-    "o": "model.layers.{i}.self_attn.o_proj.weight",
-    "gate": "model.layers.{i}.mlp.gate_proj.weight",
-    "up": "model.layers.{i}.mlp.up_proj.weight",
-    "down": "model.layers.{i}.mlp.down_proj.weight",
+MODULES = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attn_norm": "model.layers.{i}.input_layernorm",
+    "mlp_norm": "model.layers.{i}.post_attention_layernorm",
+    "q": "model.layers.{i}.self_attn.q_proj",
+    "k": "model.layers.{i}.self_attn.k_proj",
+    "v": "model.layers.{i}.self_attn.v_proj",
+    "o": "model.layers.{i}.self_attn.o_proj",
+    "gate": "model.layers.{i}.mlp.gate_proj",
+    "up": "model.layers.{i}.mlp.up_proj",
+    "down": "model.layers.{i}.mlp.down_proj",
 }
 
 
@@ -46,16 +46,20 @@ class Architecture:
         defaults: the optional config keys that the row reads, with the reference's defaults.
         layer: the spec of layer i, from the config's values and i.
         neutral: keys that the reference reads and the row does not; values that fail the test are refused by name.
-        tensors: checkpoint names by role; ``{i}`` is the layer. Roles that are multiplied together are fused on
-            loading.
+        modules: names in the checkpoint by role, without ``.weight``; ``{i}`` is the layer. Roles that are multiplied
+            together are fused on loading.
         ignored: patterns of tensors that carry no weights of the model.
     """
 
     defaults: Mapping[str, Any]
     layer: Callable[[Mapping[str, Any], int], LayerSpec]
     neutral: Mapping[str, Test] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=lambda: dict(TENSORS))
+    modules: Mapping[str, str] = field(default_factory=lambda: dict(MODULES))
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+
+    def tensor(self, role: str, layer: int | None = None, suffix: str = "weight") -> str:
+        """The name of a role's tensor in the checkpoint."""
+        return f"{self.modules[role].format(i=layer)}.{suffix}"
 
 
 def one_of(*values: Any) -> Test:
@@ -66,6 +70,11 @@ def one_of(*values: Any) -> Test:
 def all_equal(wanted: str) -> Test:
     """A test that accepts None, and lists that hold ``wanted`` only."""
     return lambda value: value is None or (isinstance(value, list) and all(v == wanted for v in value))
+
+
+def anything(value: Any) -> bool:
+    """A test that accepts every value: another key switches this one off."""
+    return True
 
 
 # Keys that every row reads, and keys that change no result of a forward pass.
@@ -111,8 +120,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         neutral=NEUTRAL
         | {
             "use_sliding_window": one_of(None, False),
-            "sliding_window": lambda value: True,
-            "max_window_layers": lambda value: True,
+            "sliding_window": anything,
+            "max_window_layers": anything,
             "layer_types": all_equal("full_attention"),
         },
     ),

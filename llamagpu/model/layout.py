@@ -148,9 +148,9 @@ class Layout:
 
     def _piece(self, role: str, layer: int | None, rows: Rows, columns: int | None, suffix: str = "weight") -> Piece:
         """A tensor of the source, its shape checked: [rows, columns], or a vector [rows]."""
-        name = self._row.tensors[role].format(i=layer).removesuffix("weight") + suffix
+        name = self._row.tensor(role, layer, suffix)
         if role == "embed" and self.config.tie_word_embeddings and name not in self._stored:
-            name = self._row.tensors["head"]  # tied tensors may be stored under either name
+            name = self._row.tensor("head")  # tied tensors may be stored under either name
         if name not in self._stored:
             raise UnsupportedModelError(
                 f"The checkpoint has no tensor {name}.",
@@ -195,7 +195,7 @@ class Layout:
 
     def _refuse_unknown(self) -> None:
         ignored = [re.compile(p) for p in self._row.ignored]
-        tied = {self._row.tensors[r] for r in ("head", "embed")} if self.config.tie_word_embeddings else set()
+        tied = {self._row.tensor(r) for r in ("head", "embed")} if self.config.tie_word_embeddings else set()
         for name in self._stored.keys() - self._seen - tied:
             if not any(p.fullmatch(name) for p in ignored):
                 raise UnsupportedModelError(

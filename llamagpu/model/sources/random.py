@@ -93,13 +93,13 @@ class RandomWeights:
     def tensors(self) -> Mapping[str, Stored]:
         """See ``Source.tensors``."""
         c = parse_config(self.config())
-        names = ARCHITECTURES[c.model_type].tensors
+        row = ARCHITECTURES[c.model_type]
         shapes = _layer_shapes(c)
-        found = {names["embed"]: (c.vocab_size, c.hidden_size), names["norm"]: (c.hidden_size,)}
+        found = {row.tensor("embed"): (c.vocab_size, c.hidden_size), row.tensor("norm"): (c.hidden_size,)}
         if not c.tie_word_embeddings:
-            found[names["head"]] = (c.vocab_size, c.hidden_size)
+            found[row.tensor("head")] = (c.vocab_size, c.hidden_size)
         for i in range(c.num_hidden_layers):
-            found |= {names[role].format(i=i): shape for role, shape in shapes.items()}
+            found |= {row.tensor(role, i): shape for role, shape in shapes.items()}
         return {name: Stored(shape, "bf16") for name, shape in found.items()}
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
