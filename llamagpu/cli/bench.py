@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
+from llamagpu.cli.options import device_option, kv_dtype_option, model_option, shape_option
 from llamagpu.cli.output import note, progress_bar, write
 from llamagpu.errors import UsageError
 
@@ -29,8 +30,8 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
 
 
 @click.command()
-@click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
-@click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
+@model_option
+@shape_option
 @click.option("-p", "--n-prompt", default="512", show_default=True, callback=numbers, help="Prompt lengths; 0 is none.")
 @click.option("-n", "--n-gen", default="128", show_default=True, callback=numbers, help="New tokens; 0 is none.")
 @click.option("-d", "--n-depth", default="0", show_default=True, callback=numbers, help="Tokens before the new ones.")
@@ -48,9 +49,9 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
     help="Format of the results.",
 )
 @click.option("--dtype", default="auto", show_default=True, help="Dtypes of the weights, such as float16,int8,int4.")
-@click.option("--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16.")
+@kv_dtype_option
 @click.option("--context", type=int, help="Most tokens of a sequence. [default: up to 4096, or as the tests need]")
-@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+@device_option
 def bench(
     model: str | None,
     shape: str | None,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.conversation import Message, fit, load, save
-from llamagpu.cli.output import error_lines, load_options, model_options, note, open_model, write
+from llamagpu.cli.options import load_options, model_options
+from llamagpu.cli.output import error_lines, note, open_model, write
 from llamagpu.cli.reading import Lines, Reader, is_dumb, on_a_terminal, unwrap
 from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamagpu.cli.options import device_option, json_option
 from llamagpu.cli.output import progress_bar, write, write_json
 from llamagpu.errors import KernelError, LlamaGPUError, OutOfMemoryError
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+@device_option
 @click.option("--variants", is_flag=True, help="Check every variant of the kernels, not only those in use.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def doctor(device: str, variants: bool, as_json: bool) -> None:
     """Check this machine: GPU adapters, the chosen one, its limits, and every kernel against its reference.
 

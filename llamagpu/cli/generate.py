@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamagpu.cli.options import load_options, model_options
 from llamagpu.cli.output import (
     Interrupted,
-    load_options,
-    model_options,
     note,
     open_model,
     progress_bar,

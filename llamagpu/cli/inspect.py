@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from llamagpu.cli.options import device_option, json_option, revision_option
 from llamagpu.cli.output import write, write_json
 from llamagpu.errors import UsageError
 
@@ -13,10 +14,10 @@ from llamagpu.errors import UsageError
 @click.command()
 @click.argument("named", metavar="[MODEL]", required=False)
 @click.option("-m", "--model", help="A directory or a hub id, instead of the argument. [default: the bundled model]")
-@click.option("--revision", help="Revision of the hub model.")
-@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
+@revision_option
+@device_option
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def inspect(
     named: str | None, model: str | None, revision: str | None, device: str, tensors: bool, as_json: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""Writing results and errors, and the options that commands share."""
+"""Writing results and errors, and progress on a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from llamagpu.engine import LLM
 
 _SHOW_PROGRESS_FROM = 50_000_000  # bytes; less is done at once
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ClosedPipe(Exception):
@@ -82,11 +81,6 @@ def progress_bar(doing: str, unit: str = "") -> Iterator[Callable[..., None] | N
             bar.stop()
 
 
-def load_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of ``model_options`` from a command's options, and return them."""
-    return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
-
-
 def open_model(options: dict[str, Any]) -> LLM:
     """Load a model, with progress if it takes a while."""
     from llamagpu.engine import LLM
@@ -98,26 +92,3 @@ def open_model(options: dict[str, Any]) -> LLM:
 def error_lines(what: str, why: str = "", hint: str = "") -> str:
     """The text of an error: what happened, why, and a hint."""
     return "\n".join([f"error: {what}", *(f"  {line}" for part in (why, hint) if part for line in part.splitlines())])
-
-
-def model_options(command: F) -> F:
-    """The options of every command that loads a model."""
-    for option in reversed(
-        (
-            click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]"),
-            click.option("--revision", help="Revision of the hub model."),
-            click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."),
-            click.option(
-                "--dtype",
-                default="auto",
-                show_default=True,
-                help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
-            ),
-            click.option(
-                "--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16."
-            ),
-            click.option("--context", type=int, help="Most tokens of prompt and text together. [default: up to 4096]"),
-        )
-    ):
-        command = option(command)
-    return command

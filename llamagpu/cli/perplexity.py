@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from llamagpu.cli.output import load_options, model_options, note, open_model, progress_bar, write, write_json
+from llamagpu.cli.options import json_option, load_options, model_options
+from llamagpu.cli.output import note, open_model, progress_bar, write, write_json
 from llamagpu.errors import UsageError
 
 
@@ -24,7 +25,7 @@ from llamagpu.errors import UsageError
     "--stride", type=click.IntRange(1), help="Tokens from a window's start to the next. [default: half a window]"
 )
 @click.option("--bytes", "most", type=int, help="Read only this many bytes of the text.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def perplexity(
     file: Path, window: int | None, stride: int | None, most: int | None, as_json: bool, **options: Any
 ) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from llamagpu.cli.options import device_option, dtype_option, json_option, kv_dtype_option, model_option, shape_option
 from llamagpu.cli.output import note, write, write_json
 from llamagpu.errors import UsageError
 
 
 @click.command()
-@click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
-@click.option("--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
+@model_option
+@shape_option
 @click.option("-d", "--n-depth", type=click.IntRange(0), default=128, show_default=True, help="Tokens before the step.")
 @click.option("-b", "--batch", type=click.IntRange(1, 32), default=1, show_default=True, help="Sequences in the batch.")
 @click.option("-p", "--n-prompt", type=click.IntRange(1), help="Profile a prompt of this many tokens instead.")
@@ -23,16 +24,11 @@ from llamagpu.errors import UsageError
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw a roofline, shares and a timeline: .svg, .png or .pdf."
 )
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
-)
-@click.option("--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16.")
+@dtype_option
+@kv_dtype_option
 @click.option("--context", type=int, help="Most tokens of a sequence. [default: up to 4096, or as the profile needs]")
-@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@device_option
+@json_option
 def profile(
     model: str | None,
     shape: str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llamagpu.cli.options import json_option, revision_option
 from llamagpu.cli.output import note, progress_bar, write_json
 from llamagpu.errors import ModelNotFoundError, UsageError
 
@@ -24,8 +25,8 @@ _LEAST_SHARE = 0.5  # of the weights' elements: a copy that quantizes less is pr
     "--group-size", type=int, default=64, show_default=True, help="Weights that share a scale: 32, 64 or 128."
 )
 @click.option("--force", is_flag=True, help="Write the copy even if it quantizes less than half of the weights.")
-@click.option("--revision", help="Revision of the hub model.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@revision_option
+@json_option
 def quantize(
     paths: tuple[str, ...],
     model: str | None,

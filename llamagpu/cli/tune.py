@@ -8,21 +8,17 @@ from dataclasses import asdict
 
 import click
 
+from llamagpu.cli.options import device_option, dtype_option, json_option, model_option
 from llamagpu.cli.output import note, write, write_json
 from llamagpu.errors import LlamaGPUError
 
 
 @click.command()
-@click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
+@model_option
 @click.option("--shape", help="Use the matrices of smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
-)
-@click.option("--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@dtype_option
+@device_option
+@json_option
 def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json: bool) -> None:
     """Measure the kernel variants on this adapter for a model's matrices, and use the fastest in all later runs.
 

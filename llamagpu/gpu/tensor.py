@@ -229,15 +229,6 @@ class Tensor:
         window = Part(part.buffer, offset, (end - begin) * row_bytes, 0, end - begin)
         return Tensor(self.device, (end - begin, self.columns), self.dtype, (window,))
 
-    def overlaps(self, other: Tensor) -> bool:
-        """Whether both tensors share memory."""
-        mine, theirs = (*self.parts, *self.meta), (*other.parts, *other.meta)
-        return any(
-            a.buffer is b.buffer and a.offset < b.offset + b.size and b.offset < a.offset + a.size
-            for a in mine
-            for b in theirs
-        )
-
     def free(self) -> None:
         """Give the memory back. Using the tensor afterwards raises."""
         for part in (*self.parts, *self.meta):

@@ -1,0 +1,43 @@
+"""The options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+model_option = click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
+revision_option = click.option("--revision", help="Revision of the hub model.")
+shape_option = click.option(
+    "--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."
+)
+dtype_option = click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="Dtype of the weights: auto, float32, float16, bfloat16, int8 or int4.",
+)
+kv_dtype_option = click.option(
+    "--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def model_options(command: F) -> F:
+    """The options of every command that loads a model."""
+    context = click.option("--context", type=int, help="Most tokens of prompt and text together. [default: up to 4096]")
+    options = (model_option, revision_option, device_option, dtype_option, kv_dtype_option, context)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of ``model_options`` from a command's options, and return them."""
+    return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
