@@ -30,15 +30,30 @@ sys.path.insert(0, str(TESTS.parent))
 import random_models  # noqa: E402
 
 
-def logits(directory: Path, ids: list[int]) -> np.ndarray:
+def load(directory: Path) -> transformers.PreTrainedModel:
+    """The model, in float32. A new one for every prompt, because longrope keeps its angles."""
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     wrong = {kind: names for kind, names in loading.items() if names}
     if wrong:  # transformers only warns, and makes random numbers of what is missing
         sys.exit(f"{wrong}: make tests/random_models.py write the tensors that this architecture has.")
+    return model.eval()
+
+
+def logits(directory: Path, ids: list[int]) -> np.ndarray:
     with torch.no_grad():
-        return model.eval()(torch.tensor([ids])).logits[0].numpy()
+        return load(directory)(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+
+def greedy(directory: Path, ids: list[int], count: int = 24) -> tuple[list[int], float]:
+    """Greedy tokens after a prompt, and the smallest gap between best and second logit on the way."""
+    out, gap = list(ids), float("inf")
+    for _ in range(count):
+        last = np.sort(row := logits(directory, out)[-1])
+        gap = min(gap, float(last[-1] - last[-2]))
+        out.append(int(row.argmax()))
+    return out[len(ids) :], gap
 
 
 def mlx_goldens() -> None:
@@ -105,8 +120,10 @@ def main() -> None:
                 out = logits(directory, random_models.prompt(config, length, seed))[-random_models.LAST :]
                 kept[f"{name}.{length}"] = np.ascontiguousarray(out[:, columns], np.float32)
                 largest = max(largest, float(np.abs(out).max()))
-        about["models"][name] = {"seed": seed, "gain": gain, "max_logit": largest}  # type: ignore[index]
-        print(name, f"gain {gain:.2f}, max|logit| {largest:.2f}", flush=True)
+            tokens, gap = greedy(directory, random_models.prompt(config, random_models.PROMPTS[-1], seed))
+        facts = {"seed": seed, "gain": gain, "max_logit": largest, "gap": gap, "greedy": tokens}
+        about["models"][name] = facts  # type: ignore[index]
+        print(name, f"gain {gain:.2f}, max|logit| {largest:.2f}, gap {gap:.1e}", flush=True)
     save_file(kept, TESTS / "goldens.safetensors")
     (TESTS / "goldens.json").write_text(json.dumps(about, indent=1) + "\n")
 

@@ -1,6 +1,7 @@
-//! needs decode flash
+//! needs decode flash mask
 //! const RUN
-// Decode attention, one query row for each of several sequences, over runs of 256 positions of the cache:
+// Decode attention, one query row for each of several sequences, over runs of 256 positions of the cache, from the first
+// run that the row sees (lib/mask):
 // partial[r, h, s, :] = Σⱼ exp(scoreⱼ - m) V[j, :] over j in run s, then (m, Σⱼ exp(scoreⱼ - m), 0, 0), where m is the
 // largest score. If the grid has a single run, there is nothing to merge:
 // out[r, h, :] = Σⱼ exp(scoreⱼ - m) V[j, :] / Σⱼ exp(scoreⱼ - m).
@@ -17,6 +18,10 @@ fn head_of(i: u32) -> u32 {
 
 fn flash_query(i: u32, c: u32) -> vec4<f32> {
     return q[row * params.stride4 + head_of(i) * D4 + c] * params.scale;
+}
+
+fn flash_first(i: u32) -> u32 {
+    return mask_begin(step_rows[row].y);
 }
 
 fn flash_last(i: u32) -> u32 {
@@ -53,10 +58,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let position = step_rows[row].y;
-    let begin = split * RUN;
-    if (begin > position) {
+    let seen = mask_begin(position);
+    let run = seen / RUN + split;
+    if (run * RUN > position) {
         return;
     }
-    let end = min(begin + RUN, position + 1u);
+    let begin = max(run * RUN, seen / FLASH_BLOCK * FLASH_BLOCK);
+    let end = min((run + 1u) * RUN, position + 1u);
     flash_run(local, step_rows[row].z * params.table, kv_head, params.kv_heads, begin, end);
 }

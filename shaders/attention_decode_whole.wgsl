@@ -1,4 +1,4 @@
-//! needs decode run
+//! needs decode run mask score
 //! const QUERIES RUN
 // Decode attention for GPUs: the formula and the results of attention_decode, but a workgroup takes a whole run at once.
 // 1. Each invocation computes the scores of one position for up to four heads. 2. The workgroup finds each head's maximum.
@@ -22,11 +22,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let state = step_rows[row];
-    let begin = split * RUN;
-    if (begin > state.y) {
+    let seen = mask_begin(state.y);
+    let run = seen / RUN + split;
+    if (run * RUN > state.y) {
         return;
     }
-    let count = min(RUN, state.y + 1u - begin);
+    let begin = max(run * RUN, seen);
+    let count = min((run + 1u) * RUN, state.y + 1u) - begin;
     run_table = state.z * params.table;
     for (var item = local; item < QUERIES * D4; item += RUN) {
         let head = run_kv_head * params.group + min(first + item / D4, params.group - 1u);
@@ -54,6 +56,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     for (var d = D_LOADS / 4u * 4u; d < D_LOADS; d++) {
         found = run_score(found, kv[key + d], d);
     }
+    found = score_cap(found);
     run_weights[local] = select(vec4<f32>(LOWEST), found, local < count);
     workgroupBarrier();
     if (local < 16u) {

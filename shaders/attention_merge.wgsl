@@ -1,3 +1,4 @@
+//! needs mask
 //! const D4 RUN
 // Merges the runs of attention_decode, in order: out[r, h, :] = Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ with M = max mₛ.
 // Grid: ceil(rows · heads · D4 / 64) workgroups; an invocation computes four elements.
@@ -5,6 +6,7 @@ struct Params {
     rows: u32,
     heads: u32,
     splits: u32,      // runs that partials holds for each row and head
+    window: u32,      // mask/window: positions that a query sees
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place
@@ -19,7 +21,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (row >= params.rows) {
         return;
     }
-    let runs = min(params.splits, step_rows[row].y / RUN + 1u);
+    let position = step_rows[row].y;
+    let runs = min(params.splits, position / RUN - mask_begin(position) / RUN + 1u);
     let base = item / D4 * params.splits * (D4 + 1u);
     let last = runs - 1u;
     let width = D4 + 1u;

@@ -1,5 +1,5 @@
-//! needs flash
-// Causal attention of consecutive rows of one sequence, whose K and V are already in the cache:
+//! needs flash mask
+// Causal attention of consecutive rows of one sequence, whose K and V are already in the cache; lib/mask bounds it below:
 // out[r, h, :] = Σⱼ softmaxⱼ(scale · q[r, h, :] · K[j, h/group, :]) V[j, h/group, :] over positions j ≤ position(r).
 // Grid: heads · ceil(rows / QUERIES) workgroups; a workgroup takes QUERIES rows of one head. lib/flash divides the positions
 // and elements among its invocations.
@@ -10,6 +10,8 @@ struct Params {
     stride4: u32,     // vec4s from one row of q to the next
     table: u32,       // page table entries of a sequence
     scale: f32,
+    window: u32,      // mask/window: positions that a query sees
+    cap: f32,         // score/cap
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [rows] token, position, slot, place
@@ -24,6 +26,10 @@ fn row_of(i: u32) -> u32 {
 
 fn flash_query(i: u32, c: u32) -> vec4<f32> {
     return q[row_of(i) * params.stride4 + head * D4 + c] * params.scale;
+}
+
+fn flash_first(i: u32) -> u32 {
+    return mask_begin(step_rows[row_of(i)].y);
 }
 
 fn flash_last(i: u32) -> u32 {
@@ -49,5 +55,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let table = step_rows[first].z * params.table;
     let kv_head = head / (params.heads / params.kv_heads);
-    flash_run(local, table, kv_head, params.kv_heads, 0u, step_rows[row_of(QUERIES - 1u)].y + 1u);
+    let begin = mask_begin(step_rows[first].y) / FLASH_BLOCK * FLASH_BLOCK;
+    flash_run(local, table, kv_head, params.kv_heads, begin, step_rows[row_of(QUERIES - 1u)].y + 1u);
 }

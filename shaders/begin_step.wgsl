@@ -1,7 +1,7 @@
-//! needs weights order prenorm
+//! needs weights order next
 //! const PAGE
-// Begins a step. For every row, the residual is out[r, :] = W[token(r), :]. The kernel also writes the prenorm buffer of the
-// first norm (lib/prenorm.wgsl) and the row's place in the cache: page(position) · PAGE + position % PAGE.
+// Begins a step. For every row, the residual is out[r, :] = factor · W[token(r), :]. The kernel also prepares the first norm
+// (lib/next) and writes the row's place in the cache: page(position) · PAGE + position % PAGE.
 // Grid: rows · ceil(columns4 / 64) workgroups; an invocation computes four elements.
 // A table that is cut by rows takes one dispatch for each part; a dispatch writes the rows whose token its part holds.
 struct Params {
@@ -11,6 +11,7 @@ struct Params {
     first: u32,       // first row of this part
     count: u32,       // rows of this part
     table: u32,       // page table entries of a sequence
+    factor: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> step_rows: array<vec4<u32>>;    // [rows] token, position, slot, place
@@ -35,8 +36,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         step_rows[row].w = page * PAGE + position % PAGE;
     }
     if (token >= params.first && token - params.first < params.count) {
-        let v = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
+        let v = params.factor * weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
         out[row * columns4 + c] = v;
-        prenorm_store(row, 4u * c, v, norm_weight[c]);
+        next_store(row, c, v);
     }
 }

@@ -1,5 +1,5 @@
 //! needs weights order
-// out[r, :] = W[token(r), :]: each row of the step takes its token's row of the table.
+// out[r, :] = factor · W[token(r), :]: each row of the step takes its token's row of the table.
 // Grid: rows · ceil(columns4 / 64) workgroups; an invocation copies four elements.
 // A table that is cut by rows takes one dispatch for each part; a dispatch writes the rows whose token its part holds.
 struct Params {
@@ -8,6 +8,7 @@ struct Params {
     stride4: u32,   // vec4s from one row of W to the next
     first: u32,     // first row of this part
     count: u32,     // rows of this part
+    factor: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_rows: array<vec4<u32>>;          // [rows] token, position, slot, 0
@@ -25,6 +26,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let token = step_rows[row].x;
     if (token >= params.first && token - params.first < params.count) {
-        out[row * params.columns4 + c] = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
+        let v = weights_load(order_row(token - params.first, params.count) * params.stride4 + c);
+        out[row * params.columns4 + c] = params.factor * v;
     }
 }

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from llamagpu.model import parse_config
+from llamagpu.model.architectures import ARCHITECTURES
+
 PROMPTS = (1, 2, 31, 600)  # lengths in tokens
 LAST = 4  # last positions of a prompt, whose logits a golden keeps
 COLUMNS = 512  # vocabulary entries that a golden keeps if there are more than MANY
@@ -86,35 +89,119 @@ CONFIGS |= {
 }
 
 
+def of(model_type: str, *without_keys: str, **changes: Any) -> dict[str, Any]:
+    """A small config of another architecture, without keys that it does not know."""
+    return without(config(model_type=model_type, **changes), "architectures", "rope_scaling", *without_keys)
+
+
+_BIASES = ("attention_bias", "mlp_bias")
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 160, "rope_theta": 20000.0}
+_LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0 + 0.1 * i for i in range(12)],
+    "long_factor": [1.5 + 0.7 * i for i in range(12)],
+}
+_GEMMA = of("gemma", "mlp_bias", hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True)
+_GEMMA2 = without(_GEMMA, "hidden_act") | {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 50,
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 4.0,
+}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+CONFIGS |= {
+    "dynamic": config(rope_scaling={"type": "dynamic", "factor": 4.0}),
+    "yarn": config(rope_parameters=_YARN),
+    "yarn-mscale": config(rope_parameters=_YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 20.0})
+    | {"num_key_value_heads": 1},
+    "mistral-window": MISTRAL | {"sliding_window": 37},
+    "ministral": of("ministral", *_BIASES, sliding_window=100, num_hidden_layers=3)
+    | {"layer_types": [_SLIDING, _FULL, _SLIDING]},
+    "ministral3": of("ministral3", *_BIASES)
+    | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.4, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "qwen2-window": QWEN2
+    | {"use_sliding_window": True, "sliding_window": 300, "max_window_layers": 1, "num_hidden_layers": 3},
+    "qwen3": of("qwen3", "mlp_bias", head_dim=32, tie_word_embeddings=True, rms_norm_eps=1e-6),
+    "qwen3-yarn": of("qwen3", "mlp_bias", attention_bias=True, num_attention_heads=8)
+    | {"rope_scaling": _YARN, "rope_theta": 20000.0},
+    "smollm3": of("smollm3", num_hidden_layers=4, no_rope_layers=[1, 1, 1, 0], rope_theta=2000000.0),
+    "smollm3-window": of("smollm3", num_hidden_layers=3, no_rope_layer_interval=2, use_sliding_window=True)
+    | {"sliding_window": 64, "mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True},
+    "granite": of("granite", attention_bias=True, mlp_bias=True, **_MULTIPLIERS),
+    "granite-hybrid": of("granitemoehybrid", "mlp_bias", **_MULTIPLIERS)
+    | {"num_local_experts": 0, "shared_intermediate_size": 77, "position_embedding_type": "rope"}
+    | {"layer_types": ["attention", "attention"], "mamba_n_heads": 2, "tie_word_embeddings": True},
+    "granite-nope": of("granitemoehybrid", "mlp_bias", **_MULTIPLIERS)
+    | {"num_local_experts": 0, "shared_intermediate_size": 96, "position_embedding_type": "nope"}
+    | {"layer_types": ["attention", "attention"], "mamba_n_heads": 2},
+    "olmo2": of("olmo2", "mlp_bias", num_key_value_heads=4),
+    "olmo2-gqa": of("olmo2", "mlp_bias", attention_bias=True, rope_theta=500000.0),
+    "phi3": without(of("phi3", *_BIASES, sliding_window=64, hidden_size=48, num_attention_heads=3), "head_dim")
+    | {"num_key_value_heads": 3, "tie_word_embeddings": True},
+    "phi3-longrope": without(of("phi3", *_BIASES, num_attention_heads=2, num_key_value_heads=1), "head_dim")
+    | {"original_max_position_embeddings": 256, "partial_rotary_factor": 0.75, "rope_scaling": _LONGROPE},
+    "gemma": _GEMMA | {"head_dim": 256, "num_key_value_heads": 1},
+    "gemma2": _GEMMA2 | {"final_logit_softcapping": 12.0, "attn_logit_softcapping": 3.0},
+    "gemma3": _GEMMA2
+    | {"model_type": "gemma3_text", "num_hidden_layers": 3, "sliding_window_pattern": 2, "rope_theta": 1000000.0}
+    | {"rope_local_base_freq": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 260},
+    "gemma3-new-form": _GEMMA2
+    | {"model_type": "gemma3_text", "layer_types": [_SLIDING, _FULL], "attention_bias": True, "head_dim": 32}
+    | {"rope_parameters": {_SLIDING: {"rope_theta": 9000.0}, _FULL: {"rope_type": "linear", "factor": 4.0}}},
+    "ernie4_5": of("ernie4_5", *_BIASES, use_bias=True, rope_theta=500000.0),
+    "exaone4": of("exaone4", *_BIASES, num_hidden_layers=4, sliding_window=40, sliding_window_pattern=4)
+    | {"rope_scaling": LLAMA3, "rope_theta": 1000000.0, "tie_word_embeddings": True},
+    "exaone4-full": of("exaone4", *_BIASES, sliding_window=None, layer_types=[_FULL, _FULL]),
+    "hunyuan": of("hunyuan_v1_dense", "mlp_bias", attention_bias=True)
+    | {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    "nanochat": of("nanochat", "mlp_bias", hidden_act="relu2", final_logit_softcapping=15.0),
+}
+
+
 def tensors(c: dict[str, Any], seed: int, gain: float = 1.0) -> dict[str, np.ndarray]:
-    """float32 weights under their checkpoint names. Matrices have variance gain² / columns, norms are random."""
+    """float32 weights under their checkpoint names. Matrices have variance gain² / columns, norms are random.
+
+    Names and biases are those of the architecture's row; ``scripts/make_goldens.py`` has transformers check them.
+    """
     rng = np.random.default_rng(seed)
-    h, d, mlp = c["hidden_size"], c["head_dim"], c["intermediate_size"]
-    q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
-    qkv_bias = c.get("attention_bias", c["model_type"] == "qwen2")
-    o_bias, mlp_bias = c.get("attention_bias", False), c.get("mlp_bias", False)
+    model, row = parse_config(c), ARCHITECTURES[c["model_type"]]
+    h, mlp, q, kv = model.hidden_size, model.intermediate_size, model.q_size, model.kv_size
     out: dict[str, np.ndarray] = {}
 
-    def matrix(name: str, rows: int, columns: int, bias: bool = False) -> None:
-        out[f"{name}.weight"] = rng.standard_normal((rows, columns)) * (gain / columns**0.5)
+    def matrix(role: str, i: int | None, rows: int, columns: int, bias: bool = False) -> None:
+        out[row.tensor(role, i)] = rng.standard_normal((rows, columns)) * (gain / columns**0.5)
         if bias:
-            out[f"{name}.bias"] = rng.standard_normal(rows) * 0.5
+            out[row.tensor(role, i, "bias")] = rng.standard_normal(rows) * 0.5
 
-    def norm(name: str) -> None:
-        out[f"{name}.weight"] = 1 + 0.3 * rng.standard_normal(h)
+    def norm(role: str, i: int | None, size: int) -> None:
+        if row.norm_weights:
+            out[row.tensor(role, i)] = 1 + 0.3 * rng.standard_normal(size) - row.norm_offset
 
-    matrix("model.embed_tokens", c["vocab_size"], h)
-    for i in range(c["num_hidden_layers"]):
-        p = f"model.layers.{i}"
-        norm(f"{p}.input_layernorm")
-        norm(f"{p}.post_attention_layernorm")
-        for name, rows, columns in (("q", q, h), ("k", kv, h), ("v", kv, h), ("o", h, q)):
-            matrix(f"{p}.self_attn.{name}_proj", rows, columns, o_bias if name == "o" else qkv_bias)
-        for name, rows, columns in (("gate", mlp, h), ("up", mlp, h), ("down", h, mlp)):
-            matrix(f"{p}.mlp.{name}_proj", rows, columns, mlp_bias)
-    norm("model.norm")
+    matrix("embed", None, c["vocab_size"], h)
+    for i, spec in enumerate(model.layers):
+        for role in ("attn_norm", "mlp_norm") if spec.pre_norms else ():
+            norm(role, i, h)
+        for role in ("attn_post_norm", "mlp_post_norm") if spec.post_norms else ():
+            norm(role, i, h)
+        if spec.qk_norm:
+            norm("q_norm", i, q if spec.qk_norm == "row" else model.head_dim)
+            norm("k_norm", i, kv if spec.qk_norm == "row" else model.head_dim)
+        parts = [("qkv", q + 2 * kv)] if "qkv" in row.modules else [("q", q), ("k", kv), ("v", kv)]
+        for role, rows in parts:
+            matrix(role, i, rows, h, spec.qkv_bias)
+        matrix("o", i, h, q, spec.o_bias)
+        parts = [("gate_up", 2 * mlp)] if "gate_up" in row.modules else [("gate", mlp), ("up", mlp)]
+        for role, rows in parts if spec.gated else [("up", mlp)]:
+            matrix(role, i, rows, h, spec.mlp_bias)
+        matrix("down", i, h, mlp, spec.mlp_bias)
+    norm("norm", None, h)
     if not c["tie_word_embeddings"]:
-        matrix("lm_head", c["vocab_size"], h)
+        matrix("head", None, c["vocab_size"], h)
     return {name: stored(a.astype(np.float32), c) for name, a in out.items()}
 
 

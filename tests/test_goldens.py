@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 GOLDENS = load_file(HERE / "goldens.safetensors")
 ABOUT = json.loads((HERE / "goldens.json").read_text())["models"]
 BAR = 5e-5
+QUICK = ("qwen3", "gemma3", "olmo2")  # the architectures of the usual loop, beside Llama
 
 
 def some(names: Iterable[str], *quick: str) -> list[Any]:
@@ -27,34 +28,60 @@ def some(names: Iterable[str], *quick: str) -> list[Any]:
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
+def write(name: str, config: dict[str, Any], folder: Path) -> None:
+    """Write the golden's model under a config, which may switch biases off."""
+    about, golden = ABOUT[name], random_models.CONFIGS[name]
+    weights = random_models.tensors(golden, about["seed"], about["gain"])
+    for key, part in (("attention_bias", "self_attn"), ("mlp_bias", "mlp"), ("use_bias", "_proj")):
+        if golden.get(key) and not config.get(key):
+            weights = {k: v for k, v in weights.items() if not (part in k and k.endswith("_proj.bias"))}
+    random_models.write_model(folder, config, weights)
+
+
 def error(
     name: str, config: dict[str, Any], device: gpu.Device, folder: Path, lengths=random_models.PROMPTS, **options: Any
 ) -> float:
     """The largest error over the golden's prompts, in units of max(1, max|logit|)."""
     about, golden = ABOUT[name], random_models.CONFIGS[name]
-    weights = random_models.tensors(golden, about["seed"], about["gain"])
-    for key, suffix in (("attention_bias", "_proj.bias"), ("mlp_bias", "_proj.bias")):
-        part = "self_attn" if key == "attention_bias" else "mlp"
-        if golden.get(key) and not config.get(key):
-            weights = {k: v for k, v in weights.items() if not (part in k and k.endswith(suffix))}
-    random_models.write_model(folder, config, weights)
+    columns, original = random_models.kept_columns(golden), config.get("original_max_position_embeddings", 0)
+
+    def one(llm: LLM, length: int) -> float:
+        got = llm.logits(random_models.prompt(golden, length, about["seed"]))[-random_models.LAST :]
+        return float(np.abs(got[:, columns] - GOLDENS[f"{name}.{length}"]).max()) / max(1.0, about["max_logit"])
+
+    write(name, config, folder)
     worst = 0.0
-    with LLM(folder, device=device, kv_dtype="float32", **options) as llm:
-        for length in lengths:
-            got = llm.logits(random_models.prompt(golden, length, about["seed"]))[-random_models.LAST :]
-            difference = np.abs(got[:, random_models.kept_columns(golden)] - GOLDENS[f"{name}.{length}"]).max()
-            worst = max(worst, float(difference) / max(1.0, about["max_logit"]))
+    for context in dict.fromkeys(
+        original if n <= original else None for n in lengths
+    ):  # longrope has two sets of angles
+        with LLM(folder, device=device, kv_dtype="float32", context=context, **options) as llm:
+            worst = max(worst, *(one(llm, n) for n in lengths if (n <= original) == (context is not None)))
     return worst
 
 
 @pytest.mark.parametrize(
-    "name", some(random_models.CONFIGS, "mqa", "gqa", "head80", "all-biases", "llama3", "deep-bf16", "qwen2", "mistral")
+    "name",
+    some(
+        random_models.CONFIGS, "mqa", "gqa", "head80", "all-biases", "llama3", "deep-bf16", "qwen2", "mistral", *QUICK
+    ),
 )
 def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path) -> None:
     assert ABOUT[name]["max_logit"] >= 5
     worst = error(name, random_models.CONFIGS[name], device, tmp_path)
     print(f"{name}: {worst:.1e}")
     assert worst <= BAR
+
+
+@pytest.mark.parametrize("name", some(random_models.CONFIGS, "mqa", *QUICK))
+def test_greedy_tokens_match_transformers(name: str, device: gpu.Device, tmp_path: Path) -> None:
+    """24 greedy tokens after a prompt of 600, which is longer than every window; the reference's gap between best and
+    second logit is stated."""
+    about, config = ABOUT[name], random_models.CONFIGS[name]
+    assert about["gap"] > 1e-3
+    write(name, config, tmp_path)
+    prompt = random_models.prompt(config, random_models.PROMPTS[-1], about["seed"])
+    with LLM(tmp_path, device=device, kv_dtype="float32") as llm:
+        assert llm.generate(prompt, max_tokens=24, ignore_eos=True).token_ids == about["greedy"]
 
 
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases", "deep-bf16"])

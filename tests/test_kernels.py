@@ -24,7 +24,7 @@ REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lamb
 FULL = frozenset({"shader-f16", "subgroup"})
 MOST_GROUPS = 65535  # limit of one dimension of a grid
 # Other kernels fold the grids of the same shaders (elementwise, product_rows). A folded copy would exceed a binding.
-FOLD_ELSEWHERE = {"multiply", "scale", "silu", "qkv", "residual", "swiglu", "copy"}
+FOLD_ELSEWHERE = {"multiply", "scale", "silu", "relu2", "qkv", "residual", "glu", "copy"}
 SMALL = 2_000_000  # limit of elements in the inputs of a small case
 RANDOM = 20  # random shapes of a kernel
 

@@ -10,36 +10,42 @@ from llamagpu.kernels.dequantize import FORMATS, columns_for, put_weights, weigh
 from llamagpu.kernels.dequantize import reference as weight_reference
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 from llamagpu.kernels.kv_write import PAGE, address
-from llamagpu.kernels.prenorm import prenorm_columns, prenorm_reference
+from llamagpu.kernels.prenorm import NextNorm, next_norm, prenorm_columns, prenorm_reference
 from llamagpu.kernels.step import step_rows as make_rows
 
 
-def begin_step(table: Tensor, rows: Tensor, pages: Tensor, weight: Tensor, out: Tensor, prenorm: Tensor) -> None:
-    """``out[r] = table[token(r)]``, the prenorm buffer of the first norm, and each row's place in the cache.
+def begin_step(
+    table: Tensor,
+    rows: Tensor,
+    pages: Tensor,
+    out: Tensor,
+    *,
+    following: NextNorm | None = None,
+    factor: float = 1.0,
+) -> None:
+    """``out[r] = factor · table[token(r)]``, the prenorm buffer of the first norm, and each row's place in the cache.
 
     Args:
         table: [vocab, columns], f32, f16, bf16 or affine; may have several parts.
         rows: u32 [rows, 4], the step's state; its last column gets page · PAGE + position % PAGE.
         pages: u32 [slots, pages of a sequence], the page table.
-        weight: f32 [columns], of the first norm.
         out: f32 [rows, columns].
-        prenorm: f32 [rows, prenorm_columns(columns)].
+        following: the norm that reads out next; None prepares nothing.
     """
     device = owner("begin_step", table=table, rows=rows, pages=pages)
     require_rows("begin_step", rows)
-    require_floats("begin_step", weight=weight, out=out, prenorm=prenorm)
+    require_floats("begin_step", out=out)
     require(out.shape == (rows.rows, table.columns), "begin_step: out must be [rows, columns]")
-    require(prenorm.shape == (rows.rows, prenorm_columns(table.columns)), "begin_step: prenorm has a wrong shape")
-    require(weight.columns == table.columns, "begin_step: one weight for every column")
     libs, consts = weights_libs(table)
-    program = Program("begin_step", libs, (*consts, ("PAGE", PAGE)))
-    windows = {"step_rows": rows, "pages": pages, "norm_weight": weight, "out": out, "prenorm": prenorm}
+    prepared, more = next_norm("begin_step", following, rows.rows, table.columns)
+    program = Program("begin_step", (*libs, *prepared), (*consts, ("PAGE", PAGE)))
+    windows = {"step_rows": rows, "pages": pages, "out": out} | more
     for part, bindings in weight_parts(table):
         params = {"rows": rows.rows, "columns": table.columns, "stride4": table.stride // 4}
         device.dispatch(
             program,
             rows.rows * -(-table.columns // 256),
-            params | {"first": part.first, "count": part.rows, "table": pages.stride},
+            params | {"first": part.first, "count": part.rows, "table": pages.stride, "factor": factor},
             {name: t.part for name, t in windows.items()} | bindings,
         )
 
@@ -62,14 +68,18 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
         "prenorm": bench.out((d["rows"], prenorm_columns(columns))),
     }
     table, pages = put_weights(bench, a, d["format"]), bench.put(a["pages"], "u32")
-    begin_step(table, found["rows"], pages, bench.put(a["weight"]), found["out"], found["prenorm"])
+    following = NextNorm(found["prenorm"], bench.put(a["weight"])) if d["norm"] else None
+    begin_step(table, found["rows"], pages, found["out"], following=following, factor=d["factor"])
     return found[d["which"]]
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
     """The rows' state, the rows of the table, or the prenorm buffer, as the case asks."""
     whole = weight_reference(a, d)
-    x, size = (values[a["rows"][:, 0].astype(np.int64)] for values in (whole.value, whole.scale))
+    x, size = (
+        values[a["rows"][:, 0].astype(np.int64)] * np.float32(d["factor"]) for values in (whole.value, whole.scale)
+    )
+    size = size + (0 if d["factor"] == 1 else np.abs(x))
     if d["which"] == "out":
         return Expected(x, size)
     if d["which"] == "prenorm":
@@ -81,9 +91,22 @@ def reference(a: Arrays, d: Dims) -> Expected:
     return Expected(rows, np.zeros_like(rows))
 
 
+def _case(vocab: int, columns: int, rows: int, format: str, which: str, norm: bool = True, factor: float = 1.0) -> Dims:
+    sizes = {"vocab": vocab, "columns": columns, "rows": rows, "format": format}
+    return sizes | {"which": which, "norm": norm, "factor": factor}
+
+
 def _random(rng: np.random.Generator) -> Dims:
-    sizes = {"vocab": int(rng.integers(1, 999)), "columns": int(rng.integers(1, 700)), "rows": int(rng.integers(1, 40))}
-    return sizes | {"format": FORMATS[rng.integers(len(FORMATS))], "which": ("out", "prenorm", "rows")[rng.integers(3)]}
+    which = ("out", "prenorm", "rows")[rng.integers(3)]
+    return _case(
+        int(rng.integers(1, 999)),
+        int(rng.integers(1, 700)),
+        int(rng.integers(1, 40)),
+        FORMATS[rng.integers(len(FORMATS))],
+        which,
+        which == "prenorm" or bool(rng.integers(2)),
+        (1.0, 25.298)[rng.integers(2)],
+    )
 
 
 KERNEL = Kernel(
@@ -92,11 +115,11 @@ KERNEL = Kernel(
     _run,
     reference,
     cases=(
-        {"vocab": 1, "columns": 1, "rows": 1, "format": "f32", "which": "prenorm"},
-        {"vocab": 105, "columns": 97, "rows": 3, "format": "f16", "which": "prenorm"},
-        {"vocab": 49152, "columns": 576, "rows": 8, "format": "bf16", "which": "prenorm"},
-        {"vocab": 333, "columns": 128, "rows": 31, "format": "int4-g64-f16", "which": "out"},
-        {"vocab": 7, "columns": 3, "rows": 70000, "format": "f32", "which": "rows"},
+        _case(1, 1, 1, "f32", "prenorm"),
+        _case(105, 97, 3, "f16", "prenorm"),
+        _case(49152, 576, 8, "bf16", "prenorm"),
+        _case(333, 128, 31, "int4-g64-f16", "out", norm=False, factor=11.3),
+        _case(7, 3, 70000, "f32", "rows"),
     ),
     random=_random,
 )

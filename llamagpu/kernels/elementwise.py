@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.arguments import parts, require, require_floats, require_number
+from llamagpu.kernels.activations import ACTIVATIONS, activation_scale, require_activation
+from llamagpu.kernels.arguments import Pairs, parts, require, require_floats, require_number
 from llamagpu.kernels.entry import F64, Arrays, Bench, Dims, Expected, Kernel, normal
 
 
@@ -28,10 +29,16 @@ def scale(x: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
 
 def silu(x: Tensor, out: Tensor | None = None) -> Tensor:
     """``out = x / (1 + e^-x)`` (arXiv:1702.03118), f32 of any shape; out is not the memory of x."""
-    return _elementwise("silu", out, x=x)
+    return activate(x, "silu", out)
 
 
-def _elementwise(operation: str, out: Tensor | None, factor: float = 0.0, **inputs: Tensor) -> Tensor:
+def activate(x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+    """``out = activation(x)``, one of ``ACTIVATIONS``; f32 of any shape; out is not the memory of x."""
+    require_activation("activate", activation)
+    return _elementwise("activate", out, libs=(("activation", activation),), x=x)
+
+
+def _elementwise(operation: str, out: Tensor | None, factor: float = 0.0, libs: Pairs = (), **inputs: Tensor) -> Tensor:
     """``operation`` is the name of the function and of its file in ``lib/operation``, which binds the inputs."""
     device = require_floats(operation, **inputs, out=out)
     x = next(iter(inputs.values()))
@@ -39,7 +46,7 @@ def _elementwise(operation: str, out: Tensor | None, factor: float = 0.0, **inpu
     shapes = {t.shape for t in (*inputs.values(), out)}
     require(len(shapes) == 1, f"{operation}: {', '.join(inputs)} and out must have one shape, not {shapes}")
     count4 = x.rows * x.stride // 4
-    program = Program("elementwise", (("operation", operation),))
+    program = Program("elementwise", (("operation", operation), *libs))
     device.dispatch(program, -(-count4 // 64), {"count4": count4, "factor": factor}, parts(**inputs, out=out))
     return out
 
@@ -66,11 +73,13 @@ def _plain(value: F64) -> Expected:
     return Expected(value, np.abs(value))
 
 
-def silu_reference(a: Arrays, d: Dims) -> Expected:
-    """silu in float64. e^-|x| is accurate to about |x| units in the last place (WGSL: 3 + 2|x|)."""
-    x = a["x"].astype(np.float64)
-    value = x / (1 + np.exp(-x))
-    return Expected(value, np.abs(value) * (1 + np.abs(x) / 8) + np.finfo(np.float32).tiny * np.abs(x) * 1e6)
+def _activation(name: str) -> Callable[[Arrays, Dims], Expected]:
+    def reference(a: Arrays, d: Dims) -> Expected:
+        x = a["x"].astype(np.float64)
+        value, _ = ACTIVATIONS[name](x)
+        return Expected(value, activation_scale(x, value))
+
+    return reference
 
 
 def _kernel(
@@ -109,4 +118,7 @@ SCALE = _kernel(
     lambda bench, a, out: scale(bench.put(a["x"]), _FACTOR, out),
     lambda a, d: _plain(a["x"].astype(np.float64) * np.float32(_FACTOR)),
 )
-SILU = _kernel("silu", _far_tails, lambda bench, a, out: silu(bench.put(a["x"]), out), silu_reference)
+SILU = _kernel("silu", _far_tails, lambda bench, a, out: silu(bench.put(a["x"]), out), _activation("silu"))
+RELU2 = _kernel(
+    "relu2", _far_tails, lambda bench, a, out: activate(bench.put(a["x"]), "relu2", out), _activation("relu2")
+)

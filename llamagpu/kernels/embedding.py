@@ -12,8 +12,8 @@ from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 from llamagpu.kernels.step import step_rows as make_rows
 
 
-def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
-    """``out[r] = table[token(r)]`` as float32.
+def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None, factor: float = 1.0) -> Tensor:
+    """``out[r] = factor · table[token(r)]`` as float32.
 
     Args:
         table: [vocab, columns], f32, f16, bf16 or affine; may have several parts.
@@ -40,6 +40,7 @@ def embedding(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
                 "stride4": table.stride // 4,
                 "first": part.first,
                 "count": part.rows,
+                "factor": factor,
             },
             {"step_rows": rows.part, "out": out.part} | bindings,
         )

@@ -6,10 +6,33 @@ own: the next product scales its results by 1 / sqrt(mean + eps) (``lib/prenorm.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from llamagpu.gpu import Tensor
+from llamagpu.kernels.arguments import Pairs, require, require_floats
+
+
+@dataclass(frozen=True)
+class NextNorm:
+    """The norm that reads the residual next: its prenorm buffer, f32 [rows, prenorm_columns(columns)], and its weight,
+    f32 [columns]."""
+
+    prenorm: Tensor
+    weight: Tensor
+
+
+def next_norm(kernel: str, following: NextNorm | None, rows: int, columns: int) -> tuple[Pairs, dict[str, Tensor]]:
+    """The library that prepares the next norm of a residual [rows, columns], and its tensors by binding."""
+    if following is None:
+        return (("next", "none"),), {}
+    require_floats(kernel, prenorm=following.prenorm, norm_weight=following.weight)
+    require(following.prenorm.shape == (rows, prenorm_columns(columns)), f"{kernel}: prenorm has a wrong shape")
+    require(following.weight.columns == columns, f"{kernel}: one weight for every column")
+    return (("next", "prenorm"),), {"prenorm": following.prenorm, "norm_weight": following.weight}
 
 
 def prenorm_columns(columns: int) -> int:

@@ -1,7 +1,7 @@
 """Products of vectors with a weight matrix: one kernel family.
 
 A product is linked from a source (where the vectors come from), a weight format, a bias and an epilogue (what to do
-with each product). Sources are here; epilogues other than ``store`` are in ``residual``, ``swiglu`` and ``qkv``.
+with each product). Sources are here; epilogues other than ``store`` are in ``residual``, ``glu`` and ``qkv``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from llamagpu.kernels.arguments import (
     weight_parts,
     weights_libs,
 )
-from llamagpu.kernels.attention_paged import RUN
 from llamagpu.kernels.prenorm import prenorm_columns
+from llamagpu.kernels.scores import PLAIN, RUN, Scores
 
 MAX_VECTORS = 8  # vectors that an invocation of product_rows or product_lanes takes
 MERGED_RUNS = 4  # attention runs that a product can merge; more take a dispatch of their own
@@ -80,23 +80,24 @@ def normed(prenorm: Tensor, columns: int, eps: float) -> Source:
     return Source(prenorm.rows, columns, "rms", (("source", "plain"),), {"x": prenorm.part}, params)
 
 
-def merged(partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: int) -> Source:
+def merged(partials: Tensor, rows: Tensor, heads: int, head_dim: int, splits: int, scores: Scores = PLAIN) -> Source:
     """Attention, merged while loading from the runs (2 to ``MERGED_RUNS``) that ``attention_decode`` left in
     ``partials``."""
     require(splits <= MERGED_RUNS, f"product: more than {MERGED_RUNS} runs are merged by attention_merge")
     require_rows("product", rows)
     require_floats("product", partials=partials)
     windows = parts(partials=partials, step_rows=rows)
-    params: dict[str, float] = {"heads": heads, "splits": splits}
+    params: dict[str, float] = {"heads": heads, "splits": splits, "window": scores.window or 0}
     consts = ("D4", head_dim // 4), ("RUN", RUN), ("MERGED", MERGED_RUNS)
-    return Source(rows.rows, heads * head_dim, "none", (("source", "merge"),), windows, params, consts)
+    return Source(rows.rows, heads * head_dim, "none", (("source", "merge"), *scores.mask), windows, params, consts)
 
 
-def store(out: Tensor) -> Epilogue:
-    """``out[m, n] = product``, f32 [m, n]."""
+def store(out: Tensor, factor: float = 1.0, cap: float | None = None) -> Epilogue:
+    """``out[m, n] = factor · product``, f32 [m, n]; with a cap, cap · tanh(that / cap) (Gemma 2, arXiv:2408.00118)."""
     require_floats("product", out=out)
     require(len(out.shape) <= 2, "product: out must be a matrix")
-    return Epilogue(out.rows, out.columns, "store", {"out": out.part}, {"out_stride": out.stride})
+    params = {"out_stride": out.stride, "factor": factor, "cap": cap or 0.0}
+    return Epilogue(out.rows, out.columns, "store" if cap is None else "cap", {"out": out.part}, params)
 
 
 def product(source: Source, w: Tensor, bias: Tensor | None, epilogue: Epilogue, many: bool = False) -> None:
@@ -113,7 +114,7 @@ def product(source: Source, w: Tensor, bias: Tensor | None, epilogue: Epilogue, 
     require(source.k == w.columns, f"product: x has {source.k} columns, the weights {w.columns}")
     require(epilogue.m == source.m and epilogue.rows == w.rows, f"product: out must be [{source.m}, {w.rows}]")
     require_vectors("product", w.rows, bias=bias)
-    aligned = epilogue.lib == "store" or all(p.first % 4 == 0 for p in w.parts)
+    aligned = epilogue.lib in ("store", "cap") or all(p.first % 4 == 0 for p in w.parts)
     require(aligned, "product: parts begin at multiples of four")
     kind = device.tuning.matmul if many else device.tuning.matvec
     division = {"rows": _rows, "lanes": _lanes, "tiled": _tiled}[kind](source, w)
@@ -196,9 +197,10 @@ def _program(source: Source, bias: Tensor | None, epilogue: Epilogue, division: 
 
 def _params(source: Source, w: Tensor, part: Part, epilogue: Epilogue, stride: int) -> dict[str, float]:
     """The uniforms of every product (``lib/product.wgsl``)."""
-    names = ("x_stride4", "out_stride", "sums", "eps", "columns", "heads", "kv_heads", "splits")
+    names = ("x_stride4", "out_stride", "sums", "eps", "columns", "heads", "kv_heads", "splits", "window", "cap")
     return (
         dict.fromkeys(names, 0)
+        | {"factor": 1.0}
         | epilogue.params
         | source.params
         | {

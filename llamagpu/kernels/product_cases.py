@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.attention_paged import RUN, partial_shape, splits_for
+from llamagpu.kernels.attention_paged import partial_shape, splits_for
 from llamagpu.kernels.dequantize import FLOATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.dequantize import reference as weight_reference
 from llamagpu.kernels.entry import Arrays, Bench, Dims
 from llamagpu.kernels.prenorm import prenorm_reference
 from llamagpu.kernels.product import Source, merged, normed, plain
+from llamagpu.kernels.scores import RUN, Scores
 from llamagpu.kernels.step import step_rows
 
 EPS = 1e-5
 FEW_FORMATS = ("f32", "f16", "int4-g64-f16")  # formats of random cases; matvec and matmul cover every format
 
 # Every case has m rows of x and a matrix [n, k]; its "source" is plain, normed or merge.
+
+
+def _splits(d: Dims) -> int:
+    return max(2, Scores(window=d["window"]).splits(splits_for(d["length"])))
 
 
 def _source_inputs(rng: np.random.Generator, d: Dims, k: int) -> Arrays:
@@ -28,7 +33,7 @@ def _source_inputs(rng: np.random.Generator, d: Dims, k: int) -> Arrays:
     if d["source"] == "normed":
         x = rng.standard_normal((m, k)).astype(np.float32) * np.float32(rng.uniform(0.1, 9))
         return {"x": prenorm_reference(x, rng.standard_normal(k).astype(np.float32))}
-    heads, splits = k // d["head"], max(2, splits_for(d["length"]))
+    heads, splits = k // d["head"], _splits(d)
     positions = rng.integers(0, d["length"], m)
     partials = rng.standard_normal((m, heads, splits, d["head"] + 4)).astype(np.float32)
     partials[..., d["head"] + 1] = rng.uniform(1, 9, (m, heads, splits))
@@ -41,9 +46,9 @@ def _put_source(bench: Bench, a: Arrays, d: Dims, k: int) -> Source:
         return plain(x)
     if d["source"] == "normed":
         return normed(x, k, EPS)
-    heads, splits = k // d["head"], max(2, splits_for(d["length"]))
+    heads, splits = k // d["head"], _splits(d)
     assert x.shape == partial_shape(d["m"], heads, d["head"], splits)
-    return merged(x, bench.put(a["rows"], "u32"), heads, d["head"], splits)
+    return merged(x, bench.put(a["rows"], "u32"), heads, d["head"], splits, Scores(window=d["window"]))
 
 
 def _source_reference(a: Arrays, d: Dims, k: int) -> tuple[Any, Any]:
@@ -56,7 +61,9 @@ def _source_reference(a: Arrays, d: Dims, k: int) -> tuple[Any, Any]:
         scale = 1 / np.sqrt(x[:, 4 * groups :].sum(axis=1, keepdims=True) / k + np.float32(EPS))
         return x[:, :k] * scale, np.abs(x[:, :k]) * scale
     runs = x.reshape(d["m"], k // d["head"], -1, d["head"] + 4)
-    inside = np.arange(runs.shape[2]) <= a["rows"][:, 1, None] // RUN
+    position = a["rows"][:, 1].astype(np.int64)
+    first = np.array([Scores(window=d["window"]).begin(int(p)) for p in position])
+    inside = np.arange(runs.shape[2]) <= (position // RUN - first // RUN)[:, None]
     tops = np.where(inside[:, None], runs[..., d["head"]], -np.inf)
     keep = np.exp(tops - tops.max(axis=-1, keepdims=True))[..., None]
     total = (keep * runs[..., d["head"] + 1, None]).sum(axis=2)
@@ -98,7 +105,7 @@ def product_setup(bench: Bench, a: Arrays, d: Dims) -> tuple[Source, Tensor, Ten
 def product_case(m: int, n: int, k: int, source: str, format: str, bias: bool = False, **more: object) -> Dims:
     """The dims of a case."""
     sizes = {"m": m, "n": n, "k": k, "source": source, "format": format, "bias": bias}
-    return sizes | {"head": 8, "length": 600, "many": False} | more
+    return sizes | {"head": 8, "length": 600, "window": None, "many": False} | more
 
 
 def product_random(rng: np.random.Generator, step: int, sources: tuple[str, ...], **more: object) -> Dims:

@@ -1,26 +1,28 @@
 """The registry: every kernel, in the order of a forward pass. The tests and ``llamagpu doctor`` walk it."""
 
+from llamagpu.kernels.attention_cases import DECODE, PREFILL
 from llamagpu.kernels.attention_dense import KERNEL as ATTENTION
-from llamagpu.kernels.attention_paged import DECODE, PREFILL
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
 from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
-from llamagpu.kernels.elementwise import ADD, MULTIPLY, SCALE, SILU
+from llamagpu.kernels.elementwise import ADD, MULTIPLY, RELU2, SCALE, SILU
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
+from llamagpu.kernels.gate import KERNEL as GATE
 from llamagpu.kernels.gelu import KERNEL as GELU
+from llamagpu.kernels.glu import KERNEL as GLU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.noise import KERNEL as NOISE
+from llamagpu.kernels.post_norm import KERNEL as POST_NORM
+from llamagpu.kernels.qk_norm import KERNEL as QK_NORM
 from llamagpu.kernels.qkv import KERNEL as QKV
 from llamagpu.kernels.residual import KERNEL as RESIDUAL
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
 from llamagpu.kernels.sampling_reference import KERNEL as SAMPLE
-from llamagpu.kernels.silu_mul import KERNEL as SILU_MUL
 from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
-from llamagpu.kernels.swiglu import KERNEL as SWIGLU
 from llamagpu.kernels.transpose import KERNEL as TRANSPOSE
 from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
@@ -37,17 +39,20 @@ REGISTRY = {
         MATMUL,
         QKV,
         RESIDUAL,
-        SWIGLU,
+        GLU,
+        QK_NORM,
+        POST_NORM,
         KV_WRITE,
         PREFILL,
         DECODE,
-        SILU_MUL,
+        GATE,
         GELU,
         SOFTMAX,
         ADD,
         MULTIPLY,
         SCALE,
         SILU,
+        RELU2,
         TRANSPOSE,
         SLICE_ROWS,
         ATTENTION,

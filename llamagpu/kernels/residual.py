@@ -18,14 +18,14 @@ from llamagpu.kernels.product_cases import (
 )
 
 
-def add_to(out: Tensor) -> Epilogue:
-    """``out[m, n] += product``, f32 [m, n]."""
+def add_to(out: Tensor, factor: float = 1.0) -> Epilogue:
+    """``out[m, n] += factor · product``, f32 [m, n]."""
     require_floats("add_to", out=out)
-    return Epilogue(out.rows, out.columns, "add", {"out": out.part}, {"out_stride": out.stride})
+    return Epilogue(out.rows, out.columns, "add", {"out": out.part}, {"out_stride": out.stride, "factor": factor})
 
 
-def add_norm(out: Tensor, prenorm: Tensor, weight: Tensor) -> Epilogue:
-    """``out += product``, and the prenorm buffer of the norm that follows.
+def add_norm(out: Tensor, prenorm: Tensor, weight: Tensor, factor: float = 1.0) -> Epilogue:
+    """``out += factor · product``, and the prenorm buffer of the norm that follows.
 
     Args:
         out: f32 [m, columns], the residual stream.
@@ -36,24 +36,26 @@ def add_norm(out: Tensor, prenorm: Tensor, weight: Tensor) -> Epilogue:
     require(prenorm.shape == (out.rows, prenorm_columns(out.columns)), "add_norm: prenorm has a wrong shape")
     require(weight.columns == out.columns, "add_norm: one weight for every column")
     windows = parts(out=out, prenorm=prenorm, norm_weight=weight)
-    return Epilogue(out.rows, out.columns, "add_norm", windows, {"out_stride": out.stride, "columns": out.columns})
+    params = {"out_stride": out.stride, "columns": out.columns, "factor": factor}
+    return Epilogue(out.rows, out.columns, "add_norm", windows, params)
 
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
     source, w, bias = product_setup(bench, a, d)
     out = bench.put(a["out"])
     if d["which"] == "sum":
-        product(source, w, bias, add_to(out), d["many"])
+        product(source, w, bias, add_to(out, d["factor"]), d["many"])
         return out
     prenorm = bench.out((d["m"], prenorm_columns(d["n"])))
-    product(source, w, bias, add_norm(out, prenorm, bench.put(a["norm"])), d["many"])
+    product(source, w, bias, add_norm(out, prenorm, bench.put(a["norm"]), d["factor"]), d["many"])
     return out if d["which"] == "out" else prenorm
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
     """The residual stream after the addition; or the prenorm buffer, whose squares double an error."""
     value, size = product_reference(a, d)
-    value, size = value + a["out"], size + np.abs(a["out"])
+    factor = float(np.float32(d["factor"]))
+    value, size = factor * value + a["out"], factor * size + np.abs(a["out"])
     if d["which"] != "prenorm":
         return Expected(value, size)
     norm = a["norm"].astype(np.float64)
@@ -62,18 +64,28 @@ def reference(a: Arrays, d: Dims) -> Expected:
     return Expected(prenorm_reference(value, norm), scale)
 
 
+def _case(*sizes: object, factor: float = 1.0, **more: object) -> Dims:
+    return product_case(*sizes, factor=factor, **more)  # type: ignore[arg-type]
+
+
+def _random(rng: np.random.Generator) -> Dims:
+    which, factor = ("sum", "out", "prenorm")[rng.integers(3)], (1.0, 0.22)[rng.integers(2)]
+    return product_random(rng, 1, ("plain", "merge"), which=which, factor=factor)
+
+
 KERNEL = Kernel(
     "residual",
     product_inputs,
     _run,
     reference,
     cases=(
-        product_case(1, 1, 1, "plain", "f32", which="prenorm"),
-        product_case(1, 576, 1536, "plain", "f16", which="prenorm"),
-        product_case(1, 576, 576, "merge", "bf16", head=64, length=200, which="prenorm"),
-        product_case(8, 97, 48, "merge", "f32", True, head=16, length=1000, which="out"),
-        product_case(2, 128, 128, "merge", "int8-g64-bf16", head=32, length=257, which="prenorm"),
-        product_case(33, 130, 77, "plain", "f16", which="sum", many=True),
+        _case(1, 1, 1, "plain", "f32", which="prenorm"),
+        _case(1, 576, 1536, "plain", "f16", which="prenorm"),
+        _case(1, 576, 576, "merge", "bf16", head=64, length=200, which="prenorm"),
+        _case(8, 97, 48, "merge", "f32", True, head=16, length=1000, which="out", factor=0.22),
+        _case(2, 128, 128, "merge", "int8-g64-bf16", head=32, length=257, which="prenorm"),
+        _case(2, 96, 64, "merge", "f32", head=32, length=900, window=300, which="out"),
+        _case(33, 130, 77, "plain", "f16", which="sum", many=True),
     ),
-    random=lambda rng: product_random(rng, 1, ("plain", "merge"), which=("sum", "out", "prenorm")[rng.integers(3)]),
+    random=_random,
 )

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llamagpu.errors import UnsupportedModelError, shown
-from llamagpu.model.architectures import ARCHITECTURES, REQUIRED, WITHOUT_EFFECT, Architecture, LayerSpec
+from llamagpu.model.architecture import FULL, SLIDING, Architecture, LayerSpec, OuterSpec
+from llamagpu.model.architectures import ARCHITECTURES, REFUSED, REQUIRED, WITHOUT_EFFECT
 from llamagpu.model.config_values import Values, bad_config
+from llamagpu.model.rope import Rope, parse_rope
 
 log = logging.getLogger("llamagpu")
-_ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding: ``rope_type`` (default, linear or llama3) and the values that this type reads."""
-
-    rope_type: str = "default"
-    rope_theta: float = 10000.0
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,8 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Config:
-    """The values of config.json that the forward pass reads, under their own names; ``layers`` has a spec per layer."""
+    """The values of config.json that the forward pass reads, under their own names; ``layers`` has a spec per layer,
+    ``outer`` one of embedding and head."""
 
     model_type: str
     vocab_size: int
@@ -59,12 +45,23 @@ class Config:
     head_dim: int
     max_position_embeddings: int
     rms_norm_eps: float
-    rope: Rope
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_id: tuple[int, ...]
     layers: tuple[LayerSpec, ...]
+    outer: OuterSpec
     quantization: Quantization | None = None
+
+    @property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """The rotary embeddings of the layers, each once."""
+        return tuple(dict.fromkeys(spec.rope for spec in self.layers))
+
+    @property
+    def window(self) -> int | None:
+        """The largest sliding window if all layers have one; None if a layer sees everything."""
+        windows = [spec.window for spec in self.layers]
+        return None if None in windows else max(w for w in windows if w is not None)
 
     @property
     def q_size(self) -> int:
@@ -84,48 +81,117 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
     Raises:
         UnsupportedModelError: a value is missing, out of range, contradictory or not implemented; it is named.
     """
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        names = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedModelError(
-            f"The architecture {shown(model_type)} is not supported.", f"Supported: {names}.", "Choose another model."
-        )
-    row = ARCHITECTURES[model_type]
+    row = _architecture(raw.get("model_type"))
     _check_keys(raw, row)
     values = Values(raw, row.defaults)
     heads, kv_heads, head_dim = _heads(values)
+    values.ropes = _ropes(raw, row, values, head_dim)
     vocab, layers = values.integer("vocab_size"), values.integer("num_hidden_layers")
-    ids = Values({**raw, **{k: v for k, v in (generation or {}).items() if v is not None}}, {})
-    flags = {key: values.flag(key) for key, default in row.defaults.items() if isinstance(default, bool)}
+    ids = Values({**raw, **{k: v for k, v in (generation or {}).items() if v is not None}}, row.defaults)
     return Config(
-        model_type=model_type,
+        model_type=str(raw["model_type"]),
         vocab_size=vocab,
         hidden_size=values.integer("hidden_size"),
-        intermediate_size=values.integer("intermediate_size"),
+        intermediate_size=values.integer(row.intermediate),
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=values.integer("max_position_embeddings"),
         rms_norm_eps=values.number("rms_norm_eps", 0.0, 1.0),
-        rope=_rope(raw),
-        tie_word_embeddings=flags["tie_word_embeddings"],
+        tie_word_embeddings=values.flag("tie_word_embeddings"),
         bos_token_id=ids.token_id("bos_token_id", vocab),
         eos_token_id=ids.token_ids("eos_token_id", vocab),
-        layers=tuple(row.layer(flags, i) for i in range(layers)),
+        layers=_layers(values, row, layers),
+        outer=row.outer(values),
         quantization=_quantization(raw),
     )
 
 
+def _architecture(model_type: Any) -> Architecture:
+    """The row of a model_type.
+
+    Raises:
+        UnsupportedModelError: there is none; the message names why, where that is known.
+    """
+    if isinstance(model_type, str) and model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
+    why = f"It has {reason}. " if reason else ""
+    supported = f"Supported: {', '.join(sorted(ARCHITECTURES))}."
+    raise UnsupportedModelError(
+        f"The architecture {shown(model_type)} is not supported.", f"{why}{supported}", "Choose another model."
+    )
+
+
+def _layers(values: Values, row: Architecture, count: int) -> tuple[LayerSpec, ...]:
+    """The spec of every layer, with its window and rotary embedding."""
+    specs = []
+    for i, slides in enumerate(_slides(values, row, count)):
+        window = values["sliding_window"] if slides else None
+        if slides and window is None:
+            raise bad_config(f"layer {i} has a sliding window, and sliding_window is missing.")
+        rope = None if row.no_rope(values, i, slides) else values.rope(SLIDING if slides else FULL)
+        spec = row.layer(values, i)
+        scaling = spec.query_scaling if rope is not None else None
+        activation = values.activation()
+        specs.append(replace(spec, window=window, rope=rope, query_scaling=scaling, activation=activation))
+    return tuple(specs)
+
+
+def _slides(values: Values, row: Architecture, count: int) -> list[bool]:
+    """Whether each layer has a sliding window: by ``layer_types``, otherwise by the architecture's rule."""
+    given = values.get("layer_types") if "layer_types" in row.defaults else None
+    if given is None:
+        if "layer_types" in row.defaults and SLIDING not in row.layer_types:
+            raise bad_config("layer_types is missing; without it, layers are not attention layers.")
+        return [bool(row.slides(values, i)) for i in range(count)]
+    if not isinstance(given, list) or len(given) != count:
+        raise bad_config(f"layer_types is {shown(given)}; it must be a list of {count} layer types.")
+    for kind in given:
+        if not isinstance(kind, str) or kind not in row.layer_types:
+            raise UnsupportedModelError(
+                f"Layers of the type {shown(kind)} (layer_types) are not supported.",
+                f"Supported: {', '.join(row.layer_types)}.",
+                "Choose another model.",
+            )
+    return [row.layer_types[kind] == SLIDING for kind in given]
+
+
+def _ropes(raw: Mapping[str, Any], row: Architecture, values: Values, head_dim: int) -> dict[str, Rope]:
+    """The rotary embedding by layer type. ``rope_parameters`` holds everything, for all types or nested by type;
+    ``rope_scaling`` leaves ``rope_theta`` outside."""
+    block = raw.get("rope_parameters") or raw.get("rope_scaling") or row.rope_default
+    if not isinstance(block, dict):
+        raise bad_config(f"rope_scaling is {shown(block)}; it must be an object.")
+    nested = any(kind in block for kind in (FULL, SLIDING))
+    outer = {
+        "max_position_embeddings": values.integer("max_position_embeddings"),
+        "rope_types": row.rope_types,
+        "backwards": row.backwards,
+        "partial_rotary": row.partial_rotary,
+    }
+    for key in ("original_max_position_embeddings", "partial_rotary_factor"):
+        if key in row.defaults:
+            outer[key] = values.get(key)
+    found = {}
+    for kind in (FULL, SLIDING):
+        own = block.get(kind) if nested else block
+        local = kind == SLIDING and SLIDING in row.thetas  # a type with a theta of its own, which scaling leaves
+        if local and not nested:
+            own = {}
+        if own is None and nested and kind not in block:
+            own = {}
+        if not isinstance(own, dict):
+            raise bad_config(f"the rope parameters of {kind} are {shown(own)}; they must be an object.")
+        stated = raw.get("rope_local_base_freq") if local else raw.get("rope_theta")
+        theta = row.thetas.get(kind, row.thetas[FULL]) if stated is None else stated
+        found[kind] = parse_rope(own, theta, head_dim, outer)
+    return found
+
+
 def _check_keys(raw: Mapping[str, Any], row: Architecture) -> None:
     """Refuse keys that the reference reads and the row does not, unless they are neutral; name unknown ones once."""
-    activation = raw.get("hidden_act") or row.defaults["hidden_act"]
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModelError(
-            f"The activation {shown(activation)} (hidden_act) is not supported.",
-            "Supported: silu.",
-            "Choose another model.",
-        )
     for key, neutral in row.neutral.items():
         value = raw[key] if key in raw else row.defaults.get(key)
         if not neutral(value):
@@ -193,30 +259,3 @@ def _quantization(raw: Mapping[str, Any]) -> Quantization | None:
     }
     bits, group = pair({k: v for k, v in block.items() if not isinstance(v, dict)})
     return Quantization(bits, group, modules)
-
-
-def _rope(raw: Mapping[str, Any]) -> Rope:
-    """Either form: ``rope_parameters`` holds everything; ``rope_scaling`` leaves ``rope_theta`` outside."""
-    block = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(block, dict):
-        raise bad_config(f"rope_scaling is {shown(block)}; it must be an object.")
-    kind = block.get("rope_type", block.get("type", "default"))
-    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
-        raise UnsupportedModelError(
-            f"The rope_type {shown(kind)} is not supported.",
-            f"Supported: {', '.join(_ROPE_KEYS)}.",
-            "Choose another model.",
-        )
-    if block.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise _refused("partial_rotary_factor", block["partial_rotary_factor"], "sets")
-    given = Values(block, {"rope_theta": raw.get("rope_theta")})
-    values: dict[str, Any] = {"rope_theta": given.number("rope_theta", 0.0, 1e12, 10000.0)}
-    for key in _ROPE_KEYS[kind]:
-        if block.get(key) is None:
-            raise bad_config(f"rope_type {kind!r} needs {key}.")
-        values[key] = given.number(key, 0.0, 2.0**24)
-    if kind == "llama3":
-        values["original_max_position_embeddings"] = int(values["original_max_position_embeddings"])
-        if values["high_freq_factor"] <= values["low_freq_factor"]:
-            raise bad_config("high_freq_factor must be above low_freq_factor.")
-    return Rope(rope_type=kind, **values)

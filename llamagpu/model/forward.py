@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from llamagpu.model.cache import SLOTS, PagedCache
 from llamagpu.model.config import Config
 from llamagpu.model.decoder import Operations, decoder_head, decoder_layers
 from llamagpu.model.operations import FusedPrompt, FusedStep, Unfused, Workspace, activation_columns
+from llamagpu.model.rope import Rope
 from llamagpu.model.step import StepState
 from llamagpu.model.weights import Weights
 
@@ -89,14 +90,14 @@ class Forward:
         config: Config,
         weights: Weights,
         cache: PagedCache,
-        cos_sin: Tensor,
+        rotations: Mapping[Rope | None, Tensor],
         arena: Arena,
         tuning: Tuning,
         fused: bool = True,
     ):
         self.device, self.tuning, self.state, self.logits = device, tuning, arena.state, arena.logits
         self._weights, self._cache, self._arena, self._fused = weights, cache, arena, fused
-        self._space = Workspace(config, cos_sin, cache.table, arena.state.rows, arena.activations, arena.partials)
+        self._space = Workspace(config, rotations, cache.table, arena.state.rows, arena.activations, arena.partials)
         self._plans: dict[tuple[object, ...], Plan] = {}
 
     def prefill(self, rows: int) -> Plan:
@@ -130,12 +131,12 @@ class Forward:
 
     def _prompt(self, rows: int) -> None:
         ops: Operations[Any] = (FusedPrompt if self._fused else Unfused)(self._space, rows)
-        decoder_layers(ops, self._weights, self._cache.layers)
+        decoder_layers(ops, self._weights, self._space.config.layers, self._cache.layers)
 
     def _step(self, batch: int, splits: int, plain: bool) -> None:
         ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space, batch, splits)
         logits = self.logits.head(batch)
-        decoder_layers(ops, self._weights, self._cache.layers)
+        decoder_layers(ops, self._weights, self._space.config.layers, self._cache.layers)
         decoder_head(ops, self._weights, logits)
         self._sample(logits, plain)
 
@@ -149,7 +150,7 @@ class Forward:
         """The workspace of the head after a prompt, whose x is the picked rows."""
         s = self._space
         activations = {"x": picked, "y": picked, "normed": s.activations["normed"]}
-        return Workspace(s.config, s.cos_sin, s.pages, s.step_rows, activations, s.partials)
+        return Workspace(s.config, s.rotations, s.pages, s.step_rows, activations, s.partials)
 
     def _sample(self, logits: Tensor, plain: bool) -> Tensor:
         rows = logits.rows

@@ -72,6 +72,15 @@ class Key:
     layer: int | None = None
 
 
+@dataclass(frozen=True)
+class Vector:
+    """A float32 vector on the GPU: tensors of the source, plus an offset. Without tensors, all of it is the offset."""
+
+    pieces: tuple[Piece, ...]
+    size: int
+    offset: float = 0.0
+
+
 class Layout:
     """The matrices and vectors of a model by key.
 
@@ -94,7 +103,7 @@ class Layout:
         self._seen: set[str] = set()
         self.unquantized: list[str] = []
         self.matrices: dict[Key, Matrix] = {}
-        self.vectors: dict[Key, tuple[Piece, ...]] = {}
+        self.vectors: dict[Key, Vector] = {}
         self._outer()
         for i in range(config.num_hidden_layers):
             self._layer(i)
@@ -103,13 +112,13 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Bytes the tensors will take on the GPU."""
-        vectors = sum(-(-sum(len(p.rows) for p in v) * 4 // 256) * 256 for v in self.vectors.values())
+        vectors = sum(-(-v.size * 4 // 256) * 256 for v in self.vectors.values())
         return sum(m.nbytes for m in self.matrices.values()) + vectors
 
     @property
     def parameters(self) -> int:
         """Weights of the model; tied ones count once."""
-        vectors = sum(len(p.rows) for v in self.vectors.values() for p in v)
+        vectors = sum(len(p.rows) for v in self.vectors.values() for p in v.pieces)
         return sum(m.rows * m.columns for m in self.matrices.values()) + vectors
 
     @property
@@ -126,22 +135,29 @@ class Layout:
         self._matrix(Key("embed"), h, [("embed", np.arange(c.vocab_size))])
         if not c.tie_word_embeddings:
             self._matrix(Key("head"), h, [("head", np.arange(c.vocab_size))])
-        self._vector(Key("norm"), [("norm", np.arange(h))])
+        self._norm(Key("norm"), [("norm", np.arange(h))])
+        if c.outer.embed_norm:
+            self.vectors[Key("embed_norm")] = Vector((), h, 1.0)
 
     def _layer(self, i: int) -> None:
         c, spec = self.config, self.config.layers[i]
         h, q, kv, mlp = c.hidden_size, c.q_size, c.kv_size, c.intermediate_size
-        for role in ("attn_norm", "mlp_norm"):
-            self._vector(Key(role, i), [(role, np.arange(h))])
-        qkv = [("q", np.arange(q)), ("k", np.arange(kv) + q), ("v", np.arange(kv) + q + kv)]
-        gate_up = [("gate", 2 * np.arange(mlp)), ("up", 2 * np.arange(mlp) + 1)]
+        norms = ["attn_norm", "mlp_norm"] if spec.pre_norms else []
+        norms += ["attn_post_norm", "mlp_post_norm"] if spec.post_norms else []
+        for role in norms:
+            self._norm(Key(role, i), [(role, np.arange(h))])
+        if spec.qk_norm is not None:
+            first, second = (q, kv) if spec.qk_norm == "row" else (c.head_dim, c.head_dim)
+            self._norm(Key("qk_norm", i), [("q_norm", np.arange(first)), ("k_norm", first + np.arange(second))])
         fused: list[tuple[str, int, bool, list[tuple[str, Rows]]]] = [
-            ("qkv", h, spec.qkv_bias, qkv),
+            ("qkv", h, spec.qkv_bias, [("q", np.arange(q)), ("k", np.arange(kv) + q), ("v", np.arange(kv) + q + kv)]),
             ("o", q, spec.o_bias, [("o", np.arange(h))]),
-            ("gate_up", h, spec.mlp_bias, gate_up),
+            ("gate_up", h, spec.mlp_bias, _gate_up(mlp) if spec.gated else [("up", np.arange(mlp))]),
             ("down", mlp, spec.mlp_bias, [("down", np.arange(h))]),
         ]
         for role, columns, bias, pieces in fused:
+            if role in self._row.modules:  # fused in the checkpoint
+                pieces = [(role, np.concatenate([rows for _, rows in pieces]))]
             self._matrix(Key(role, i), columns, pieces)
             if bias:
                 self._vector(Key(f"{role}_bias", i), pieces, "bias")
@@ -190,8 +206,16 @@ class Layout:
                 self.unquantized += [p.name for p in found]
         self.matrices[key] = Matrix(found, columns, format)
 
-    def _vector(self, key: Key, pieces: list[tuple[str, Rows]], suffix: str = "weight") -> None:
-        self.vectors[key] = tuple(self._piece(role, key.layer, rows, None, suffix) for role, rows in pieces)
+    def _vector(self, key: Key, pieces: list[tuple[str, Rows]], suffix: str = "weight", offset: float = 0.0) -> None:
+        found = tuple(self._piece(role, key.layer, rows, None, suffix) for role, rows in pieces)
+        self.vectors[key] = Vector(found, sum(len(rows) for _, rows in pieces), offset)
+
+    def _norm(self, key: Key, pieces: list[tuple[str, Rows]]) -> None:
+        """The weights of a norm; ones if the architecture's norms have none."""
+        if self._row.norm_weights:
+            self._vector(key, pieces, offset=self._row.norm_offset)
+        else:
+            self.vectors[key] = Vector((), sum(len(rows) for _, rows in pieces), 1.0)
 
     def _refuse_unknown(self) -> None:
         ignored = [re.compile(p) for p in self._row.ignored]
@@ -203,3 +227,8 @@ class Layout:
                     "Leaving it out could give wrong text.",
                     "Check that the files belong together.",
                 )
+
+
+def _gate_up(size: int) -> list[tuple[str, Rows]]:
+    """Rows of gate and up, interleaved."""
+    return [("gate", 2 * np.arange(size)), ("up", 2 * np.arange(size) + 1)]

@@ -123,7 +123,10 @@ def load_model(
     else:
         weights = load_weights(layout, device, woven, progress)
     cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype)
-    cos_sin = device.tensor(rope_table(config.rope, config.head_dim, sizes.context), "f32", purpose="activations")
+    rotations = {
+        rope: device.tensor(rope_table(rope, config.head_dim, sizes.context), "f32", purpose="activations")
+        for rope in config.ropes
+    }
     arena = make_arena(device, config, sizes.rows, sizes.context, fused)
-    forward = Forward(device, config, weights, cache, cos_sin, arena, tuning, fused)
+    forward = Forward(device, config, weights, cache, rotations, arena, tuning, fused)
     return Model(config, weights, forward, cache, sizes)

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from llamagpu.gpu import Tensor
 from llamagpu.kernels.attention_paged import attention_decode, attention_merge, attention_prefill, partial_shape
 from llamagpu.kernels.begin_step import begin_step
-from llamagpu.kernels.elementwise import add
+from llamagpu.kernels.elementwise import activate, add, scale
 from llamagpu.kernels.embedding import embedding
+from llamagpu.kernels.gate import gate
+from llamagpu.kernels.glu import activated, glu
 from llamagpu.kernels.kv_write import Cache, kv_write
 from llamagpu.kernels.matmul import linear
 from llamagpu.kernels.matvec import matvec
-from llamagpu.kernels.prenorm import prenorm_columns
+from llamagpu.kernels.post_norm import post_norm
+from llamagpu.kernels.prenorm import NextNorm, prenorm_columns
 from llamagpu.kernels.product import MAX_VECTORS, MERGED_RUNS, Source, merged, normed, plain, product, store
+from llamagpu.kernels.qk_norm import QkNorm, qk_norm
 from llamagpu.kernels.qkv import qkv
 from llamagpu.kernels.residual import add_norm, add_to
 from llamagpu.kernels.rms_norm import rms_norm
 from llamagpu.kernels.rope import rope
-from llamagpu.kernels.silu_mul import silu_mul
-from llamagpu.kernels.swiglu import swiglu
+from llamagpu.kernels.scores import Scores
+from llamagpu.model.architecture import LayerSpec
 from llamagpu.model.config import Config
+from llamagpu.model.rope import Rope
+from llamagpu.model.weights import Layer
 
 
 def activation_columns(config: Config, fused: bool) -> dict[str, int]:
     """Float columns of each activation buffer, by name."""
     c = config
-    common = {"x": c.hidden_size, "normed": c.hidden_size, "attended": c.q_size, "gated": c.intermediate_size}
+    columns = {"x": c.hidden_size, "normed": c.hidden_size, "attended": c.q_size, "gated": c.intermediate_size}
+    if not fused or any(spec.apart for spec in c.layers):
+        columns |= {"qkv": c.q_size + 2 * c.kv_size, "q": c.q_size}
+    if not fused or c.outer.embed_norm or any(spec.post_norms for spec in c.layers):
+        columns |= {"projected": c.hidden_size}
     if fused:
-        return common | {"prenorm": prenorm_columns(c.hidden_size), "q": c.q_size}
-    hidden = {"y": c.hidden_size, "projected": c.hidden_size}
-    return common | hidden | {"qkv": c.q_size + 2 * c.kv_size, "gate_up": 2 * c.intermediate_size}
+        return columns | {"prenorm": prenorm_columns(c.hidden_size), "q": c.q_size}
+    return columns | {"y": c.hidden_size, "gate_up": 2 * c.intermediate_size}
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Workspace:
     """The buffers that operations work on.
 
     Attributes:
-        cos_sin: f32 [positions, head_dim], the rotary table.
+        rotations: f32 [positions, head_dim] by rotary embedding, see ``rope_table``.
         pages: u32 [slots, pages of a sequence], the page table.
         step_rows: u32 [rows, 4], the step's state.
         activations: f32 [rows, …] by name, see ``activation_columns``.
@@ -46,11 +57,15 @@ class Workspace:
     """
 
     config: Config
-    cos_sin: Tensor
+    rotations: Mapping[Rope | None, Tensor]
     pages: Tensor
     step_rows: Tensor
     activations: dict[str, Tensor]
     partials: Tensor
+
+
+def _scores(spec: LayerSpec) -> Scores:
+    return Scores(spec.attention_scale, spec.score_cap, spec.window)
 
 
 class _Operations:
@@ -60,7 +75,7 @@ class _Operations:
     def __init__(self, space: Workspace, rows: int, splits: int | None = None):
         self._space, self._config, self._rows, self._splits = space, space.config, rows, splits
         self._state = space.step_rows.head(rows)
-        self._heads = space.config.num_attention_heads
+        self._heads, self._eps = space.config.num_attention_heads, space.config.rms_norm_eps
 
     def _take(self, name: str) -> Tensor:
         return self._space.activations[name].head(self._rows)
@@ -69,12 +84,26 @@ class _Operations:
         shape = partial_shape(self._rows, self._heads, self._config.head_dim, splits)
         return Tensor(self._space.partials.device, shape, "f32", (self._space.partials.part,))
 
-    def _decode(self, q: Tensor, cache: Cache, splits: int) -> Tensor:
-        return attention_decode(q, self._state, cache, self._heads, splits, self._partials(splits))
+    def _decode(self, q: Tensor, cache: Cache, splits: int, scores: Scores) -> Tensor:
+        return attention_decode(q, self._state, cache, self._heads, splits, self._partials(splits), scores)
 
-    def _merge(self, partials: Tensor, splits: int) -> Tensor:
+    def _merge(self, partials: Tensor, splits: int, scores: Scores) -> Tensor:
         d = self._config.head_dim
-        return attention_merge(partials, self._state, self._heads, d, splits, self._take("attended"))
+        return attention_merge(partials, self._state, self._heads, d, splits, self._take("attended"), scores)
+
+    def _finish(self, projected: Tensor, layer: Layer, spec: LayerSpec, cache: Cache) -> Tensor:
+        """q from q, k and v as projected; the pass of ``LayerSpec.apart``."""
+        how = QkNorm(spec.qk_norm, self._eps, *(spec.query_scaling or ()))
+        table = self._space.rotations[spec.rope]
+        return qk_norm(projected, how, layer.qk_norm, self._state, table, cache, self._take("q"))
+
+    def _prefill(self, q: Tensor, spec: LayerSpec, cache: Cache) -> Tensor:
+        return attention_prefill(q, self._state, cache, self._heads, self._take("attended"), _scores(spec))
+
+    def _product(self, value: Source, w: Tensor, out: Tensor, many: bool) -> None:
+        """Logits."""
+        outer = self._config.outer
+        product(value, w, None, store(out, outer.logit_scale, outer.logit_cap), many)
 
 
 class Unfused(_Operations):
@@ -86,53 +115,94 @@ class Unfused(_Operations):
         self._multiply = linear if splits is None else matvec
         self._x, self._other = self._take("x"), self._take("y")
 
-    def embed(self, table: Tensor, next_norm: Tensor) -> None:
-        embedding(table, self._state, self._x)
+    def embed(self, table: Tensor, norm: Tensor | None, next_norm: Tensor | None) -> None:
+        embedding(table, self._state, self._x, self._config.outer.embed_scale)
+        if norm is not None:
+            rms_norm(self._x, norm, self._eps, self._other)
+            self._x, self._other = self._other, self._x
 
-    def norm(self, weight: Tensor) -> Tensor:
-        return rms_norm(self._x, weight, self._config.rms_norm_eps, self._take("normed"))
+    def norm(self, weight: Tensor | None) -> Tensor:
+        return self._x if weight is None else rms_norm(self._x, weight, self._eps, self._take("normed"))
 
-    def qkv(self, normed: Tensor, w: Tensor, bias: Tensor | None, cache: Cache) -> Tensor:
-        c, out = self._config, self._multiply(normed, w, bias, self._take("qkv"))
-        rope(out, self._state, self._space.cos_sin, self._heads + c.num_key_value_heads)
+    def qkv(self, value: Tensor, layer: Layer, spec: LayerSpec, cache: Cache) -> Tensor:
+        c, out = self._config, self._multiply(value, layer.qkv, layer.qkv_bias, self._take("qkv"))
+        if spec.apart:
+            return self._finish(out, layer, spec, cache)
+        rope(out, self._state, self._space.rotations[spec.rope], self._heads + c.num_key_value_heads)
         kv_write(out, self._state, cache, first=c.q_size)
         return out
 
-    def attention(self, q: Tensor, cache: Cache) -> Tensor:
+    def attention(self, q: Tensor, spec: LayerSpec, cache: Cache) -> Tensor:
         if self._splits is None:
-            return attention_prefill(q, self._state, cache, self._heads, self._take("attended"))
-        partials = self._decode(q, cache, self._splits)
-        return self._merge(partials, self._splits) if self._splits > 1 else partials
+            return self._prefill(q, spec, cache)
+        scores = _scores(spec)
+        splits = scores.splits(self._splits)
+        partials = self._decode(q, cache, splits, scores)
+        return self._merge(partials, splits, scores) if splits > 1 else partials
 
-    def gated(self, normed: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-        return silu_mul(self._multiply(normed, w, bias, self._take("gate_up")), self._take("gated"))
+    def mlp(self, value: Tensor, layer: Layer, spec: LayerSpec) -> Tensor:
+        wide, gated = self._take("gate_up"), self._take("gated")
+        if spec.gated:
+            return gate(self._multiply(value, layer.gate_up, layer.gate_up_bias, wide), gated, spec.activation)
+        up = Tensor(wide.device, gated.shape, "f32", wide.parts)
+        return activate(self._multiply(value, layer.gate_up, layer.gate_up_bias, up), spec.activation, gated)
 
-    def add(self, value: Tensor, w: Tensor, bias: Tensor | None, next_norm: Tensor) -> None:
-        add(self._x, self._multiply(value, w, bias, self._take("projected")), self._other)
+    def add(
+        self,
+        value: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        spec: LayerSpec,
+        out_norm: Tensor | None,
+        next_norm: Tensor | None,
+    ) -> None:
+        made = self._multiply(value, w, bias, self._take("projected"))
+        if out_norm is not None:
+            made = rms_norm(made, out_norm, self._eps, self._take("normed"))
+        if spec.residual_scale != 1:
+            made = scale(made, spec.residual_scale, self._take("normed"))
+        add(self._x, made, self._other)
         self._x, self._other = self._other, self._x
 
-    def logits(self, normed: Tensor, head: Tensor, out: Tensor) -> None:
-        self._multiply(normed, head, None, out)
+    def logits(self, value: Tensor, head: Tensor, out: Tensor) -> None:
+        self._product(plain(value), head, out, self._splits is None and self._rows > MAX_VECTORS)
 
 
 class _Fused(_Operations):
-    """Rotary embedding, cache writes, SwiGLU and residual additions are epilogues of the products beside them."""
+    """Rotary embedding, cache writes, the gate and residual additions are epilogues of the products beside them."""
 
     _many = False
 
-    def embed(self, table: Tensor, next_norm: Tensor) -> None:
-        x, prenorm = self._take("x"), self._take("prenorm")
-        begin_step(table, self._state, self._space.pages, next_norm, x, prenorm)
+    def _next(self, norm: Tensor | None) -> NextNorm | None:
+        """The norm that reads x next, from its weight."""
+        return None if norm is None else NextNorm(self._take("prenorm"), norm)
 
-    def qkv(self, normed: Source, w: Tensor, bias: Tensor | None, cache: Cache) -> Source:
+    def embed(self, table: Tensor, norm: Tensor | None, next_norm: Tensor | None) -> None:
+        x, following = self._take("x"), self._next(next_norm)
+        begin = partial(begin_step, table, self._state, self._space.pages, factor=self._config.outer.embed_scale)
+        if norm is None:
+            begin(x, following=following)
+        else:
+            begin(self._take("projected"))
+            post_norm(self._take("projected"), norm, self._eps, x, add=False, following=following)
+
+    def qkv(self, value: Source, layer: Layer, spec: LayerSpec, cache: Cache) -> Source:
         q = self._take("q")
-        product(normed, w, bias, qkv(q, self._state, self._space.cos_sin, cache, self._heads), self._many)
+        if spec.apart:
+            product(value, layer.qkv, layer.qkv_bias, store(self._take("qkv")), self._many)
+            return plain(self._finish(self._take("qkv"), layer, spec, cache))
+        epilogue = qkv(q, self._state, self._space.rotations[spec.rope], cache, self._heads)
+        product(value, layer.qkv, layer.qkv_bias, epilogue, self._many)
         return plain(q)
 
-    def gated(self, normed: Source, w: Tensor, bias: Tensor | None) -> Source:
+    def mlp(self, value: Source, layer: Layer, spec: LayerSpec) -> Source:
         gated = self._take("gated")
-        product(normed, w, bias, swiglu(gated), self._many)
+        epilogue = (glu if spec.gated else activated)(gated, spec.activation)
+        product(value, layer.gate_up, layer.gate_up_bias, epilogue, self._many)
         return plain(gated)
+
+    def logits(self, value: Source, head: Tensor, out: Tensor) -> None:
+        self._product(value, head, out, self._many)
 
 
 class FusedPrompt(_Fused):
@@ -142,17 +212,27 @@ class FusedPrompt(_Fused):
         super().__init__(space, rows)
         self._many = rows > MAX_VECTORS
 
-    def norm(self, weight: Tensor) -> Source:
-        return plain(rms_norm(self._take("x"), weight, self._config.rms_norm_eps, self._take("normed")))
+    def norm(self, weight: Tensor | None) -> Source:
+        x = self._take("x")
+        return plain(x if weight is None else rms_norm(x, weight, self._eps, self._take("normed")))
 
-    def attention(self, q: Source, cache: Cache) -> Source:
-        return plain(attention_prefill(self._take("q"), self._state, cache, self._heads, self._take("attended")))
+    def attention(self, q: Source, spec: LayerSpec, cache: Cache) -> Source:
+        return plain(self._prefill(self._take("q"), spec, cache))
 
-    def add(self, value: Source, w: Tensor, bias: Tensor | None, next_norm: Tensor) -> None:
-        product(value, w, bias, add_to(self._take("x")), self._many)
-
-    def logits(self, normed: Source, head: Tensor, out: Tensor) -> None:
-        product(normed, head, None, store(out), self._many)
+    def add(
+        self,
+        value: Source,
+        w: Tensor,
+        bias: Tensor | None,
+        spec: LayerSpec,
+        out_norm: Tensor | None,
+        next_norm: Tensor | None,
+    ) -> None:
+        if out_norm is None:
+            product(value, w, bias, add_to(self._take("x"), spec.residual_scale), self._many)
+        else:
+            product(value, w, bias, store(self._take("projected")), self._many)
+            post_norm(self._take("projected"), out_norm, self._eps, self._take("x"))
 
 
 class FusedStep(_Fused):
@@ -163,20 +243,36 @@ class FusedStep(_Fused):
         super().__init__(space, rows, splits)
         self._runs = splits
 
-    def norm(self, weight: Tensor) -> Source:
-        return normed(self._take("prenorm"), self._config.hidden_size, self._config.rms_norm_eps)
+    def norm(self, weight: Tensor | None) -> Source:
+        if weight is None:
+            return plain(self._take("x"))
+        return normed(self._take("prenorm"), self._config.hidden_size, self._eps)
 
-    def attention(self, q: Source, cache: Cache) -> Source:
-        splits, partials = self._runs, self._decode(self._take("q"), cache, self._runs)
+    def attention(self, q: Source, spec: LayerSpec, cache: Cache) -> Source:
+        scores = _scores(spec)
+        splits = scores.splits(self._runs)
+        partials = self._decode(self._take("q"), cache, splits, scores)
         if splits == 1:
             return plain(partials)
         most = min(MERGED_RUNS, partials.device.tuning.merged_runs)
         if splits <= most and self._rows == 1:  # several rows would each be merged many times
-            return merged(partials, self._state, self._heads, self._config.head_dim, splits)
-        return plain(self._merge(partials, splits))
+            return merged(partials, self._state, self._heads, self._config.head_dim, splits, scores)
+        return plain(self._merge(partials, splits, scores))
 
-    def add(self, value: Source, w: Tensor, bias: Tensor | None, next_norm: Tensor) -> None:
-        product(value, w, bias, add_norm(self._take("x"), self._take("prenorm"), next_norm))
-
-    def logits(self, normed: Source, head: Tensor, out: Tensor) -> None:
-        product(normed, head, None, store(out))
+    def add(
+        self,
+        value: Source,
+        w: Tensor,
+        bias: Tensor | None,
+        spec: LayerSpec,
+        out_norm: Tensor | None,
+        next_norm: Tensor | None,
+    ) -> None:
+        x = self._take("x")
+        if out_norm is not None:
+            product(value, w, bias, store(self._take("projected")))
+            post_norm(self._take("projected"), out_norm, self._eps, x, following=self._next(next_norm))
+        elif next_norm is None:
+            product(value, w, bias, add_to(x, spec.residual_scale))
+        else:
+            product(value, w, bias, add_norm(x, self._take("prenorm"), next_norm, spec.residual_scale))

@@ -103,7 +103,7 @@ def _write(
 ) -> tuple[int, tuple[str, ...]]:
     checkpoint = source.checkpoint
     matrices = {source.own_name(p.name): m.columns for m in layout.matrices.values() for p in m.pieces}
-    vectors = [source.own_name(p.name) for v in layout.vectors.values() for p in v]
+    vectors = [source.own_name(p.name) for v in layout.vectors.values() for p in v.pieces]
     kept = tuple(n for n, columns in matrices.items() if columns % group)
     formats = {
         name: None if name in kept or name in vectors else Affine(bits, group, checkpoint.dtype(name))

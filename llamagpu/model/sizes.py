@@ -50,7 +50,7 @@ class _Planner:
     def sizes(self, tokens: int, pool: int | None = None) -> Sizes:
         c, pool = self.layout.config, pool or tokens
         rows = bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
-        activations = arena_bytes(c, rows, tokens, self.fused) + tokens * c.head_dim * 4
+        activations = arena_bytes(c, rows, tokens, self.fused) + len(c.ropes) * tokens * c.head_dim * 4
         return Sizes(tokens, pool, self.kv, rows, self.layout.nbytes, kv_bytes(c, pool, self.kv), activations)
 
     def fits(self, tokens: int, pool: int | None = None) -> bool:

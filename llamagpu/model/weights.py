@@ -13,7 +13,7 @@ from llamagpu.errors import UnsupportedModelError
 from llamagpu.gpu import UPLOAD_ROWS, Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
 from llamagpu.kernels.noise import noise
 from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload
-from llamagpu.model.layout import Key, Layout, Matrix, Piece
+from llamagpu.model.layout import Key, Layout, Matrix, Piece, Vector
 from llamagpu.model.sources import Quantized, Rows
 
 _SLICE_VALUES = 4_000_000  # weights in host memory at a time
@@ -23,15 +23,19 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Layer:
-    """One layer's tensors. qkv [q + 2 kv, hidden]; o [hidden, q]; gate_up [2 · intermediate, hidden], interleaved;
-    down [hidden, intermediate]; norms and biases are float32 vectors."""
+    """One layer's tensors. qkv [q + 2 kv, hidden]; o [hidden, q]; gate_up [2 · intermediate, hidden], interleaved, or
+    up alone if the MLP has no gate; down [hidden, intermediate]; norms and biases are float32 vectors. qk_norm has the
+    weights of q's norm, then k's."""
 
     qkv: Tensor
     o: Tensor
     gate_up: Tensor
     down: Tensor
-    attn_norm: Tensor
-    mlp_norm: Tensor
+    attn_norm: Tensor | None = None
+    attn_post_norm: Tensor | None = None
+    mlp_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
+    qk_norm: Tensor | None = None
     qkv_bias: Tensor | None = None
     o_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
@@ -40,12 +44,13 @@ class Layer:
 
 @dataclass
 class Weights:
-    """A model's tensors. ``head`` is ``embed`` if they are tied."""
+    """A model's tensors. ``head`` is ``embed`` if they are tied. ``embed_norm`` normalizes the embedding, if any."""
 
     embed: Tensor
     head: Tensor
     norm: Tensor
     layers: list[Layer] = field(default_factory=list)
+    embed_norm: Tensor | None = None
 
 
 def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress | None = None) -> Weights:
@@ -72,7 +77,7 @@ def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress
         return tensor
 
     matrices = {key: load(matrix) for key, matrix in layout.matrices.items()}
-    arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, pieces) for pieces in layout.vectors.values()]
+    arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, v) for v in layout.vectors.values()]
     vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
     device.finish()
     return _assemble(layout, matrices | vectors)
@@ -81,7 +86,7 @@ def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress
 def random_weights(layout: Layout, device: Device, woven: bool) -> Weights:
     """Weights of a layout, uniform from -0.03 to 0.03, made on the GPU; norms are ones."""
     matrices = {key: _random(device, m, seed, woven) for seed, (key, m) in enumerate(layout.matrices.items())}
-    ones = [np.ones(sum(len(p.rows) for p in v), np.float32) for v in layout.vectors.values()]
+    ones = [np.ones(v.size, np.float32) for v in layout.vectors.values()]
     vectors = dict(zip(layout.vectors, device.windows(list(ones), purpose="weights"), strict=True))
     device.finish()
     return _assemble(layout, matrices | vectors)
@@ -113,7 +118,8 @@ def _assemble(layout: Layout, tensors: dict[Key, Tensor]) -> Weights:
             layers[key.layer][key.role] = tensor
     embed = tensors[Key("embed")]
     head = tensors.get(Key("head"), embed)
-    return Weights(embed, head, tensors[Key("norm")], [Layer(**roles) for roles in layers])
+    outer = tensors[Key("norm")], [Layer(**roles) for roles in layers], tensors.get(Key("embed_norm"))
+    return Weights(embed, head, *outer)
 
 
 def _from_pieces(matrix: Matrix, first: int, count: int) -> list[tuple[Piece, npt.NDArray[np.bool_], Rows]]:
@@ -194,8 +200,8 @@ def _convert(wide: npt.NDArray[np.float32], dtype: str, name: str) -> Array:
     return wide.astype(np.float16 if dtype == "f16" else np.float32)
 
 
-def _vector_values(layout: Layout, pieces: tuple[Piece, ...]) -> npt.NDArray[np.float32]:
-    out = np.empty(sum(len(p.rows) for p in pieces), np.float32)
-    for p in pieces:
+def _vector_values(layout: Layout, vector: Vector) -> npt.NDArray[np.float32]:
+    out = np.zeros(vector.size, np.float32)
+    for p in vector.pieces:
         out[p.rows] = _wide(layout, p, np.arange(len(p.rows)))
-    return out
+    return out + np.float32(vector.offset) if vector.offset else out

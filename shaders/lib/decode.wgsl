@@ -8,6 +8,8 @@ struct Params {
     stride4: u32,     // vec4s from one row of q to the next
     table: u32,       // page table entries of a sequence
     scale: f32,
+    window: u32,      // mask/window: positions that a query sees
+    cap: f32,         // score/cap
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;       // [rows] token, position, slot, place

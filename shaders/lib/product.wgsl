@@ -14,5 +14,8 @@ struct Params {
     heads: u32,       // epilogue/qkv: query heads; source/merge: heads
     kv_heads: u32,    // epilogue/qkv: K/V heads
     splits: u32,      // source/merge: runs that partials holds for each row and head
+    window: u32,      // source/merge with mask/window: positions that a query sees
+    factor: f32,      // epilogues that store or add: scales the product
+    cap: f32,         // epilogue/cap
 }
 @group(0) @binding(0) var<uniform> params: Params;

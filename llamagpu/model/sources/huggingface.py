@@ -7,15 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
 from llamagpu.gpu import Affine
+from llamagpu.model.architectures import ARCHITECTURES
 from llamagpu.model.config import Config, parse_config
 from llamagpu.model.sources.safetensors import Checkpoint, load_json, open_checkpoint
-from llamagpu.model.sources.source import Quantized, Rows, Stored
+from llamagpu.model.sources.source import Quantized, Rows, Stored, half_split_rows
 
-_ROTATED = (".q_proj.", ".k_proj.")
 _BARE = ("embed_tokens.", "layers.", "norm.")  # how names begin in checkpoints of base models, without "model."
 
 
@@ -107,13 +108,15 @@ class HuggingFace:
         return values
 
     def _own_rows(self, name: str, rows: Rows) -> Rows:
-        """Rows of the checkpoint: rotary pairs lie half a head apart there."""
-        if not any(part in name for part in _ROTATED):
+        """Rows of the checkpoint, where rotary pairs may lie half a head apart."""
+        c = self._config
+        row = ARCHITECTURES[c.model_type]
+        role = row.rotated(name)
+        rope = next((spec.rope for spec in c.layers if spec.rope is not None), None)
+        if role is None or rope is None or row.neighbours:
             return rows
-        d = self._config.head_dim
-        within = rows % d
-        own: Rows = rows - within + within // 2 + within % 2 * (d // 2)
-        return own
+        own = half_split_rows(rows, c.head_dim, rope.rotary)
+        return own if role != "qkv" else np.where(rows < c.q_size + c.kv_size, own, rows)
 
 
 class Mlx(HuggingFace):

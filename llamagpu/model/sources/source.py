@@ -29,6 +29,18 @@ class Stored:
     format: Format
 
 
+def half_split_rows(rows: Rows, head_dim: int, rotary: int) -> Rows:
+    """Rows of a checkpoint whose rotary pairs lie half of the rotated part apart, for rows with adjacent pairs.
+
+    Args:
+        rows: rows of q, k, or of a norm of their heads, with adjacent pairs.
+        rotary: elements of a head that are rotated, the first ones; the others stay.
+    """
+    within = rows % head_dim
+    split = within // 2 + within % 2 * (rotary // 2)
+    return rows - within + np.where(within < rotary, split, within)
+
+
 class Source(Protocol):
     """A model that can be loaded. ``name`` is its name in messages."""
 

@@ -1,4 +1,4 @@
-// Epilogue: adds the product to the residual.
+// Epilogue: adds the product × factor to the residual.
 // epilogue_early(m, n, count): loads the inputs of epilogue; a kernel may call it as soon as n is known.
 // epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
 @group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n] residual
@@ -14,7 +14,7 @@ fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
 
 fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let at = m * params.out_stride + n;
-    let v = early.residual + value;
+    let v = early.residual + value * params.factor;
     out[at] = v.x;
     if (count > 1u) { out[at + 1u] = v.y; }
     if (count > 2u) { out[at + 2u] = v.z; }

@@ -1,5 +1,5 @@
 //! needs prenorm
-// Epilogue: adds the product to the residual, and writes the prenorm buffer of the next norm (lib/prenorm.wgsl).
+// Epilogue: adds the product × factor to the residual, and writes the prenorm buffer of the next norm (lib/prenorm.wgsl).
 // epilogue_early(m, n, count): loads the inputs of epilogue; a kernel may call it as soon as n is known.
 // epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
 // n is a multiple of 4.
@@ -19,7 +19,7 @@ fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
 fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let at = m * params.out_stride + n;
     let inside = vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(count);
-    let v = select(vec4<f32>(), early.residual + value, inside);
+    let v = select(vec4<f32>(), early.residual + value * params.factor, inside);
     out[at] = v.x;
     if (count > 1u) { out[at + 1u] = v.y; }
     if (count > 2u) { out[at + 2u] = v.z; }

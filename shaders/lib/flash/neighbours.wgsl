@@ -1,8 +1,9 @@
-//! needs kv_wide paged neighbours
+//! needs kv_wide paged neighbours score
 //! const QUERIES
 // Flash attention with the interface of flash/workgroup, by eight neighbours without workgroup memory: for software
 // adapters. In a block of 32 positions, a lane computes the scores of four. Then every lane sums its own elements of the
 // weighted values over all 32.
+const FLASH_BLOCK = 32u;
 const FLASH_WORKGROUP = 8u;
 const FLASH_LOWEST = -1.0e30;
 const FLASH_CHUNKS = (D4 + 7u) / 8u;                  // chunks of a key, eight vec4s each
@@ -67,8 +68,9 @@ fn flash_values(f: ptr<function, Flash>, i: u32, count: u32) {
 // Turns scores into weights exp(score - top), updates top and sum, and rescales the accumulator.
 fn flash_softmax(f: ptr<function, Flash>, q: u32, position: u32, end: u32) {
     let last = min(flash_last(q) + 1u, end);
-    let seen = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(last);
-    let score = select(vec4<f32>(FLASH_LOWEST), f.weight[q], seen);
+    let at = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u);
+    let seen = (at < vec4<u32>(last)) & (at >= vec4<u32>(flash_first(q)));
+    let score = select(vec4<f32>(FLASH_LOWEST), score_cap(f.weight[q]), seen);
     let top = max(f.top[q], neighbours_max(max(max(score.x, score.y), max(score.z, score.w))));
     let keep = exp(f.top[q] - top);
     let weight = select(vec4<f32>(), exp(score - vec4<f32>(top)), seen);
@@ -93,7 +95,7 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
     for (var q = 0u; q < QUERIES; q++) {
         f.top[q] = FLASH_LOWEST;
     }
-    for (var first = begin; first < end; first += 32u) {
+    for (var first = begin; first < end; first += FLASH_BLOCK) {
         let position = first + local * 4u;
         let held = min(position, end - 1u);   // the lane's four positions share a page
         let key = paged_index(pages[table + held / PAGE], 0u, kv_head, kv_heads, 0u);

@@ -1,10 +1,12 @@
-//! needs kv paged
+//! needs kv paged score
 //! const QUERIES
 // Flash attention of QUERIES queries over one head of the cache, in blocks of 32 positions. The softmax keeps a running
 // maximum, a running sum and an accumulator that it rescales when the maximum grows (Dao et al. 2022, arXiv:2205.14135).
-// flash_run(local, table, kv_head, kv_heads, begin, end): attention over positions begin to end - 1. `table` is the index
+// flash_run(local, table, kv_head, kv_heads, begin, end): attention over positions begin to end - 1; begin is a multiple of
+// FLASH_BLOCK. `table` is the index
 // of the sequence's first entry in pages.
-// The kernel defines flash_query(q, c): vec4 c of query q, scaled; flash_last(q): the last position that query q sees;
+// The kernel defines flash_query(q, c): vec4 c of query q, scaled; flash_first(q) and flash_last(q): the first
+// and the last position that query q sees;
 // flash_store(q, c, acc, sum): takes vec4 c of Σⱼ exp(scoreⱼ - max) V[j, :], and sum = Σⱼ exp(scoreⱼ - max);
 // flash_end(q, max, sum): takes the maximum and the sum of query q, once.
 // This file uses workgroups of 64 and workgroup memory; an invocation holds accumulators `local + 64 · i`.
@@ -25,13 +27,13 @@ fn flash_scores(local: u32, table: u32, kv_head: u32, kv_heads: u32, first: u32,
         let q = item / FLASH_BLOCK;
         let position = first + item % FLASH_BLOCK;
         var score = FLASH_LOWEST;
-        if (position < end && position <= flash_last(q)) {
+        if (position < end && position >= flash_first(q) && position <= flash_last(q)) {
             let key = paged_index(pages[table + position / PAGE], 0u, kv_head, kv_heads, position);
             var sum = vec4<f32>();
             for (var c = 0u; c < D4; c++) {
                 sum = fma(flash_queries[q * D4 + c], kv_load(key + c), sum);
             }
-            score = (sum.x + sum.y) + (sum.z + sum.w);
+            score = score_cap(vec4<f32>((sum.x + sum.y) + (sum.z + sum.w))).x;
         }
         flash_score[item] = score;
     }

@@ -1,3 +1,4 @@
+//! needs mask
 //! const D4 RUN MERGED
 // Source of a product: up to four runs of attention_decode, merged in their order while they are loaded:
 // Σₛ e^(mₛ - M) accₛ / Σₛ e^(mₛ - M) sumₛ. source_load(m, k): elements 4k to 4k + 3 of the attention of row m.
@@ -5,7 +6,8 @@
 @group(0) @binding(2) var<storage, read> step_rows: array<vec4<u32>>;   // [m] token, position, slot, place
 
 fn source_load(m: u32, k: u32) -> vec4<f32> {
-    let runs = min(params.splits, step_rows[m].y / RUN + 1u);
+    let position = step_rows[m].y;
+    let runs = min(params.splits, position / RUN - mask_begin(position) / RUN + 1u);
     let base = (m * params.heads + k / D4) * params.splits * (D4 + 1u);
     var end: array<vec2<f32>, MERGED>;
     var top = partials[base + D4].x;

@@ -1,0 +1,43 @@
+"""The activations of MLPs: files of ``shaders/lib/activation``, and their float64 references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from llamagpu.kernels.arguments import require
+from llamagpu.kernels.entry import F64
+
+Reference = Callable[[F64], tuple[F64, F64]]
+
+
+def _silu(g: F64) -> tuple[F64, F64]:
+    sigmoid = 1 / (1 + np.exp(-g))
+    return g * sigmoid, sigmoid * (1 + g * (1 - sigmoid))
+
+
+def _gelu_tanh(g: F64) -> tuple[F64, F64]:
+    root = np.sqrt(2 / np.pi)
+    sigmoid = 1 / (1 + np.exp(np.minimum(-2 * root * (g + 0.044715 * g**3), 700)))
+    return g * sigmoid, sigmoid + g * sigmoid * (1 - sigmoid) * 2 * root * (1 + 3 * 0.044715 * g * g)
+
+
+def _relu2(g: F64) -> tuple[F64, F64]:
+    positive = np.maximum(g, 0)
+    return positive**2, 2 * positive
+
+
+# The activation and its slope, by the name of its file.
+ACTIVATIONS: dict[str, Reference] = {"silu": _silu, "gelu_tanh": _gelu_tanh, "relu2": _relu2}
+
+
+def require_activation(kernel: str, name: str) -> None:
+    """Raise KernelError unless the activation exists."""
+    require(name in ACTIVATIONS, f"{kernel}: the activation is one of {', '.join(ACTIVATIONS)}, not {name!r}")
+
+
+def activation_scale(g: F64, value: F64) -> F64:
+    """The scale of an activation's error: e^-|g| is accurate to about |g| units in the last place (WGSL: 3 + 2|g|), and
+    results below the smallest float32 are lost."""
+    return np.asarray(np.abs(value) * (1 + np.abs(g) / 8) + np.finfo(np.float32).tiny * np.abs(g) * 1e6)

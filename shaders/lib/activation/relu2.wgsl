@@ -1,0 +1,5 @@
+// Activation: squared ReLU (arXiv:2109.08668). activate(g).
+fn activate(g: f32) -> f32 {
+    let v = max(g, 0.0);
+    return v * v;
+}

@@ -1,0 +1,21 @@
+//! needs tanh
+// Epilogue: stores the product × factor, capped softly (Gemma 2, arXiv:2408.00118): cap · tanh(v / cap).
+// epilogue_early(m, n, count): loads nothing.
+// epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
+@group(2) @binding(1) var<storage, read_write> out: array<f32>;         // [m, n]
+struct Early {
+    nothing: u32,
+}
+
+fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
+    return Early();
+}
+
+fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
+    let at = m * params.out_stride + n;
+    let v = value * (params.factor / params.cap);
+    out[at] = params.cap * tanh_exact(v.x);
+    if (count > 1u) { out[at + 1u] = params.cap * tanh_exact(v.y); }
+    if (count > 2u) { out[at + 2u] = params.cap * tanh_exact(v.z); }
+    if (count > 3u) { out[at + 3u] = params.cap * tanh_exact(v.w); }
+}

@@ -1,8 +1,0 @@
-//! needs silu
-// Elementwise operation: silu(x) = x / (1 + e^-x). operation(item): vec4 `item` of the result.
-@group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;           // [rows, columns]
-
-fn operation(item: u32) -> vec4<f32> {
-    let v = x[item];
-    return vec4<f32>(silu(v.x), silu(v.y), silu(v.z), silu(v.w));
-}
