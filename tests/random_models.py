@@ -91,7 +91,8 @@ CONFIGS |= {
 
 def of(model_type: str, *without_keys: str, **changes: Any) -> dict[str, Any]:
     """A small config of another architecture, without keys that it does not know."""
-    return without(config(model_type=model_type, **changes), "architectures", "rope_scaling", *without_keys)
+    base = config(model_type=model_type, pad_token_id=None, **changes)
+    return without(base, "architectures", "rope_scaling", *without_keys)
 
 
 _BIASES = ("attention_bias", "mlp_bias")
@@ -117,8 +118,12 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 CONFIGS |= {
     "dynamic": config(rope_scaling={"type": "dynamic", "factor": 4.0}),
     "yarn": config(rope_parameters=_YARN),
-    "yarn-mscale": config(rope_parameters=_YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 20.0})
-    | {"num_key_value_heads": 1},
+    "yarn-mscale": config(
+        rope_parameters=_YARN
+        | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 8.0, "original_max_position_embeddings": 320},
+        head_dim=32,
+        num_key_value_heads=1,
+    ),
     "mistral-window": MISTRAL | {"sliding_window": 37},
     "ministral": of("ministral", *_BIASES, sliding_window=100, num_hidden_layers=3)
     | {"layer_types": [_SLIDING, _FULL, _SLIDING]},

@@ -193,7 +193,7 @@ def test_a_huge_conversation_is_refused_before_it_is_tokenized(story: LLM, monke
 
 def test_pages_are_shared_by_prefix(device: gpu.Device) -> None:
     """Pages stay cached until another sequence needs them. The least recently used go first."""
-    cache = PagedCache(device, LLAMA, context=160, pool=160, dtype="f32")
+    cache = PagedCache(device, LLAMA, context=160, pool=160, dtype="f32", rows=32)
     first, second = list(range(40)), list(range(32)) + [7] * 20
     held = cache.take(41, first)
     assert held is not None
@@ -220,6 +220,27 @@ def test_pages_are_shared_by_prefix(device: gpu.Device) -> None:
     assert cold.cached == 0
     cache.give(cold)
     assert (cache.free_pages, cache.free_slots) == (10, 32)
+
+
+def test_pages_of_a_window_are_used_in_turns(device: gpu.Device) -> None:
+    """If every layer has a window, a sequence holds the pages of the window and of a chunk, whatever its length. Only
+    sequences that never overwrite a page share pages."""
+    config = parse_config(random_models.CONFIGS["mistral-window"])
+    assert config.window == 37
+    cache = PagedCache(device, config, context=640, pool=160, dtype="f32", rows=32)
+    long, short = cache.take(640), cache.take(40, list(range(40)))
+    assert long is not None
+    assert short is not None
+    assert (len(long.pages), long.in_turns) == (5, True)  # 37 + 32 positions
+    assert (len(short.pages), short.in_turns) == (3, False)
+    row = cache._table[long.slot]
+    assert list(row) == list(long.pages) * 8
+    cache.give(long, list(range(100, 740)))
+    cache.give(short, list(range(40)))
+    again = cache.take(40, list(range(40)))
+    assert again is not None
+    assert again.cached == 32
+    assert not any(page in cache._keys for page in set(long.pages) - set(again.pages))
 
 
 # --- the chat command ----------------------------------------------------------------------

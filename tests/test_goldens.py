@@ -76,12 +76,12 @@ def test_logits_match_transformers(name: str, device: gpu.Device, tmp_path: Path
 def test_greedy_tokens_match_transformers(name: str, device: gpu.Device, tmp_path: Path) -> None:
     """24 greedy tokens after a prompt of 600, which is longer than every window; the reference's gap between best and
     second logit is stated."""
-    about, config = ABOUT[name], random_models.CONFIGS[name]
-    assert about["gap"] > 1e-3
+    golden, config = ABOUT[name]["greedy"], random_models.CONFIGS[name]
+    assert golden["gap"] > 1e-3
     write(name, config, tmp_path)
-    prompt = random_models.prompt(config, random_models.PROMPTS[-1], about["seed"])
+    prompt = random_models.prompt(config, random_models.PROMPTS[-1], golden["prompt_seed"])
     with LLM(tmp_path, device=device, kv_dtype="float32") as llm:
-        assert llm.generate(prompt, max_tokens=24, ignore_eos=True).token_ids == about["greedy"]
+        assert llm.generate(prompt, max_tokens=24, ignore_eos=True).token_ids == golden["tokens"]
 
 
 @pytest.mark.parametrize("name", ["mqa", "head80", "all-biases", "deep-bf16"])
@@ -114,38 +114,134 @@ def test_logits_match_in_other_variants(name: str, tuning: gpu.Tuning, device: g
         assert error(name, random_models.CONFIGS[name], device, tmp_path) <= BAR
 
 
-def scaled(**changes: Any) -> dict[str, Any]:
-    return {"rope_scaling": random_models.LLAMA3 | changes}
+def rope(name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
+    """A golden's name, and changes of its rope parameters in either form."""
+    config = random_models.CONFIGS[name]
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    return name, {key: config[key] | changes}
+
+
+_GEMMA3 = random_models.CONFIGS["gemma3-new-form"]["rope_parameters"]
+_SHORT, _LONG = (random_models.CONFIGS["phi3-longrope"]["rope_scaling"][f"{kind}_factor"] for kind in ("short", "long"))
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+SENSITIVITY = [
+    ("gqa", {"rope_theta": 10500.0}),
+    ("gqa", {"rope_scaling": {"rope_type": "linear", "factor": 1.05}}),
+    ("attention-bias", {"rms_norm_eps": 1.2e-3}),
+    ("attention-bias", {"attention_bias": False}),
+    ("all-biases", {"mlp_bias": False}),
+    ("llama3", {"rope_scaling": None}),
+    rope("llama3", factor=9.0),
+    rope("llama3", low_freq_factor=1.1),
+    rope("llama3", high_freq_factor=4.4),
+    rope("llama3", original_max_position_embeddings=512),
+    rope("linear", factor=4.1),
+    ("mha-tied", {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}),
+    ("gqa", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}),
+    ("gqa", {"hidden_act": "gelu_pytorch_tanh"}),
+    ("deep-bf16", {"rms_norm_eps": 1e-3}),
+    ("mistral", {"rope_theta": 1050000.0}),
+    ("qwen2", {"rms_norm_eps": 3e-5}),
+    ("qwen2", {"rope_theta": 10500.0}),
+    rope("yarn", factor=4.2),
+    rope("yarn", original_max_position_embeddings=200),
+    rope("yarn", attention_factor=1.15),
+    rope("yarn-mscale", mscale=1.1),
+    rope("yarn-mscale", mscale_all_dim=0.6),
+    rope("yarn-mscale", beta_fast=4.0),
+    rope("yarn-mscale", beta_slow=2.0),
+    rope("yarn-mscale", truncate=False),
+    ("mistral-window", {"sliding_window": 38}),
+    ("mistral-window", {"sliding_window": None}),
+    ("ministral", {"sliding_window": 105}),
+    ("ministral", {"layer_types": [_SLIDING, _SLIDING, _FULL]}),
+    rope("ministral3", llama_4_scaling_beta=0.41),
+    rope("ministral3", original_max_position_embeddings=150),
+    ("ministral3", {"sliding_window": 300}),
+    ("qwen2-window", {"use_sliding_window": False}),
+    ("qwen2-window", {"max_window_layers": 2}),
+    ("qwen2-window", {"sliding_window": 305}),
+    ("qwen3", {"rms_norm_eps": 1e-3}),
+    ("qwen3", {"rope_theta": 10500.0}),
+    ("qwen3-yarn", {"attention_bias": False}),
+    ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}),
+    ("smollm3", {"rope_theta": 2100000.0}),
+    ("smollm3-window", {"no_rope_layer_interval": 3}),
+    ("smollm3-window", {"sliding_window": 66}),
+    ("smollm3-window", {"use_sliding_window": False}),
+    ("smollm3-window", {"mlp_bias": False}),
+    *(
+        ("granite", {key: random_models.CONFIGS["granite"][key] * 1.02})
+        for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+    ),
+    ("granite-hybrid", {"position_embedding_type": "nope"}),
+    ("granite-nope", {"position_embedding_type": "rope"}),
+    ("granite-nope", {"attention_multiplier": 0.11}),
+    ("olmo2", {"rms_norm_eps": 1e-3}),
+    ("olmo2-gqa", {"attention_bias": False}),
+    ("phi3", {"sliding_window": 66}),
+    ("phi3-longrope", {"original_max_position_embeddings": 300}),
+    ("phi3-longrope", {"max_position_embeddings": 800}),
+    rope("phi3-longrope", long_factor=[_LONG[0] * 1.05, *_LONG[1:]]),
+    rope("phi3-longrope", attention_factor=1.2),
+    rope("phi3-longrope", factor=3.0),
+    (
+        "phi3-longrope",
+        {
+            "partial_rotary_factor": 0.5,
+            "rope_scaling": {"type": "su", "short_factor": _SHORT[:8]} | {"long_factor": _LONG[:8]},
+        },
+    ),
+    ("gemma", {"hidden_act": "silu"}),
+    ("gemma2", {"query_pre_attn_scalar": 25}),
+    ("gemma2", {"final_logit_softcapping": 12.5}),
+    ("gemma2", {"attn_logit_softcapping": 3.3}),
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma2", {"sliding_window": 52}),
+    ("gemma2", {"layer_types": [_FULL, _SLIDING]}),
+    ("gemma2", {"hidden_activation": "silu"}),
+    ("gemma3", {"sliding_window_pattern": 3}),
+    ("gemma3", {"sliding_window": 265}),
+    ("gemma3", {"rope_local_base_freq": 5500.0}),
+    ("gemma3", {"rope_theta": 1100000.0}),
+    ("gemma3", {"query_pre_attn_scalar": 25}),
+    rope("gemma3", factor=8.4),
+    rope("gemma3-new-form", **{_SLIDING: {"rope_theta": 10000.0}}),
+    rope("gemma3-new-form", **{_FULL: _GEMMA3[_FULL] | {"factor": 4.2}}),
+    ("gemma3-new-form", {"layer_types": [_FULL, _SLIDING]}),
+    ("gemma3-new-form", {"attention_bias": False}),
+    ("ernie4_5", {"use_bias": False}),
+    ("ernie4_5", {"rope_theta": 520000.0}),
+    ("exaone4", {"sliding_window": 42}),
+    ("exaone4", {"sliding_window_pattern": "LG"}),
+    rope("exaone4", factor=9.0),
+    ("exaone4-full", {"rope_theta": 10500.0}),
+    rope("hunyuan", alpha=1100.0),
+    ("hunyuan", {"attention_bias": False}),
+    ("nanochat", {"final_logit_softcapping": 16.0}),
+    ("nanochat", {"hidden_act": "silu"}),
+    ("nanochat", {"rms_norm_eps": 1e-3}),
+]
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("gqa", {"rope_theta": 10500.0}),
-        ("gqa", {"rope_scaling": {"rope_type": "linear", "factor": 1.05}}),
-        ("attention-bias", {"rms_norm_eps": 1.2e-3}),
-        ("attention-bias", {"attention_bias": False}),
-        ("all-biases", {"mlp_bias": False}),
-        ("llama3", {"rope_scaling": None}),
-        ("llama3", scaled(factor=9.0)),
-        ("llama3", scaled(low_freq_factor=1.1)),
-        ("llama3", scaled(high_freq_factor=4.4)),
-        ("llama3", scaled(original_max_position_embeddings=512)),
-        ("linear", {"rope_scaling": {"type": "linear", "factor": 4.1}}),
-        ("mha-tied", {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}),
-        ("gqa", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}),
-        ("deep-bf16", {"rms_norm_eps": 1e-3}),
-        ("mistral", {"rope_theta": 1050000.0}),
-        ("qwen2", {"rms_norm_eps": 3e-5}),
-        ("qwen2", {"rope_theta": 10500.0}),
+        pytest.param(n, c, id=f"{n}-{'-'.join(c)}-{i}", marks=[pytest.mark.slow] if i > 17 else [])
+        for i, (n, c) in enumerate(SENSITIVITY)
     ],
-    ids=lambda v: "-".join(v) if isinstance(v, dict) else v,
 )
 def test_the_tolerance_detects_every_config_field(
     name: str, changes: dict[str, Any], device: gpu.Device, tmp_path: Path
 ) -> None:
     """Changing a single config field exceeds the tolerance, so the goldens reveal a field that is not read."""
     assert error(name, random_models.CONFIGS[name] | changes, device, tmp_path, lengths=(600,)) > 2 * BAR
+
+
+def test_the_tolerance_detects_the_short_factors(device: gpu.Device, tmp_path: Path) -> None:
+    """longrope reads them up to its original context."""
+    name, changes = rope("phi3-longrope", short_factor=[_SHORT[0] * 1.05, *_SHORT[1:]])
+    assert error(name, random_models.CONFIGS[name] | changes, device, tmp_path, lengths=(31,)) > 2 * BAR
 
 
 REFERENCE = json.loads((HERE / "reference_keys.json").read_text())["architectures"]

@@ -54,7 +54,7 @@ def test_both_forms_of_config_parse_alike() -> None:
         del new[key]
     assert parse_config(old) == parse_config(new)
     legacy = random_models.config(rope_scaling={"type": "linear", "factor": 2.0})
-    assert parse_config(legacy).rope.rope_type == "linear"
+    assert parse_config(legacy).ropes[0].rope_type == "linear"
 
 
 def test_defaults_and_generation_config() -> None:
@@ -74,7 +74,11 @@ def test_defaults_and_generation_config() -> None:
         ({"model_type": "gpt_oss"}, "architecture 'gpt_oss' is not supported"),
         ({"model_type": "absent"}, "architecture None"),
         ({"hidden_act": "gelu"}, r"activation 'gelu' \(hidden_act\)"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
+        ({"model_type": "mixtral"}, "architecture 'mixtral' is not supported"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "rope_type 'proportional' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn' needs factor"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "needs short_factor, a list of 8"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}}, "mrope_section"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "needs low_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor is -1"),
         ({"rope_scaling": "linear"}, "must be an object"),
@@ -91,12 +95,26 @@ def test_defaults_and_generation_config() -> None:
         ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
         ({"attention_bias": "yes"}, "attention_bias is 'yes'"),
         ({"eos_token_id": 105}, "eos_token_id is 105; token ids run from 0 to 104"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "sets sliding_window to 4096"),
-        ({"model_type": "mistral", "sliding_window": "absent"}, "lacks sliding_window, whose default 4096"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "sets use_sliding_window to True"),
-        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "sets layer_types"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0; it must be a whole number from 1"),
+        ({"model_type": "mistral", "sliding_window": "wide"}, "sliding_window is 'wide'"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"]}, "it must be a list of 2 layer types"),
+        ({"model_type": "qwen2", "layer_types": ["linear_attention"] * 2}, "Layers of the type 'linear_attention'"),
+        (
+            {"model_type": "ministral", "sliding_window": None, "layer_types": ["sliding_attention"] * 2},
+            "layer 0 has a sliding window, and sliding_window is missing",
+        ),
+        ({"model_type": "granitemoehybrid"}, "lacks num_local_experts"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 0}, "layer_types is missing"),
+        (
+            {"model_type": "granitemoehybrid", "num_local_experts": 0, "layer_types": ["mamba", "attention"]},
+            "Layers of the type 'mamba'",
+        ),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": ["llama"]}, "architecture"),
         ({"partial_rotary_factor": 0.5}, "sets partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "sets partial_rotary_factor"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization 'gptq' is not supported"),
         ({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, "'mxfp4' is not supported"),
         ({"quantization": {"bits": 3, "group_size": 64}}, "bits 3"),

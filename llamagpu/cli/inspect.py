@@ -56,8 +56,7 @@ def _describe(report: dict[str, Any]) -> str:
         f"  {c['num_hidden_layers']} layers, hidden {c['hidden_size']}, intermediate {c['intermediate_size']}, "
         f"{c['num_attention_heads']} heads over {c['num_key_value_heads']} of {c['head_dim']}, "
         f"vocabulary {c['vocab_size']}{', tied head' if c['tie_word_embeddings'] else ''}",
-        f"  context up to {c['max_position_embeddings']}, rope {c['rope']['rope_type']} "
-        f"(theta {c['rope']['rope_theta']:g})",
+        f"  context up to {c['max_position_embeddings']}{_describe_layers(c['layers'])}",
         "memory in MB, weights by dtype:",
     ]
     lines += [f"  {dtype:9} {size / 1e6:12,.1f}" for dtype, size in report["weight_bytes"].items()]
@@ -81,3 +80,14 @@ def _describe(report: dict[str, Any]) -> str:
     for t in report.get("tensor_list", []):
         lines.append(f"  {t['name']}  {t['dtype']} {t['shape']}")
     return "\n".join(lines) + "\n"
+
+
+def _describe_layers(layers: list[dict[str, Any]]) -> str:
+    """Rotary embeddings and windows, each with the number of its layers if they differ."""
+    found: list[str] = []
+    for layer in layers:
+        rope, window = layer["rope"], layer["window"]
+        found.append("no rope" if rope is None else f"rope {rope['rope_type']} (theta {rope['rope_theta']:g})")
+        found[-1] += "" if window is None else f", window {window}"
+    counts = {text: found.count(text) for text in dict.fromkeys(found)}
+    return "".join(f", {text}" if len(counts) == 1 else f"; {n} layers {text}" for text, n in counts.items())

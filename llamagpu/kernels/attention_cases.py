@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from llamagpu.gpu import Tensor
 from llamagpu.kernels.attention_paged import (
@@ -12,9 +13,9 @@ from llamagpu.kernels.attention_paged import (
     partial_shape,
     splits_for,
 )
-from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel, as_stored
+from llamagpu.kernels.entry import F64, Arrays, Bench, Dims, Expected, Kernel, as_stored
 from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
-from llamagpu.kernels.scores import Scores
+from llamagpu.kernels.scores import BLOCK, Scores
 from llamagpu.kernels.step import step_rows as make_rows
 
 
@@ -29,8 +30,18 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
         last = np.asarray(rng.integers(0, d["length"], rows))
         last[0] = d["length"] - 1
         state = make_rows([0] * rows, last, np.arange(rows))
+    _hide(data, pages, state, _scores(d), d)
     q = rng.standard_normal((rows, d["heads"] * d["head"] + 8)).astype(np.float32)
     return {"q": q, "data": as_stored(data, d["format"]), "pages": pages, "rows": state}
+
+
+def _hide(data: F64, pages: npt.NDArray[np.uint32], state: npt.NDArray[np.uint32], scores: Scores, d: Dims) -> None:
+    """Make keys and values NaN in the blocks before a row's window: nothing may read them."""
+    cache = data.reshape(-1, 2, d["kv_heads"], PAGE, d["head"])
+    for slot in np.unique(state[:, 2]):
+        first = min(scores.begin(int(position)) for position in state[state[:, 2] == slot, 1]) // BLOCK * BLOCK
+        page, place = address(pages, make_rows([0] * first, np.arange(first), slot))
+        cache[page, :, :, place] = np.nan
 
 
 def _cache(bench: Bench, a: Arrays, d: Dims) -> Cache:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llamagpu.kernels.arguments import Pairs, require
 
 RUN = 256  # positions of one run, which one workgroup of attention_decode takes
-_BLOCK = 32  # positions of a block of flash attention
+BLOCK = 32  # positions of a block of flash attention
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,6 @@ class LayerSpec:
         """Whether q and k need a pass of their own after the projection."""
         return self.qk_norm is not None or self.query_scaling is not None
 
-    @property
-    def extra_dispatches(self) -> int:
-        """Dispatches per token on top of five."""
-        return int(self.apart) + 2 * int(self.post_norms)
-
 
 @dataclass(frozen=True)
 class OuterSpec:

@@ -21,6 +21,17 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
+def held_tokens(config: Config, tokens: int, rows: int) -> int:
+    """Tokens that the cache holds of a sequence of ``tokens`` tokens, whose prompt runs in chunks of up to ``rows``.
+
+    If all layers have a sliding window, its pages are used in turns: a chunk overwrites no position that one of its own
+    rows still sees.
+    """
+    if config.window is None:
+        return tokens
+    return min(tokens, pages_for(config.window + rows) * PAGE)
+
+
 def kv_bytes(config: Config, tokens: int, dtype: str) -> int:
     """Bytes of cache for ``tokens`` tokens in all layers."""
     return config.num_hidden_layers * layer_bytes(config, tokens, dtype)
@@ -39,11 +50,13 @@ def most_tokens(config: Config, largest_binding: int) -> int:
 
 @dataclass(frozen=True)
 class Pages:
-    """The slot of a sequence in the page table, its pages in order, and the number of its tokens they already hold."""
+    """The slot of a sequence in the page table, its pages in order, and the number of its tokens they already hold.
+    Pages that are used in turns (``held_tokens``) cannot be shared."""
 
     slot: int
     pages: tuple[int, ...]
     cached: int = 0
+    in_turns: bool = False
 
 
 class PagedCache:
@@ -51,11 +64,12 @@ class PagedCache:
 
     Pages are counted by reference. A full page is known by its tokens and all tokens before them. It stays known after
     its sequences have ended, until another sequence needs the memory; the least recently used page is taken first. One
-    more page, in the slot ``dump``, takes the writes of padding rows.
+    more page, in the slot ``dump``, takes the writes of padding rows. Prefill chunks have up to ``rows`` rows.
     """
 
-    def __init__(self, device: Device, config: Config, context: int, pool: int, dtype: str):
+    def __init__(self, device: Device, config: Config, context: int, pool: int, dtype: str, rows: int):
         self.total, self.dump = pages_for(pool), SLOTS
+        self._config, self._rows = config, rows
         self._device = device
         self._slots = list(range(SLOTS - 1, -1, -1))
         self._references = [0] * self.total
@@ -93,8 +107,9 @@ class PagedCache:
         Known pages that hold the beginning of ``prefix`` are shared. Its last token is never taken from the cache,
         because its row must run to give the next token.
         """
-        shared = self._find(prefix)
-        fresh = pages_for(tokens) - len(shared)
+        needed, held = pages_for(tokens), pages_for(held_tokens(self._config, tokens, self._rows))
+        shared = self._find(prefix) if held == needed else []
+        fresh = held - len(shared)
         if not self._slots or fresh > len(self._free) - sum(page in self._free for page in shared):
             return None
         for page in shared:
@@ -103,14 +118,15 @@ class PagedCache:
         pages = (*shared, *(self._take_page() for _ in range(fresh)))
         slot = self._slots.pop()
         self._table[slot] = self.total
-        self._table[slot, : len(pages)] = pages
+        self._table[slot, :needed] = np.resize(pages, needed)
         part = self.table.part
         self._device.memory.write(part.buffer, part.offset + slot * self.table.stride * 4, self._table[slot])
-        return Pages(slot, pages, len(shared) * PAGE)
+        return Pages(slot, pages, len(shared) * PAGE, held < needed)
 
     def give(self, held: Pages, tokens: Sequence[int] = ()) -> None:
         """Take a finished sequence's slot and pages back. They hold the keys and values of ``tokens``."""
-        self._remember(held.pages, tokens)
+        if not held.in_turns:
+            self._remember(held.pages, tokens)
         self._slots.append(held.slot)
         for page in reversed(held.pages):  # so that the end of a prefix is taken before its beginning
             self._references[page] -= 1

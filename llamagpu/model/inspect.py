@@ -8,12 +8,12 @@ from typing import Any
 
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device
-from llamagpu.model.cache import kv_bytes, most_tokens
+from llamagpu.model.cache import held_tokens, kv_bytes, most_tokens
 from llamagpu.model.find import find_model, hub_headers, is_hub_id
-from llamagpu.model.forward import arena_bytes
+from llamagpu.model.forward import ROW_BUCKETS, arena_bytes
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.model import prepare
-from llamagpu.model.sizes import plan_sizes
+from llamagpu.model.sizes import KV_DTYPES, plan_sizes
 from llamagpu.model.sources import open_directory
 
 
@@ -25,7 +25,6 @@ def inspect_model(model: str | None, revision: str | None, device: Device | None
     layout, c, entries = prepared.layout, prepared.config, source.checkpoint.entries
     contexts = sorted({min(n, c.max_position_embeddings) for n in (512, 2048, 4096, 8192, 32768, 131072)})
     config = json.loads(json.dumps(asdict(c)))
-    config["layers"] = config["layers"][0]
     return {
         "model": str(model) if on_hub else prepared.name,
         "config": config,
@@ -36,7 +35,9 @@ def inspect_model(model: str | None, revision: str | None, device: Device | None
         "contexts": [
             {
                 "context": n,
-                "kv_bytes": {"float32": kv_bytes(c, n, "f32"), "float16": kv_bytes(c, n, "f16")},
+                "kv_bytes": {
+                    long: kv_bytes(c, held_tokens(c, n, ROW_BUCKETS[-1]), short) for long, short in KV_DTYPES.items()
+                },
                 "activation_bytes": arena_bytes(c, min(n, 512), n, fused=True),
             }
             for n in contexts

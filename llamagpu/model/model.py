@@ -122,7 +122,7 @@ def load_model(
         weights = random_weights(layout, device, woven)
     else:
         weights = load_weights(layout, device, woven, progress)
-    cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype)
+    cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype, sizes.rows)
     rotations = {
         rope: device.tensor(rope_table(rope, config.head_dim, sizes.context), "f32", purpose="activations")
         for rope in config.ropes

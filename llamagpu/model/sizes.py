@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llamagpu.errors import OutOfMemoryError, UsageError, shown
 from llamagpu.gpu import Affine, Device
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.model.cache import kv_bytes, layer_bytes
+from llamagpu.model.cache import held_tokens, kv_bytes, layer_bytes
 from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, arena_bytes, bucket
 from llamagpu.model.layout import Layout
 
@@ -48,16 +48,16 @@ class _Planner:
     fused: bool
 
     def sizes(self, tokens: int, pool: int | None = None) -> Sizes:
-        c, pool = self.layout.config, pool or tokens
-        rows = bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
+        c, rows = self.layout.config, bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
+        pool = pool or held_tokens(c, tokens, rows)
         activations = arena_bytes(c, rows, tokens, self.fused) + len(c.ropes) * tokens * c.head_dim * 4
         return Sizes(tokens, pool, self.kv, rows, self.layout.nbytes, kv_bytes(c, pool, self.kv), activations)
 
     def fits(self, tokens: int, pool: int | None = None) -> bool:
         free = self.device.ledger.free_bytes()
-        layer = layer_bytes(self.layout.config, pool or tokens, self.kv)
-        bound = layer <= self.device.memory.largest_binding
-        return bound and (free is None or self.sizes(tokens, pool).total <= free)
+        sizes = self.sizes(tokens, pool)
+        layer = layer_bytes(self.layout.config, sizes.pool, self.kv)
+        return layer <= self.device.memory.largest_binding and (free is None or sizes.total <= free)
 
     def largest(self, wanted: int) -> int:
         """The largest context up to ``wanted`` that fits, in whole pages."""
@@ -70,8 +70,9 @@ class _Planner:
     def with_pool(self, wanted: int) -> Sizes:
         """The sizes for a context, with a pool of several contexts if they take little memory beside the weights."""
         c, allowed = self.layout.config, max(_POOL_BYTES, self.layout.nbytes // 2)
-        pools = (n * wanted for n in _POOLS if kv_bytes(c, n * wanted, self.kv) <= allowed)
-        return self.sizes(wanted, next((p for p in pools if self.fits(wanted, p)), wanted))
+        one = self.sizes(wanted).pool
+        pools = (n * one for n in _POOLS if kv_bytes(c, n * one, self.kv) <= allowed)
+        return self.sizes(wanted, next((p for p in pools if self.fits(wanted, p)), one))
 
     def refusal(self, need: Sizes, would: int) -> OutOfMemoryError:
         """The error for sizes that do not fit; its hint names sizes that would."""
