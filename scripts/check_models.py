@@ -69,9 +69,9 @@ def page(found: dict[str, Any]) -> str:
         "# Architectures",
         "",
         f"Random models of every architecture against {found['reference']}: prompts of "
-        f"{', '.join(map(str, random_models.PROMPTS))} tokens, then {TOKENS} greedy tokens after the longest. Errors are in "
-        "units of max(1, largest logit); the bar is 5e-5. A dispatch a layer is what a decoded token takes, the four of "
-        "embedding, head and sampling aside; fractions come from layers that differ and from a norm of the embedding.",
+        f"{', '.join(map(str, random_models.PROMPTS))} tokens, then {TOKENS} greedy tokens after the longest.",
+        "Errors are in units of max(1, largest logit); the bar is 5e-5.",
+        "Dispatches are those of a decoded token, the four of embedding, head and sampling aside.",
         "",
         f"| {' | '.join(_HEADINGS)} |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -151,7 +151,7 @@ CONFIGS |= {
     "phi3-longrope": without(of("phi3", *_BIASES, num_attention_heads=2, num_key_value_heads=1), "head_dim")
     | {"original_max_position_embeddings": 256, "partial_rotary_factor": 0.75, "rope_scaling": _LONGROPE},
     "gemma": _GEMMA | {"head_dim": 256, "num_key_value_heads": 1},
-    "gemma2": _GEMMA2 | {"final_logit_softcapping": 12.0, "attn_logit_softcapping": 3.0},
+    "gemma2": _GEMMA2 | {"model_type": "gemma2", "final_logit_softcapping": 12.0, "attn_logit_softcapping": 3.0},
     "gemma3": _GEMMA2
     | {"model_type": "gemma3_text", "num_hidden_layers": 3, "sliding_window_pattern": 2, "rope_theta": 1000000.0}
     | {"rope_local_base_freq": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 260},

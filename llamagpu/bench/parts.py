@@ -11,12 +11,13 @@ from functools import partial
 import numpy as np
 
 from llamagpu.errors import OutOfMemoryError
-from llamagpu.gpu import Device, Plan, native
+from llamagpu.gpu import Device, Plan, Tensor, native
 from llamagpu.gpu.timing import time_plans
 from llamagpu.kernels.attention_paged import attention_decode, partial_shape, splits_for
 from llamagpu.kernels.matmul import linear
 from llamagpu.kernels.matvec import matvec
 from llamagpu.model import Config, Model
+from llamagpu.model.operations import scores_of
 from llamagpu.model.step import Row
 from llamagpu.model.weights import Weights
 
@@ -24,20 +25,21 @@ from llamagpu.model.weights import Weights
 def weight_macs(config: Config) -> int:
     """Multiply-adds of a token with the weights: one for each weight of every product, the head's included."""
     c = config
-    layer = (
-        (c.q_size + 2 * c.kv_size) * c.hidden_size + c.q_size * c.hidden_size + 3 * c.intermediate_size * c.hidden_size
-    )
-    return c.num_hidden_layers * layer + c.vocab_size * c.hidden_size
+    rows = (
+        2 * (c.q_size + c.kv_size) + (3 if spec.gated else 2) * c.intermediate_size for spec in c.layers
+    )  # of matrices whose other side is the hidden size
+    return (sum(rows) + c.vocab_size) * c.hidden_size
 
 
 def attention_macs(config: Config, positions: int) -> int:
     """Multiply-adds of a token's attention over some positions: scores and values."""
-    return 2 * config.num_hidden_layers * config.q_size * positions
+    return 2 * config.q_size * sum(spec.seen(positions) for spec in config.layers)
 
 
 def kv_read_bytes(config: Config, positions: int, dtype: str) -> int:
     """Bytes of keys and values that a token's attention over some positions reads."""
-    return 2 * config.num_hidden_layers * config.kv_size * positions * (2 if dtype == "f16" else 4)
+    seen = sum(spec.seen(positions) for spec in config.layers)
+    return 2 * config.kv_size * seen * (2 if dtype == "f16" else 4)
 
 
 def weight_read_bytes(weights: Weights) -> int:
@@ -83,8 +85,12 @@ def attention_only(model: Model, positions: int, times: int) -> Plan:
     rows = model.forward.state.rows.head(1)
 
     def forward() -> None:
-        for cache in model.cache.layers * times:
-            attention_decode(q, rows, cache, c.num_attention_heads, splits, partials)
+        for cache, spec in list(zip(model.cache.layers, c.layers, strict=True)) * times:
+            scores = scores_of(spec)
+            runs = scores.splits(splits)
+            shape = partial_shape(1, c.num_attention_heads, c.head_dim, runs)
+            out = Tensor(device, shape, "f32", partials.parts)
+            attention_decode(q, rows, cache, c.num_attention_heads, runs, out, scores)
 
     return device.record(forward, model.forward.tuning)
 

@@ -71,6 +71,10 @@ class LayerSpec:
         """Whether q and k need a pass of their own after the projection."""
         return self.qk_norm is not None or self.query_scaling is not None
 
+    def seen(self, positions: int) -> int:
+        """Positions that the last of ``positions`` tokens sees."""
+        return positions if self.window is None else min(positions, self.window)
+
 
 @dataclass(frozen=True)
 class OuterSpec:
@@ -103,7 +107,7 @@ class Architecture:
         thetas: the default rope_theta by layer type; a missing type is as full attention.
         norm_offset: added to the weights of norms.
         norm_weights: whether norms have weights; otherwise they are ones.
-        partial_rotary: whether the row reads ``partial_rotary_factor``.
+        partial_rotary: whether the row reads ``partial_rotary_factor`` and ``original_max_position_embeddings``.
         rope_types: other names of rope types in this architecture's configs.
         rope_default: the rope parameters of a config without any.
         neighbours: whether rotary pairs are neighbours in the checkpoint; otherwise they lie half a head apart.

@@ -60,6 +60,7 @@ _MULTIPLIERS = {
     "residual_multiplier": 1.0,
     "attention_multiplier": 1.0,
 }
+_WITHOUT_ACT = {k: v for k, v in DEFAULTS.items() if k != "hidden_act"}
 _GEMMA = {
     "num_key_value_heads": 4,
     "head_dim": 256,
@@ -229,7 +230,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         norm_offset=1.0,
     ),
     "gemma2": Architecture(
-        DEFAULTS
+        _WITHOUT_ACT
         | _GEMMA
         | {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096}
         | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "layer_types": None},
@@ -241,7 +242,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         norm_offset=1.0,
     ),
     "gemma3_text": Architecture(
-        DEFAULTS
+        _WITHOUT_ACT
         | _GEMMA
         | {"max_position_embeddings": 131072, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256}
         | {"final_logit_softcapping": None, "attn_logit_softcapping": None, "layer_types": None}
@@ -291,27 +292,5 @@ ARCHITECTURES: dict[str, Architecture] = {
         modules=MODULES | {"up": "model.layers.{i}.mlp.fc1", "down": "model.layers.{i}.mlp.fc2"},
         norm_weights=False,
         backwards=True,
-    ),
-}
-
-# Architectures that other engines run, and why this one does not.
-_EXPERTS, _VISION = "mixture of experts", "vision parts"
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "granitemoe", "granitemoeshared"), _EXPERTS
-    ),
-    **dict.fromkeys(
-        ("gpt_oss", "ernie4_5_moe", "hunyuan_v1_moe", "llama4_text", "minimax", "dbrx", "jetmoe"), _EXPERTS
-    ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3", "kimi_k2"), "multi-head latent attention (MLA)"),
-    **dict.fromkeys(
-        ("mamba", "mamba2", "falcon_mamba", "bamba", "jamba", "zamba", "zamba2", "nemotron_h"), "Mamba layers"
-    ),
-    **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "olmo_hybrid"), "DeltaNet layers"),
-    **dict.fromkeys(("lfm2", "lfm2_moe"), "short convolutions"),
-    **dict.fromkeys(("rwkv", "rwkv7", "xlstm", "recurrent_gemma"), "recurrent layers"),
-    **dict.fromkeys(("gemma3", "gemma3n", "gemma4", "mistral3", "llama4", "mllama", "llava", "llava_next"), _VISION),
-    **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma", "idefics3", "smolvlm", "phi4_multimodal"), _VISION
     ),
 }

@@ -9,9 +9,10 @@ from typing import Any
 
 from llamagpu.errors import UnsupportedModelError, shown
 from llamagpu.model.architecture import FULL, SLIDING, Architecture, LayerSpec, OuterSpec
-from llamagpu.model.architectures import ARCHITECTURES, REFUSED, REQUIRED, WITHOUT_EFFECT
+from llamagpu.model.architectures import ARCHITECTURES, REQUIRED, WITHOUT_EFFECT
 from llamagpu.model.config_values import Values, bad_config
-from llamagpu.model.rope import Rope, parse_rope
+from llamagpu.model.rope import Rope, RopeContext, parse_rope
+from llamagpu.model.unsupported import REFUSED
 
 log = logging.getLogger("llamagpu")
 
@@ -165,15 +166,6 @@ def _ropes(raw: Mapping[str, Any], row: Architecture, values: Values, head_dim: 
     if not isinstance(block, dict):
         raise bad_config(f"rope_scaling is {shown(block)}; it must be an object.")
     nested = any(kind in block for kind in (FULL, SLIDING))
-    outer = {
-        "max_position_embeddings": values.integer("max_position_embeddings"),
-        "rope_types": row.rope_types,
-        "backwards": row.backwards,
-        "partial_rotary": row.partial_rotary,
-    }
-    for key in ("original_max_position_embeddings", "partial_rotary_factor"):
-        if key in row.defaults:
-            outer[key] = values.get(key)
     found = {}
     for kind in (FULL, SLIDING):
         own = block.get(kind) if nested else block
@@ -186,7 +178,18 @@ def _ropes(raw: Mapping[str, Any], row: Architecture, values: Values, head_dim: 
             raise bad_config(f"the rope parameters of {kind} are {shown(own)}; they must be an object.")
         stated = raw.get("rope_local_base_freq") if local else raw.get("rope_theta")
         theta = row.thetas.get(kind, row.thetas[FULL]) if stated is None else stated
-        found[kind] = parse_rope(own, theta, head_dim, outer)
+        found[kind] = parse_rope(
+            own,
+            RopeContext(
+                theta,
+                head_dim,
+                values.integer("max_position_embeddings"),
+                values.get("original_max_position_embeddings") if row.partial_rotary else None,
+                values.get("partial_rotary_factor") if row.partial_rotary else None,
+                row.rope_types,
+                row.backwards,
+            ),
+        )
     return found
 
 

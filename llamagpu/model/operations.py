@@ -41,7 +41,8 @@ def activation_columns(config: Config, fused: bool) -> dict[str, int]:
         columns |= {"projected": c.hidden_size}
     if fused:
         return columns | {"prenorm": prenorm_columns(c.hidden_size), "q": c.q_size}
-    return columns | {"y": c.hidden_size, "gate_up": 2 * c.intermediate_size}
+    width = 2 if all(spec.gated for spec in c.layers) else 1
+    return columns | {"y": c.hidden_size, "gate_up": width * c.intermediate_size}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Workspace:
     partials: Tensor
 
 
-def _scores(spec: LayerSpec) -> Scores:
+def scores_of(spec: LayerSpec) -> Scores:
+    """How the attention of a layer makes its scores."""
     return Scores(spec.attention_scale, spec.score_cap, spec.window)
 
 
@@ -98,7 +100,7 @@ class _Operations:
         return qk_norm(projected, how, layer.qk_norm, self._state, table, cache, self._take("q"))
 
     def _prefill(self, q: Tensor, spec: LayerSpec, cache: Cache) -> Tensor:
-        return attention_prefill(q, self._state, cache, self._heads, self._take("attended"), _scores(spec))
+        return attention_prefill(q, self._state, cache, self._heads, self._take("attended"), scores_of(spec))
 
     def _product(self, value: Source, w: Tensor, out: Tensor, many: bool) -> None:
         """Logits."""
@@ -116,10 +118,9 @@ class Unfused(_Operations):
         self._x, self._other = self._take("x"), self._take("y")
 
     def embed(self, table: Tensor, norm: Tensor | None, next_norm: Tensor | None) -> None:
-        embedding(table, self._state, self._x, self._config.outer.embed_scale)
+        embedding(table, self._state, self._x if norm is None else self._other, self._config.outer.embed_scale)
         if norm is not None:
-            rms_norm(self._x, norm, self._eps, self._other)
-            self._x, self._other = self._other, self._x
+            rms_norm(self._other, norm, self._eps, self._x)
 
     def norm(self, weight: Tensor | None) -> Tensor:
         return self._x if weight is None else rms_norm(self._x, weight, self._eps, self._take("normed"))
@@ -135,7 +136,7 @@ class Unfused(_Operations):
     def attention(self, q: Tensor, spec: LayerSpec, cache: Cache) -> Tensor:
         if self._splits is None:
             return self._prefill(q, spec, cache)
-        scores = _scores(spec)
+        scores = scores_of(spec)
         splits = scores.splits(self._splits)
         partials = self._decode(q, cache, splits, scores)
         return self._merge(partials, splits, scores) if splits > 1 else partials
@@ -144,8 +145,7 @@ class Unfused(_Operations):
         wide, gated = self._take("gate_up"), self._take("gated")
         if spec.gated:
             return gate(self._multiply(value, layer.gate_up, layer.gate_up_bias, wide), gated, spec.activation)
-        up = Tensor(wide.device, gated.shape, "f32", wide.parts)
-        return activate(self._multiply(value, layer.gate_up, layer.gate_up_bias, up), spec.activation, gated)
+        return activate(self._multiply(value, layer.gate_up, layer.gate_up_bias, wide), spec.activation, gated)
 
     def add(
         self,
@@ -249,7 +249,7 @@ class FusedStep(_Fused):
         return normed(self._take("prenorm"), self._config.hidden_size, self._eps)
 
     def attention(self, q: Source, spec: LayerSpec, cache: Cache) -> Source:
-        scores = _scores(spec)
+        scores = scores_of(spec)
         splits = scores.splits(self._runs)
         partials = self._decode(self._take("q"), cache, splits, scores)
         if splits == 1:

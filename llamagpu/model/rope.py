@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llamagpu.errors import UnsupportedModelError, shown
@@ -68,19 +68,57 @@ class Rope:
         return (beta, self.original_max_position_embeddings) if beta else None
 
 
-def parse_rope(block: Mapping[str, Any], theta: float, head_dim: int, outer: Mapping[str, Any]) -> Rope:
-    """A Rope from ``rope_parameters`` or ``rope_scaling``.
+@dataclass(frozen=True)
+class RopeContext:
+    """What a config and its architecture say of rotary embedding outside of the block of rope parameters.
 
-    Args:
-        theta: the rope_theta where the block has none.
-        outer: ``max_position_embeddings``; and ``original_max_position_embeddings``, ``partial_rotary_factor``,
-            ``rope_types`` and ``backwards`` where the architecture has them.
+    Attributes:
+        theta: the rope_theta of a block without one.
+        original: original_max_position_embeddings, which precedes the block's; None where the architecture has no such
+            key.
+        partial: partial_rotary_factor; None where the architecture rotates whole heads.
+        names: other names of rope types.
+        backwards: see ``Rope``.
+    """
+
+    theta: Any
+    head_dim: int
+    max_position_embeddings: int
+    original: Any = None
+    partial: Any = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    backwards: bool = False
+
+
+def parse_rope(block: Mapping[str, Any], context: RopeContext) -> Rope:
+    """A Rope from ``rope_parameters`` or ``rope_scaling``.
 
     Raises:
         UnsupportedModelError: a value is missing, out of range or not implemented.
     """
+    kind = _kind(block, context)
+    given = Values(block, {"rope_theta": context.theta})
+    values: dict[str, Any] = {"rope_theta": given.number("rope_theta", 0.0, 1e12)}
+    for key in _NEEDED[kind]:
+        if block.get(key) is None:
+            raise bad_config(f"rope_type {kind!r} needs {key}.")
+    for key in (*_NEEDED[kind], *_OPTIONAL.get(kind, ())):
+        if block.get(key) is not None and key not in ("mscale", "mscale_all_dim"):
+            values[key] = given.number(key, 0.0, 2.0**24)
+    if kind in _SCALED:
+        key = "original_max_position_embeddings"
+        original = context.original or block.get(key) or context.max_position_embeddings
+        values[key] = Values({key: original}, {}).integer(key)
+    if block.get("llama_4_scaling_beta") is not None:
+        values["llama_4_scaling_beta"] = given.number("llama_4_scaling_beta", 0.0, 1e3)
+    rope = Rope(rope_type=kind, rotary=_rotary(given, context), backwards=context.backwards, **values)
+    return {"yarn": _yarn, "longrope": _longrope, "llama3": _llama3}.get(kind, _unchanged)(rope, block, context)
+
+
+def _kind(block: Mapping[str, Any], context: RopeContext) -> str:
+    """The rope type; keys that no type reads are named once."""
     kind = block.get("rope_type", block.get("type", "default"))
-    kind = outer.get("rope_types", {}).get(kind, kind) if isinstance(kind, str) else kind
+    kind = context.names.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in _NEEDED:
         raise UnsupportedModelError(
             f"The rope_type {shown(kind)} is not supported.",
@@ -92,55 +130,42 @@ def parse_rope(block: Mapping[str, Any], theta: float, head_dim: int, outer: Map
     unknown = sorted(str(k) for k in block.keys() - _KNOWN if k != "mrope_section")
     if unknown:
         log.warning("the rope parameters have keys that %s does not read: %s", kind, ", ".join(unknown))
-    given = Values(block, {"rope_theta": theta})
-    values: dict[str, Any] = {"rope_theta": given.number("rope_theta", 0.0, 1e12)}
-    for key in _NEEDED[kind]:
-        if block.get(key) is None:
-            raise bad_config(f"rope_type {kind!r} needs {key}.")
-        values[key] = given.number(key, 0.0, 2.0**24)
-    for key in _OPTIONAL.get(kind, ()):
-        if block.get(key) is not None and key not in ("mscale", "mscale_all_dim"):
-            values[key] = given.number(key, 0.0, 2.0**24)
-    if kind in _SCALED:
-        original = outer.get("original_max_position_embeddings") or block.get("original_max_position_embeddings")
-        key = "original_max_position_embeddings"
-        values[key] = Values({key: original or outer["max_position_embeddings"]}, {}).integer(key)
-    if block.get("llama_4_scaling_beta") is not None:
-        values["llama_4_scaling_beta"] = given.number("llama_4_scaling_beta", 0.0, 1e3)
-    rope = Rope(rope_type=kind, rotary=_rotary(given, outer, head_dim), backwards=outer["backwards"], **values)
-    return {"yarn": _yarn, "longrope": _longrope, "llama3": _llama3}.get(kind, _unchanged)(rope, block, outer)
+    return kind
 
 
-def _rotary(given: Values, outer: Mapping[str, Any], head_dim: int) -> int:
+def _rotary(given: Values, context: RopeContext) -> int:
+    """Elements of a head that are rotated."""
     factor = given.get("partial_rotary_factor")
-    factor = outer.get("partial_rotary_factor", 1.0) if factor is None else factor
+    factor = (1.0 if context.partial is None else context.partial) if factor is None else factor
     share = Values({"partial_rotary_factor": factor}, {}).number("partial_rotary_factor", 0.0, 1.0)
-    rotary = int(head_dim * share)
-    if share < 1 and not outer["partial_rotary"]:
+    if share < 1 and context.partial is None:
         raise UnsupportedModelError(
             f"config.json sets partial_rotary_factor to {shown(factor)}, which is not supported.",
             "This architecture's own code rotates whole heads.",
             "Choose another model.",
         )
+    rotary = int(context.head_dim * share)
     if rotary % 2 or not rotary:
         raise bad_config(f"partial_rotary_factor {share:g} rotates {rotary} elements; the number must be even.")
     return rotary
 
 
-def _unchanged(rope: Rope, block: Mapping[str, Any], outer: Mapping[str, Any]) -> Rope:
+def _unchanged(rope: Rope, block: Mapping[str, Any], context: RopeContext) -> Rope:
     return rope
 
 
-def _llama3(rope: Rope, block: Mapping[str, Any], outer: Mapping[str, Any]) -> Rope:
+def _llama3(rope: Rope, block: Mapping[str, Any], context: RopeContext) -> Rope:
     if rope.high_freq_factor <= rope.low_freq_factor:
         raise bad_config("high_freq_factor must be above low_freq_factor.")
     return rope
 
 
-def _yarn(rope: Rope, block: Mapping[str, Any], outer: Mapping[str, Any]) -> Rope:
+def _yarn(rope: Rope, block: Mapping[str, Any], context: RopeContext) -> Rope:
     """The attention factor: given, or from factor, mscale and mscale_all_dim (arXiv:2309.00071)."""
     given = Values(block, {})
     truncate = block.get("truncate", True)
+    if rope.rope_theta <= 1:
+        raise bad_config(f"rope_theta is {rope.rope_theta:g}; rope_type 'yarn' needs more than 1.")
     if not isinstance(truncate, bool):
         raise bad_config(f"truncate is {shown(truncate)}; it must be true or false.")
     if block.get("attention_factor") is None:
@@ -157,7 +182,7 @@ def _yarn(rope: Rope, block: Mapping[str, Any], outer: Mapping[str, Any]) -> Rop
     return replace(rope, truncate=truncate)
 
 
-def _longrope(rope: Rope, block: Mapping[str, Any], outer: Mapping[str, Any]) -> Rope:
+def _longrope(rope: Rope, block: Mapping[str, Any], context: RopeContext) -> Rope:
     """The factors of short and long contexts, and the attention factor (arXiv:2402.13753)."""
     lists = {}
     for key in ("short_factor", "long_factor"):
@@ -171,7 +196,7 @@ def _longrope(rope: Rope, block: Mapping[str, Any], outer: Mapping[str, Any]) ->
     original = rope.original_max_position_embeddings
     if block.get("attention_factor") is None:
         given = block.get("factor")
-        factor = outer["max_position_embeddings"] / original if given is None else rope.factor
+        factor = context.max_position_embeddings / original if given is None else rope.factor
         if factor > 1 and original < 2:
             raise bad_config("original_max_position_embeddings must be above 1.")
         rope = replace(
