@@ -80,6 +80,17 @@ def test_budget_past_one_attention_run(tmp_path: Path, device: gpu.Device) -> No
             assert counts[1] - counts[0] == 8 * (5 * c["num_hidden_layers"] + 4 + more)
 
 
+@pytest.mark.parametrize(("name", "more"), [("qwen3", 1), ("olmo2", 3), ("gemma2", 2), ("ministral3", 1), ("phi3", 0)])
+def test_budget_of_other_architectures(name: str, more: int, tmp_path: Path, device: gpu.Device) -> None:
+    """QK norms take one more dispatch a layer, norms after attention and MLP two."""
+    c = random_models.CONFIGS[name]
+    random_models.write_model(tmp_path, c, random_models.tensors(c, 5))
+    with LLM(tmp_path, device=device) as llm:
+        counts = decode_census(llm, 8)
+    assert counts.dispatches == 8 * ((5 + more) * c["num_hidden_layers"] + 4)
+    assert sum(counts.objects.values()) == 3 * 8
+
+
 def test_budget_of_pipelines() -> None:
     """A Llama in one format needs few pipelines, and creates each one on first use."""
     with gpu.open() as device, LLM(device=device) as llm:

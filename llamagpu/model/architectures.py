@@ -29,15 +29,8 @@ DEFAULTS = {
 WITHOUT_EFFECT = frozenset(
     (
         *("_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "auto_map"),
-        *(
-            "cache_implementation",
-            "chunk_size_feed_forward",
-            "dtype",
-            "embd_pdrop",
-            "eod_token_id",
-            "head_dim_original",
-        ),
-        *("id2label", "initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states"),
+        *("cache_implementation", "chunk_size_feed_forward", "dtype", "embd_pdrop", "eod_token_id", "id2label"),
+        *("initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states"),
         *("output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "quantization"),
         *("quantization_config", "resid_pdrop", "return_dict", "torch_dtype", "transformers_version", "use_cache"),
     )
