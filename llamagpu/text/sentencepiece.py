@@ -170,16 +170,25 @@ def _added(read: SentencePiece, config: Mapping[str, Any]) -> list[dict[str, Any
     given = config.get("added_tokens_decoder")
     for id, token in (given if isinstance(given, dict) else {}).items():
         if not (str(id).isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
-            raise UnsupportedModelError(
-                f"added_tokens_decoder of tokenizer_config.json has the entry {id!r:.40}.",
-                "It is not a token.",
-                _REMEDY,
-            )
+            raise _bad_token(str(id), "It is not a token.")
         flags = {
             k: bool(v) for k, v in token.items() if k in ("lstrip", "rstrip", "single_word", "normalized", "special")
         }
         tokens[int(id)] = _token(int(id), token["content"]) | flags
+    pieces = len(read.pieces)
+    for position, id in enumerate(sorted(i for i in tokens if i >= pieces)):
+        if id != pieces + position:  # the library would give it another id
+            raise _bad_token(str(id), f"Its id must be {pieces + position}, the next one after the model's pieces.")
+    renamed = next((i for i in tokens if i < pieces and tokens[i]["content"] != read.pieces[i][0]), None)
+    if renamed is not None:
+        raise _bad_token(str(renamed), f"tokenizer.model has the piece {read.pieces[renamed][0]!r:.40} there.")
     return [tokens[i] for i in sorted(tokens)]
+
+
+def _bad_token(id: str, why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The added token {id:.40} of tokenizer_config.json or added_tokens.json cannot be added.", why, _REMEDY
+    )
 
 
 def _token(id: int, content: str, special: bool = False) -> dict[str, Any]:

@@ -24,10 +24,12 @@ class Shield:
         self._copy = tokenizers.Tokenizer.from_str(original.to_str())
         self._copy.encode_special_tokens = True
         added = self._copy.get_added_tokens_decoder()
-        self._special = [i for i, token in added.items() if token.special]
-        self._stand_ins = {i: _BRACKET + chr(_FIRST + n) for n, i in enumerate(self._special)}
-        self._copy.add_tokens([_like(added[i], self._stand_ins[i]) for i in self._special])
+        special = [i for i, token in added.items() if token.special]
+        self._stand_ins = {i: _BRACKET + chr(_FIRST + n) for n, i in enumerate(special)}
+        self._copy.add_tokens([_like(added[i], text) for i, text in self._stand_ins.items()])
         self._meant = {self._copy.token_to_id(text): i for i, text in self._stand_ins.items()}
+        unknown = {part.id for part in self._copy.model.tokenize(_BRACKET)}  # ordinary text may give this special token
+        self._reserved = frozenset(special) - unknown
 
     def encode(self, text: str, places: Sequence[tuple[int, int, int]]) -> list[int]:
         """Ids of a text.
@@ -55,13 +57,13 @@ class Shield:
         if found in self._meant:
             return [self._meant[found]]
         # Some vocabularies hold the text of special tokens, and can make them from plain text. Then it is taken apart.
-        return self._letters(found) if found in self._special else [found]
+        return self._letters(found) if found in self._reserved else [found]
 
     def _letters(self, token: int) -> list[int]:
         model = self._copy.model
         text = self._copy.id_to_token(token) or ""
         parts = [part.id for letter in text for part in model.tokenize(letter)]
-        if any(part in self._special for part in parts):
+        if any(part in self._reserved for part in parts):
             raise UsageError(
                 f"The text {text!r} cannot be encoded without a special token.",
                 "It is a single character of the vocabulary.",

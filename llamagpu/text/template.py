@@ -91,7 +91,7 @@ class ChatTemplate:
             if name in _OWN or not name.isidentifier():
                 raise UsageError(f"{shown(name)} is not an argument of chat templates.", "It is a name of their own.")
         messages = conversation(given.messages, self._named)
-        if not self._takes_parts and any(isinstance(m.get("content"), list) for m in messages):
+        if any(isinstance(m.get("content"), list) for m in messages) and not self._takes_parts:
             messages = [_joined(m) for m in messages]
         return arguments | {
             "messages": messages,

@@ -51,11 +51,17 @@ class Tokenizer:
         special = {i: token.content for i, token in added.items() if token.special}
         self.special_ids, self.special_texts = frozenset(special), frozenset(special.values())
         self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
-        begins = self._tokenizer.encode("a").ids[0]
-        bos = token_text(config.get("bos_token"))
-        self._bos = begins if bos is None and begins in special else vocab.get(bos or "")
-        self._adds_bos = config.get("add_bos_token") is True and self._bos not in (None, begins)
+        self._bos, self._prepends = self._find_bos(config, vocab)
         self._lock = threading.Lock()
+
+    def _find_bos(self, config: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[int | None, bool]:
+        """The id that begins every text, if any, and whether only tokenizer_config.json asks for it, so that it is
+        added here."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=s).ids[:1] for s in (False, True))
+        if whole != plain and whole:
+            return whole[0], False
+        bos = vocab.get(token_text(config.get("bos_token")) or "")
+        return (bos, True) if config.get("add_bos_token") is True and bos is not None else (None, False)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text. Special tokens in it are recognised.
@@ -69,8 +75,9 @@ class Tokenizer:
         ids: list[int] = self._encode(text, special).ids
         if not special or self._bos is None:
             return ids
-        bos = [self._bos]
-        return ids[1:] if ids[:2] == bos * 2 else bos + ids if self._adds_bos and ids[:1] != bos else ids
+        if self._prepends and ids[:1] != [self._bos]:
+            return [self._bos, *ids]
+        return ids[1:] if ids[:2] == [self._bos] * 2 and not self._prepends else ids
 
     def encode_chat(self, rendered: Rendered) -> list[int]:
         """Ids of a rendered conversation. The template alone adds BOS, and special tokens are recognised only in its
