@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tokenizers
 
 from llamagpu.errors import UsageError
 
-_BRACKET = "\U0010fffe"  # a noncharacter, which no text contains
+NONCHARACTER = "\U0010fffe"  # a noncharacter, which no text contains
 _FIRST = 0x100000
 
 
@@ -18,18 +18,20 @@ class Shield:
     A copy of the tokenizer treats special tokens as text. In the text, a stand-in replaces each special token that is
     meant: a token of the copy alone, with the same rules. So normalizers and pre-tokenizers see the same stretches of
     text as in the original, and the ids of all other text are the same.
+
+    Args:
+        unknown: special tokens that stand for text which the vocabulary lacks. Ordinary text may give them.
     """
 
-    def __init__(self, original: tokenizers.Tokenizer):
+    def __init__(self, original: tokenizers.Tokenizer, unknown: Collection[int]):
         self._copy = tokenizers.Tokenizer.from_str(original.to_str())
         self._copy.encode_special_tokens = True
         added = self._copy.get_added_tokens_decoder()
         special = [i for i, token in added.items() if token.special]
-        self._stand_ins = {i: _BRACKET + chr(_FIRST + n) for n, i in enumerate(special)}
+        self._stand_ins = {i: NONCHARACTER + chr(_FIRST + n) for n, i in enumerate(special)}
         self._copy.add_tokens([_like(added[i], text) for i, text in self._stand_ins.items()])
         self._meant = {self._copy.token_to_id(text): i for i, text in self._stand_ins.items()}
-        unknown = {part.id for part in self._copy.model.tokenize(_BRACKET)}  # ordinary text may give this special token
-        self._reserved = frozenset(special) - unknown
+        self._reserved = frozenset(special).difference(unknown)
 
     def encode(self, text: str, places: Sequence[tuple[int, int, int]]) -> list[int]:
         """Ids of a text.
@@ -40,7 +42,7 @@ class Shield:
         Raises:
             UsageError: the text contains the noncharacter of the stand-ins.
         """
-        if _BRACKET in text:
+        if NONCHARACTER in text:
             raise UsageError(
                 "The conversation contains the noncharacter U+10FFFE beside a special token's text.",
                 "It has no meaning in text.",

@@ -12,7 +12,7 @@ import tokenizers
 from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.text.marks import Rendered
 from llamagpu.text.sentencepiece import converted
-from llamagpu.text.shield import Shield
+from llamagpu.text.shield import NONCHARACTER, Shield
 from llamagpu.text.template import token_text
 
 
@@ -52,6 +52,8 @@ class Tokenizer:
         self.special_ids, self.special_texts = frozenset(special), frozenset(special.values())
         self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
         self._bos, self._prepends = self._find_bos(config, vocab)
+        unknown = (part.id for part in self._tokenizer.model.tokenize(NONCHARACTER))
+        self._unknown = {i: special[i] for i in unknown if i in special}
         self._lock = threading.Lock()
 
     def _find_bos(self, config: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[int | None, bool]:
@@ -89,6 +91,8 @@ class Tokenizer:
         encoding = self._encode(rendered.text, False)
         ids: list[int] = encoding.ids
         special = [(i, *span) for i, span in zip(ids, encoding.offsets, strict=True) if i in self.special_ids]
+        # The unknown token is special too, and stands for any text that the vocabulary lacks.
+        special = [p for p in special if p[0] not in self._unknown or self._unknown[p[0]] in rendered.text[p[1] : p[2]]]
         meant = [place for place in special if not rendered.is_given(*place[1:])]
         if len(meant) == len(special):
             return ids
@@ -98,7 +102,7 @@ class Tokenizer:
 
     @cached_property
     def _shield(self) -> Shield:
-        return Shield(self._tokenizer)
+        return Shield(self._tokenizer, self._unknown)
 
     def _encode(self, text: str, special: bool) -> Any:
         try:
