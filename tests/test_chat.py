@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from llamagpu.kernels.kv_write import PAGE
 from llamagpu.model import bundled_models, parse_config
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.sources import HuggingFace
-from llamagpu.text import ChatTemplate, special_tokens
+from llamagpu.text import ChatTemplate, ChatTemplates, Conversation, Rendered, special_tokens
 
 LLAMA = parse_config(random_models.config())
 MESSAGES = [
@@ -48,21 +49,26 @@ def test_published_templates(shared: Path) -> None:
     assert len(paths) >= 6
     for path in paths:
         template = ChatTemplate(path.read_text(), {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"})
-        text = template.render(MESSAGES)
+        tools = (
+            [{"name": "f", "description": "", "parameters": {"properties": {}}}] if "tool_use" in path.name else None
+        )
+        text = template.render(Conversation(MESSAGES, tools)).text
         assert text.count("Hi <b>") == text.count("Why?") == text.count("Hello.") == 1
         assert text.rstrip().endswith(("<|im_start|>assistant", "<|start_header_id|>assistant<|end_header_id|>"))
 
 
-def template_of(directory: Path) -> ChatTemplate | None:
+def templates_of(directory: Path, chosen: str | None = None) -> ChatTemplates:
     source = HuggingFace(directory)
-    template = source.chat_template()
-    return None if template is None else ChatTemplate(template, special_tokens(source.tokenizer_config()))
+    return ChatTemplates(source.chat_templates(), chosen, special_tokens(source.tokenizer_config()), ())
+
+
+def text_of(templates: ChatTemplates, tools: list | None = None) -> str:
+    return templates.of(tools).render(Conversation(MESSAGES, tools)).text
 
 
 def test_the_llama_3_template_exactly(shared: Path) -> None:
-    template = template_of(shared / "tokenizers" / "llama3")
-    assert template is not None
-    text = template.render(MESSAGES[1:])
+    template = templates_of(shared / "tokenizers" / "llama3").of()
+    text = template.render(Conversation(MESSAGES[1:])).text
     assert text.startswith("<|begin_of_text|><|start_header_id|>")
     assert text.endswith(
         "<|start_header_id|>user<|end_header_id|>\n\nHi <b><|eot_id|>"
@@ -73,19 +79,27 @@ def test_the_llama_3_template_exactly(shared: Path) -> None:
 
 
 def test_where_templates_are_found(tmp_path: Path) -> None:
-    assert template_of(tmp_path) is None
+    assert not templates_of(tmp_path)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(
-        json.dumps({"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]})
+        json.dumps({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})
     )
-    template = template_of(tmp_path)
-    assert template is not None
-    assert template.render(MESSAGES) == "d"
+    tools = [{"name": "f"}]
+    templates = templates_of(tmp_path)
+    assert (text_of(templates), text_of(templates, tools), text_of(templates, [])) == ("d", "t", "d")
+    assert text_of(templates_of(tmp_path, "tool_use")) == "t"
+    assert text_of(templates_of(tmp_path, "{{ 1 + 1 }}"), tools) == "2"
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}!")
     config.write_text(json.dumps({"bos_token": {"content": "<s>"}}))
-    template = template_of(tmp_path)
-    assert template is not None
-    assert template.render(MESSAGES) == "<s>!"
+    templates = templates_of(tmp_path)
+    assert text_of(templates) == text_of(templates, tools) == "<s>!"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0].name }}")
+    assert text_of(templates_of(tmp_path), tools) == "f"
+    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "r"}]}))
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(UnsupportedModelError, match="default"):
+        templates_of(tmp_path).of()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +120,7 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
 def test_hostile_templates_are_stopped(source: str, message: str) -> None:
     start, trace = time.monotonic(), sys.gettrace()
     with pytest.raises(UsageError, match=message):
-        ChatTemplate(source, {}).render(MESSAGES)
+        ChatTemplate(source, {}).render(Conversation(MESSAGES))
     assert time.monotonic() - start < 10
     assert sys.gettrace() is trace
 
@@ -183,10 +197,12 @@ def test_bad_conversations(story: LLM, tmp_path: Path, device: gpu.Device) -> No
 
 
 def test_a_huge_conversation_is_refused_before_it_is_tokenized(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story, "_tokenizer", SimpleNamespace(longest=story._tokenizer.longest))
-    for content in ("word " * 1_000_000, "Once"):
-        template = SimpleNamespace(render=lambda messages: "word " * 1_000_000)
-        monkeypatch.setitem(story.__dict__, "chat_template", template)
+    tokenizer = SimpleNamespace(longest=story._tokenizer.longest)
+    text = "word " * 1_000_000
+    template = SimpleNamespace(render=lambda given: Rendered(text, text))
+    templates = SimpleNamespace(of=lambda tools: template)
+    monkeypatch.setattr(story, "_prompts", replace(story._prompts, tokenizer=tokenizer, templates=templates))
+    for content in (text, "Once"):
         with pytest.raises(ContextFullError, match="conversation has 5,000,000 characters"):
             story.chat([{"role": "user", "content": content}])
 
@@ -447,6 +463,44 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
         process.wait()
         os.close(leader)
         process.stdout.close()
+
+
+def test_chat_with_another_template(story: LLM, tmp_path: Path) -> None:
+    """A template and its variables. A variable that the template does not read is refused."""
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ bos_token }}{% if loud is true %}{{ messages[0].content | upper }}{% endif %}{{ end }}")
+    options = ["-n", "2", "--json", "--chat-template", str(path), "--template-arg"]
+    done = chat(["Tom"], *options, "loud=true", "--template-arg", "end=a")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt_token_ids"] == story.tokenize("TOMa")
+    for argument, message in (("lowd=true", "It reads bos_token, end, loud, messages"), ("loud", "is not a variable")):
+        done = chat([], *options, argument)
+        assert done.returncode == 2
+        assert message in done.stderr
+    done = chat([], "--chat-template", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "cannot be read" in done.stderr
+
+
+def test_chat_with_tools_documents_and_arguments(device: gpu.Device) -> None:
+    template = (
+        "{{ tools[0].name }} {{ documents[0].text }} {{ mood }} {{ messages[-1].content }}"
+        "{% if add_generation_prompt %}!{% endif %}"
+    )
+    with LLM(device=device, chat_template=template) as llm:
+        given = {"tools": [{"name": "run"}], "documents": [{"text": "Tom"}], "chat_template_kwargs": {"mood": "glad"}}
+        messages = [{"role": "user", "content": "Hi"}]
+        plain = {"add_special_tokens": False}
+        assert llm.apply_chat_template(messages, **given) == llm.tokenize("run Tom glad Hi!", **plain)
+        ids = llm.tokenize("run Tom glad Hi", **plain)
+        assert llm.apply_chat_template(messages, add_generation_prompt=False, **given) == ids
+        assert llm.chat(messages, max_tokens=1, continue_final_message=True, **given).prompt_token_ids == ids
+        with llm.chat_stream(messages, max_tokens=1, **given) as stream:
+            assert stream.result.prompt_tokens == len(llm.tokenize("run Tom glad Hi!", **plain))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tool'"):
+            llm.chat(messages, tool=[])
+    with pytest.raises(UsageError, match="not text"):
+        LLM(device=device, chat_template=7)
 
 
 def test_chat_usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

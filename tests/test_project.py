@@ -108,7 +108,13 @@ def test_the_readme_has_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "name"), [("bench_gpu", "gpu-nvidia-h200"), ("bench_peers", "peers"), ("check_models", "models")]
+    ("script", "name"),
+    [
+        ("bench_gpu", "gpu-nvidia-h200"),
+        ("bench_peers", "peers"),
+        ("check_models", "models"),
+        ("make_template_goldens", "chat-templates"),
+    ],
 )
 def test_pages_match_their_measurements(script: str, name: str) -> None:
     spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")

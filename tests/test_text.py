@@ -1,14 +1,17 @@
-"""Tokenizers, streaming decode, stop strings."""
+"""Tokenizers, streaming decode, stop strings, SentencePiece models."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 
 import pytest
+import random_models
 
-from llamagpu import LLM
+from llamagpu import LLM, gpu
+from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
 from llamagpu.model.sources import HuggingFace
 from llamagpu.text import StopFilter, TextStream, Tokenizer
 
@@ -25,7 +28,7 @@ TOKENIZERS = ("tokenizers/llama3", "tokenizers/llama2", "models/stories260k", "m
 
 def open_tokenizer(directory: Path) -> Tokenizer:
     source = HuggingFace(directory)
-    return Tokenizer(source.tokenizer_json(), source.tokenizer_config(), 2**20)
+    return Tokenizer(source.tokenizer_file(), source.tokenizer_config(), 2**20)
 
 
 def check_every_cut(tokenizer: Tokenizer, text: str) -> None:
@@ -68,11 +71,10 @@ def test_ids_match_published_cases(shared: Path, name: str, where: str) -> None:
     inputs = (folder / f"ggml-vocab-{name}.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     outputs = (folder / f"ggml-vocab-{name}.gguf.out").read_text().splitlines()
     tokenizer = open_tokenizer(shared / "tokenizers" / where)
-    checked = 0
-    for text, line in zip(inputs, outputs, strict=False):
+    assert inputs.pop() == ""  # a separator ends the file
+    assert len(inputs) == len(outputs) > 30
+    for text, line in zip(inputs, outputs, strict=True):
         assert tokenizer.encode(text, special=False) == [int(i) for i in line.split()], repr(text)
-        checked += 1
-    assert checked > 30
 
 
 def test_special_tokens_that_are_marked_normalized(shared: Path) -> None:
@@ -87,7 +89,8 @@ def test_bos_is_added_once(story: LLM) -> None:
     assert story.tokenize("a")[0] == story.config.bos_token_id
     assert story.tokenize("a", add_special_tokens=False) == story.tokenize("a")[1:]
     source = story._prepared.source
-    text = source.tokenizer_json()
+    text = source.tokenizer_file()
+    assert isinstance(text, str)
     start, end = text.index('"post_processor"'), text.index('"decoder"')
     bare = text[:start] + '"post_processor": null, ' + text[end:]
     assert Tokenizer(bare, source.tokenizer_config(), 2048).encode("a") == story.tokenize("a")
@@ -119,3 +122,97 @@ def test_stop_strings_hold_back_no_more_than_needed() -> None:
     pieces, stopped = run(("END",), ["a E", "N", "x", "EN", "D more"])
     assert pieces == ["a ", "", "ENx", "", "", ""]
     assert stopped
+
+
+# --- SentencePiece models ------------------------------------------------------------------
+
+MODELS = Path(__file__).parent / "sentencepiece"
+GOLDENS = json.loads((MODELS / "goldens.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", GOLDENS["bpe"])
+def test_a_converted_model_gives_the_ids_of_transformers(name: str) -> None:
+    """For transformers' classes for Llama and Gemma, with and without ``legacy``."""
+    golden = GOLDENS["bpe"][name]
+    tokenizer = Tokenizer((MODELS / "bpe.model").read_bytes(), golden["config"], 600)
+    texts = [*GOLDENS["texts"], "a<|im_end|> b<think> c"]
+    for text, ids, decoded in zip(texts, golden["ids"], golden["decoded"], strict=True):
+        assert tokenizer.encode(text) == ids, text
+        assert tokenizer.decode(ids, skip_special=False) == decoded
+
+
+@pytest.mark.parametrize("name", ["bpe", "unigram"])
+def test_a_converted_model_gives_the_ids_of_sentencepiece(name: str) -> None:
+    """On texts without special tokens. Metaspace, which transformers uses, adds no space before a space in BPE."""
+    tokenizer = Tokenizer((MODELS / f"{name}.model").read_bytes(), {}, 600)
+    checked = 0
+    for text, ids in zip(GOLDENS["texts"], GOLDENS[f"{name} itself"], strict=True):
+        if not any(mark in text for mark in ("<s>", "</s>", "<unk>", "<sep>", "▁")) and text.lstrip() == text:
+            assert tokenizer.encode(text, special=False) == ids, text
+            checked += 1
+    assert checked >= 8
+
+
+def test_converted_models_stream_whole_characters() -> None:
+    for name in ("bpe", "unigram"):
+        tokenizer = Tokenizer((MODELS / f"{name}.model").read_bytes(), {"bos_token": "<s>"}, 600)
+        for text in TEXTS if name == "bpe" else ("two words", "1/2"):
+            check_every_cut(tokenizer, text)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "error"),
+    [
+        (b"", {}, "not a SentencePiece model"),
+        (b"IQ== 0\nIg== 1\n", {}, "tiktoken"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", {}, "not a SentencePiece model"),
+        (b"\x0a\x06\x0a\x01a\x18\x00\x00", {}, "not a SentencePiece model"),
+        (b"\x0a\x03\x0a\x01a\x12\x02\x18\x03", {}, "neither a BPE nor a Unigram"),
+        (None, {"added_tokens_decoder": {"x": {"content": "a"}}}, "not a token"),
+        (None, {"added_tokens_decoder": {"5": 5}}, "not a token"),
+        (None, {"added_tokens_decoder": {"900": {"content": "new"}}}, "must be 500"),
+        (None, {"added_tokens_decoder": {"7": {"content": "new"}}}, "has the piece"),
+    ],
+)
+def test_models_that_cannot_be_converted(model: bytes | None, config: dict, error: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=error):
+        Tokenizer((MODELS / "bpe.model").read_bytes() if model is None else model, config, 600)
+
+
+def test_every_cut_of_a_model_file_is_refused_or_read() -> None:
+    """A truncated file is one of our errors, never another exception."""
+    whole = (MODELS / "unigram.model").read_bytes()
+    for cut in range(0, len(whole), 97):
+        try:
+            Tokenizer(whole[:cut], {}, 600)
+        except UnsupportedModelError:
+            pass
+
+
+def test_a_model_with_a_sentencepiece_file_generates(tmp_path: Path, device: gpu.Device) -> None:
+    c = random_models.config(vocab_size=500)
+    random_models.write_model(tmp_path, c, random_models.tensors(c, 1), tokenizer=False)
+    (tmp_path / "tokenizer.model").write_bytes((MODELS / "bpe.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "add_bos_token": true}')
+    with LLM(tmp_path, device=device) as llm:
+        result = llm.generate("Hello world", max_tokens=3)
+        assert result.prompt_token_ids == llm.tokenize("Hello world") == [1, *GOLDENS["bpe"]["llama"]["ids"][0]]
+        assert llm.detokenize(result.prompt_token_ids) == "Hello world"
+
+
+def test_where_tokenizers_are_found(tmp_path: Path) -> None:
+    """tokenizer.model serves without tokenizer.json; older checkpoints have special and added tokens in other files."""
+    source = HuggingFace(tmp_path)
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=r"tekken.json is not supported(.|\n)*save_pretrained"):
+        source.tokenizer_file()
+    (tmp_path / "tokenizer.model").write_bytes((MODELS / "bpe.model").read_bytes())
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "<s>", "additional_special_tokens": ["<|end|>"]}')
+    (tmp_path / "added_tokens.json").write_text('{"<|end|>": 500, "<think>": 501}')
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "legacy": false}')
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.encode("<|end|><think>") == [1, 500, 501]
+    assert tokenizer.special_texts == {"<unk>", "<s>", "</s>", "<|end|>"}
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="cannot be read"):
+        open_tokenizer(tmp_path)

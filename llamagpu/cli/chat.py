@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,8 +46,23 @@ _SEEDS = 2**32
     "--repetition-penalty", type=float, help="Penalty for tokens in prompt or text; 1 is none. [default: the model's]"
 )
 @click.option("--seed", type=int, help="Seed of the draws, to repeat a chat. [default: random]")
+@click.option(
+    "--chat-template",
+    "template_file",
+    type=click.Path(path_type=Path),
+    help="A file with a chat template (Jinja) in place of the model's.",
+)
+@click.option(
+    "--template-arg",
+    "template_args",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A variable of the chat template, such as enable_thinking=false; VALUE is JSON, or else text.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON object on one line.")
-def chat(system: str | None, as_json: bool, **options: Any) -> int:
+def chat(
+    system: str | None, as_json: bool, template_file: Path | None, template_args: tuple[str, ...], **options: Any
+) -> int:
     """Chat with a model. Each line is a message; /help lists the commands.
 
     Answers go to standard output, everything else to standard error. The exit code is 1 if every message failed.
@@ -56,14 +72,41 @@ def chat(system: str | None, as_json: bool, **options: Any) -> int:
     load = load_options(options)
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
+    if template_file is not None:
+        load["chat_template"] = _read(template_file)
     with open_model(load) as llm:
-        if llm.chat_template is None:
+        if not llm.chat_templates:
             raise UnsupportedModelError(
                 f"The model {llm.name} has no chat template.",
                 "It was not made for conversations.",
-                "Use llamagpu generate, or a model whose name says chat or instruct.",
+                "Use llamagpu generate, or a model whose name says chat or instruct, or give --chat-template.",
             )
+        if template_args:
+            settings["chat_template_kwargs"] = _template_args(template_args, llm)
         return Session(llm, system, settings, as_json).run(_open_reader())
+
+
+def _read(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"The chat template {template} cannot be read.", str(e)) from None
+
+
+def _template_args(given: tuple[str, ...], llm: LLM) -> dict[str, Any]:
+    """The variables of the chat template. One that the template does not read is refused: it would do nothing."""
+    known = llm.chat_templates.of().variables
+    found = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or name not in known:
+            names = ", ".join(sorted(known))
+            raise UsageError(f"--template-arg {one} is not a variable of the chat template.", f"It reads {names}.")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 def _open_reader() -> Reader:
@@ -124,7 +167,7 @@ class Session:
         if "seed" in settings:
             settings["seed"] = (settings["seed"] + self._retries) % _SEEDS
         try:
-            kept = fit(self._llm, messages)
+            kept = fit(self._llm, messages, settings.get("chat_template_kwargs"))
             with self._llm.chat_stream(kept, **settings) as stream:
                 _say_dropped(len(messages) - len(kept))
                 text = self._print(stream)

@@ -17,7 +17,7 @@ _ROLES = ("system", "user", "assistant")
 _ROOM = 64  # tokens kept free for an answer; a quarter of the context if it is small
 
 
-def fit(llm: LLM, messages: list[Message]) -> list[Message]:
+def fit(llm: LLM, messages: list[Message], template_args: dict[str, Any] | None = None) -> list[Message]:
     """Drop the oldest turns, as few as possible, so that an answer to the last message has room.
 
     System messages and the last turn always stay, so the result may still be too long.
@@ -29,15 +29,15 @@ def fit(llm: LLM, messages: list[Message]) -> list[Message]:
         return [m for i, m in enumerate(messages) if i >= begins[turns] or m["role"] == "system"]
 
     def fits(turns: int) -> bool:
-        return turns == len(begins) - 1 or _tokens(llm, kept(turns)) <= most
+        return turns == len(begins) - 1 or _tokens(llm, kept(turns), template_args) <= most
 
     # Binary search, because each test renders and tokenizes the conversation, which may have thousands of turns.
     return kept(0 if fits(0) else bisect_left(range(len(begins)), True, key=fits))
 
 
-def _tokens(llm: LLM, messages: list[Message]) -> int:
+def _tokens(llm: LLM, messages: list[Message], template_args: dict[str, Any] | None) -> int:
     try:
-        return len(llm.apply_chat_template(messages))
+        return len(llm.apply_chat_template(messages, chat_template_kwargs=template_args))
     except ContextFullError:  # far too long to be tokenized
         return llm.context + 1
 

@@ -78,10 +78,10 @@ def _check_tokenizer(prepared: Prepared) -> None:
 
     source = prepared.source
     try:
-        text = source.tokenizer_json()
+        file = source.tokenizer_file()
     except ModelNotFoundError:
         return  # there is nothing to copy
-    Tokenizer(text, source.tokenizer_config(), prepared.config.vocab_size)
+    Tokenizer(file, source.tokenizer_config(), prepared.config.vocab_size)
 
 
 def _check_share(prepared: Prepared, group_size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack, cast, overload
@@ -13,18 +12,24 @@ import numpy.typing as npt
 
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_number
-from llamagpu.engine.params import GenerateOptions, sampling_params, takes_options
+from llamagpu.engine.params import (
+    CHAT_DEFAULTS,
+    ChatOptions,
+    GenerateOptions,
+    sampling_params,
+    takes_chat_options,
+    takes_options,
+)
+from llamagpu.engine.prompts import Prompt, Prompts, is_prompt, prompts_of
 from llamagpu.engine.request import Request
 from llamagpu.engine.result import Result
 from llamagpu.engine.session import Session
 from llamagpu.engine.stream import Stream, next_event
-from llamagpu.errors import ContextFullError, DeviceLostError, LlamaGPUError, Unique, UsageError, shown
+from llamagpu.errors import DeviceLostError, LlamaGPUError, Unique, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.weights import Progress
-from llamagpu.text import ChatTemplate, Tokenizer, special_tokens
+from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int]
 _CHAT_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # read from generation_config.json
 
 
@@ -38,6 +43,7 @@ class LLM(Unique):
         kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that fits.
         revision: of a hub id.
+        chat_template: Jinja in place of the model's own chat template, or the name of one that the model has.
         tune: first measure the kernel variants for this model's matrices, which takes some seconds, and store the
             fastest on this machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
         fused: False runs one kernel for each operation of the formula: slower, readable, and an oracle.
@@ -63,6 +69,7 @@ class LLM(Unique):
         kv_dtype: str = "auto",
         context: int | None = None,
         revision: str | None = None,
+        chat_template: str | None = None,
         tune: bool = False,
         fused: bool = True,
         progress: Progress | None = None,
@@ -74,12 +81,18 @@ class LLM(Unique):
             context = whole_number(context, "a context length")
         self._prepared = prepared = prepare(find_model(model, revision), dtype)
         source, self.config, self.name = prepared.source, prepared.config, prepared.name
-        files = source.tokenizer_json(), source.tokenizer_config()
-        self._tokenizer = Tokenizer(*files, prepared.config.vocab_size, f"{self.name}'s tokenizer.json")
+        if chat_template is not None and not isinstance(chat_template, str):
+            raise UsageError("chat_template is not text.", "It is Jinja, or the name of one of the model's templates.")
+        files = source.tokenizer_file(), source.tokenizer_config()
+        self._tokenizer = Tokenizer(*files, prepared.config.vocab_size, f"{self.name}'s tokenizer")
+        templates = ChatTemplates(
+            source.chat_templates(), chat_template, special_tokens(files[1]), self._tokenizer.special_texts
+        )
         self._generation = source.generation_config()
         self._session = Session(
             prepared, device, context=context, kv_dtype=kv_dtype, tune=tune, fused=fused, progress=progress
         )
+        self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
 
     def __enter__(self) -> LLM:
         return self
@@ -105,12 +118,10 @@ class LLM(Unique):
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self._session.model.sizes
 
-    @cached_property
-    def chat_template(self) -> ChatTemplate | None:
-        """The model's chat template, read when it is first needed; None if it has none."""
-        source = self._prepared.source
-        template = source.chat_template()
-        return None if template is None else ChatTemplate(template, special_tokens(source.tokenizer_config()))
+    @property
+    def chat_templates(self) -> ChatTemplates:
+        """The model's chat templates; false if it has none."""
+        return self._prompts.templates
 
     def close(self) -> None:
         """Free the model's memory. Running generations end with an error; closing twice is harmless."""
@@ -119,40 +130,39 @@ class LLM(Unique):
     # --- text -------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with BOS if the tokenizer adds it."""
+        """Token ids of a text, with BOS if the tokenizer adds it. Special tokens in the text are recognised."""
         return self._tokenizer.encode(text, special=add_special_tokens)
 
     def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self._tokenizer.decode(self._ids(ids), skip_special=skip_special_tokens)
+        return self._tokenizer.decode(self._prompts.checked(ids), skip_special=skip_special_tokens)
 
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to the beginning of the answer.
+    def apply_chat_template(
+        self,
+        messages: Iterable[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, up to the beginning of the answer; ``ChatOptions`` describes the arguments.
+
+        Special tokens are recognised in the template's own text only, and BOS is added by the template alone.
+
+        Args:
+            add_generation_prompt: False ends after the last message.
 
         Raises:
-            UsageError: the model has no chat template, or the template refuses the conversation.
+            UsageError: the model has no chat template, the conversation is not valid, or the template refuses it.
             ContextFullError: it is far longer than the context; then it is not even tokenized.
         """
-        template = self.chat_template
-        if template is None:
-            raise UsageError(
-                f"The model {self.name} has no chat template.",
-                "It was not made for conversations.",
-                "Use generate, or a model whose name says chat or instruct.",
-            )
-        messages = items(messages, "a conversation")
-        for message in messages:
-            parts = [message.get(k) for k in ("role", "content")] if isinstance(message, Mapping) else [None]
-            if not all(isinstance(p, str) for p in parts):
-                raise UsageError(
-                    f"{shown(message)} is not a message.", "A message has a role and a content, both text."
-                )
-        if not messages:
-            raise UsageError("The conversation is empty.", "There is nothing to answer.")
-        self._check_characters(sum(len(m["content"]) for m in messages), "conversation")
-        text = template.render(messages)
-        self._check_characters(len(text), "conversation")
-        return self.tokenize(text, add_special_tokens=False)
+        given = items(messages, "a conversation")
+        ends = add_generation_prompt and not continue_final_message
+        return self._prompts.chat(
+            Conversation(given, tools, documents, ends, continue_final_message, chat_template_kwargs)
+        )
 
     # --- generation -------------------------------------------------------------------------
 
@@ -184,10 +194,10 @@ class LLM(Unique):
         """
         if not isinstance(prompt, str):
             prompt = items(prompt, "a prompt")
-        if isinstance(prompt, str) or (prompt and not any(_is_prompt(p) for p in prompt)):
+        if isinstance(prompt, str) or (prompt and not any(is_prompt(p) for p in prompt)):
             with self._stream(cast(Prompt, prompt), **options) as stream:
                 return stream.result
-        ids = [self._prompt_ids(p) for p in _prompts(prompt)]  # all are checked before any begins
+        ids = [self._prompt_ids(p) for p in prompts_of(prompt)]  # all are checked before any begins
         streams = [self._stream(i, **options) for i in ids]
         try:
             return [s.result for s in streams]
@@ -200,26 +210,29 @@ class LLM(Unique):
         """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early."""
         return self._stream(prompt, **options)
 
-    @takes_options
-    def chat(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Result:
-        """The answer to a conversation: messages with ``role`` and ``content``, put into the model's chat template.
+    @takes_chat_options
+    def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Result:
+        """The answer to a conversation, put into the model's chat template.
 
-        The cache keeps earlier conversations while it has room, and a conversation that begins the same reuses it.
-        Sampling settings that are not given come from the model's generation_config.json.
+        Messages are dictionaries with ``role`` and ``content``, in OpenAI's form. The keyword arguments are described
+        in ``llamagpu.engine.params.ChatOptions``; sampling settings that are not given come from the model's
+        generation_config.json. The cache keeps earlier conversations while it has room, and a conversation that begins
+        the same reuses it.
 
         Raises:
-            UsageError: the model has no chat template, or it refuses the conversation.
+            UsageError: the model has no chat template, the conversation is not valid, or the template refuses it.
             ContextFullError: the conversation is longer than the context.
+            TypeError: an unknown keyword.
         """
         with self.chat_stream(messages, **options) as stream:
             return stream.result
 
-    @takes_options
-    def chat_stream(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
+    @takes_chat_options
+    def chat_stream(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Stream:
         """As ``chat``, but an iterator of text pieces."""
-        ids = self.apply_chat_template(messages)
-        merged = cast(GenerateOptions, {**self._chat_settings(), **options})
-        return self._stream(ids, reuse=True, **merged)
+        given: dict[str, Any] = {**options}
+        ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
+        return self._stream(ids, reuse=True, **cast(GenerateOptions, self._chat_settings() | given))
 
     def _chat_settings(self) -> dict[str, Any]:
         given = self._generation
@@ -248,49 +261,7 @@ class LLM(Unique):
             raise LlamaGPUError("The computation was cancelled.")
         return out
 
-    def _ids(self, given: Iterable[int]) -> list[int]:
-        """Token ids as ints, each one of this model."""
-        ids = [whole_number(i, "a token id") for i in items(given, "token ids")]
-        vocab = self.config.vocab_size
-        bad = next((i for i in ids if not 0 <= i < vocab), None)
-        if bad is not None:
-            raise UsageError(f"{shown(bad)} is not a token id of this model.", f"Ids run from 0 to {vocab - 1}.")
-        return ids
-
-    def _check_characters(self, count: int, kind: str) -> None:
-        """Refuse text that cannot fit before it is tokenized, which could take minutes."""
-        most = self.context * self._tokenizer.longest
-        if count > most:
-            raise ContextFullError(
-                f"The {kind} has {count:,} characters; the context holds at most {most:,}.",
-                f"The context has {self.context} tokens. Nothing was cut.",
-                f"Shorten the {kind}.",
-            )
-
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self._session.closed:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
-        if isinstance(prompt, str):
-            self._check_characters(len(prompt), "prompt")
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
-        if not ids or (isinstance(prompt, str) and not prompt):
-            raise UsageError("The prompt is empty.", "There is nothing to continue.", "Give at least one character.")
-        if len(ids) > self.context:
-            raise ContextFullError(
-                f"The prompt has {len(ids)} tokens; the context holds {self.context}.",
-                "Nothing was cut.",
-                "Shorten the prompt, or load the model with a larger context if it has one.",
-            )
-        return ids
-
-
-def _is_prompt(value: Any) -> bool:
-    """Whether an item of a list is a prompt of its own: text, or a list or array of ids."""
-    return isinstance(value, str) or (hasattr(value, "__len__") and not isinstance(value, (bytes, Mapping)))
-
-
-def _prompts(given: Sequence[Any]) -> list[Prompt]:
-    other = [p for p in given if not _is_prompt(p)]
-    if other:
-        raise UsageError("A list of prompts holds texts or lists of token ids.", f"It also holds {shown(other[0])}.")
-    return list(given)
+        return self._prompts.ids(prompt)

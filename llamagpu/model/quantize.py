@@ -27,7 +27,16 @@ from llamagpu.model.sources.safetensors import SINGLE, Checkpoint
 from llamagpu.model.weights import Progress, require_finite
 
 _FILE_TYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_COPIED = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "chat_template*", "README.md", "LICENSE*")
+_COPIED = (
+    "tokenizer*",
+    "added_tokens.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "README.md",
+    "LICENSE*",
+)
 _SLICE_VALUES = 4_000_000
 GROUP_SIZES = (32, 64, 128)
 
@@ -124,7 +133,9 @@ def _write(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for pattern in _COPIED:
         for path in source.directory.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            target = folder / path.relative_to(source.directory)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     return size, kept
 
 

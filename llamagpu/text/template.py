@@ -1,102 +1,110 @@
-"""Chat templates: jinja2 in an immutable sandbox, with limits on time and size.
+"""Chat templates: conversations become prompts, as transformers renders them.
 
-A template comes with the model and is not trusted. The sandbox refuses attributes and calls that lead out of it; the
-limits end templates that run or grow without end.
+The reference is ``apply_chat_template`` of transformers' tokenizers and ``transformers/utils/chat_template_utils.py``.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jinja2
-import jinja2.exceptions
-import jinja2.sandbox
+import jinja2.meta
+import jinja2.nodes
 
-from llamagpu.errors import UnsupportedModelError, UsageError
+from llamagpu.errors import UnsupportedModelError, UsageError, shown
+from llamagpu.text.marks import Marks, Rendered
+from llamagpu.text.messages import ROLES, Message, conversation, dictionaries, plain, tools_of
+from llamagpu.text.sandbox import MOST_CHARACTERS, TemplateStopped, environment, limits
 
-Message = Mapping[str, Any]
-MOST_SECONDS = 2.0
-MOST_CHARACTERS = 4_000_000
-_MOST_REPEAT = 100_000
-
-
-class TemplateStopped(Exception):
-    """A template exceeded a limit."""
-
-
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox of transformers' templates. It refuses products and powers that could make huge values at once."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        huge = any(isinstance(v, int) and abs(v) > _MOST_REPEAT for v in (left, right))
-        if operator == "**" or (huge and not all(isinstance(v, (int, float)) for v in (left, right))):
-            raise TemplateStopped(f"it computes {operator} of large values")
-        return super().call_binop(context, operator, left, right)
+_OWN = ("messages", "tools", "documents", "add_generation_prompt")
+_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # as in transformers; its space shows whether the template trims the message
+_PROBE = "PROBE_OF_PARTS"
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
-@contextmanager
-def _limits() -> Iterator[None]:
-    """Stop the code inside when it exceeds the time limit, or when a string or list exceeds the size limit."""
-    deadline, before = time.monotonic() + MOST_SECONDS, sys.gettrace()
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, and what else a chat template may be given. The names are transformers'.
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > deadline:
-            raise TemplateStopped(f"it ran for more than {MOST_SECONDS:g} seconds")
-        for value in frame.f_locals.values():
-            if isinstance(value, (str, list)) and len(value) > MOST_CHARACTERS:
-                raise TemplateStopped(f"it makes more than {MOST_CHARACTERS:,} characters")
-        return trace
+    Args:
+        messages: dictionaries with ``role`` and ``content``, in OpenAI's form.
+        tools: JSON schemas of functions that the model may call.
+        documents: dictionaries with ``title`` and ``text``, for templates that take them.
+        add_generation_prompt: end where the answer begins.
+        continue_final_message: end within the last message, which the model continues.
+        arguments: further variables of the template, such as ``enable_thinking``.
+    """
 
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    arguments: Mapping[str, Any] | None = None
 
 
 class ChatTemplate:
     """A model's chat template.
 
+    Args:
+        source: Jinja.
+        special: the special tokens that it may name, such as ``bos_token``.
+        reserved: the texts of all special tokens. Only the template may write them.
+
     Raises:
         UnsupportedModelError: the template is not valid.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str]):
+    def __init__(self, source: str, special: Mapping[str, str], reserved: Collection[str] = ()):
         self._special = dict(special)
-        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+        made = environment()
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as e:
+            tree = made.parse(source)
+            self._template = made.from_string(source)
+        except (jinja2.TemplateError, RecursionError, OverflowError) as e:
             raise UnsupportedModelError("The model's chat template is not valid.", str(e)) from None
+        self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+        self._names_content = "content" in source
+        self._named = {n.value for n in tree.find_all(jinja2.nodes.Const) if isinstance(n.value, str)}
+        self._marks = Marks(reserved, {*self._named, *ROLES, *(n.attr for n in tree.find_all(jinja2.nodes.Getattr))})
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt for a conversation, up to the beginning of the answer.
+    def render(self, given: Conversation) -> Rendered:
+        """The prompt for a conversation, up to the beginning of the answer, with marks on the conversation's own text.
 
         Raises:
-            UsageError: the template refuses the conversation, fails on it, or exceeds a limit.
+            UsageError: the conversation is not valid, or the template refuses it, fails on it, or exceeds a limit.
         """
+        values = self._values(given)
+        if not given.continue_final_message:
+            return self._marks.render(self._text, values)
+        if given.add_generation_prompt:
+            raise UsageError("continue_final_message and add_generation_prompt exclude one another.")
+        return self._marks.render(self._open_ended, values)
+
+    def _values(self, given: Conversation) -> dict[str, Any]:
+        """The template's variables."""
+        arguments: dict[str, Any] = plain(dict(given.arguments or {}), "arguments of the template")
+        for name in arguments:
+            if name in _OWN or not name.isidentifier():
+                raise UsageError(f"{shown(name)} is not an argument of chat templates.", "It is a name of their own.")
+        messages = conversation(given.messages, self._named)
+        if any(isinstance(m.get("content"), list) for m in messages) and not self._takes_parts:
+            messages = [_joined(m) for m in messages]
+        return arguments | {
+            "messages": messages,
+            "tools": tools_of(given.tools),
+            "documents": dictionaries(given.documents, "documents"),
+            "add_generation_prompt": bool(given.add_generation_prompt),
+        }
+
+    def _text(self, values: Mapping[str, Any]) -> str:
         pieces, size = [], 0
         try:
-            with _limits():
-                for piece in self._template.generate(
-                    messages=[dict(m) for m in messages], add_generation_prompt=True, **self._special
-                ):
+            with limits():
+                for piece in self._template.generate({**self._special, **values}):
                     size += len(piece)
                     if size > MOST_CHARACTERS:
                         raise TemplateStopped(f"it makes more than {MOST_CHARACTERS:,} characters")
@@ -110,18 +118,83 @@ class ChatTemplate:
             raise UsageError("The chat template does not take this conversation.", f"{type(e).__name__}: {e}") from None
         return "".join(pieces)
 
+    def _open_ended(self, values: Mapping[str, Any]) -> str:
+        """The text up to the end of the last message's content."""
+        last = dict(values["messages"][-1])
+        content = last.get("content")
+        if not self._names_content or content is None:
+            raise UsageError("The last message cannot be continued.", "It has no content, or the template reads none.")
+        if isinstance(content, list):
+            end = content[-1]["text"] if content else ""
+            last["content"] = [*content[:-1], {"type": "text", "text": end + _TAG}]
+        else:
+            end, last["content"] = content, content + _TAG
+        text = self._text({**values, "messages": [*values["messages"][:-1], last]})
+        at = text.rfind(_TAG.strip())
+        if at < 0 or end.strip() not in text:
+            raise UsageError("The last message cannot be continued.", "The chat template changes or drops its text.")
+        return text[:at] if text[at:].startswith(_TAG) else text[:at].rstrip()
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as transformers writes it: not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template reads lists of parts; if not, they are joined for it."""
+        message = {"role": "user", "content": [{"type": "text", "text": _PROBE}]}
+        try:
+            text = self._text({"messages": [message], "tools": None, "documents": None, "add_generation_prompt": False})
+        except UsageError:
+            return False
+        return _PROBE in text and not any(key in text for key in ("'text'", '"text"'))
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its parts as one text, a line for each."""
+    content = message.get("content")
+    return message | {"content": "\n".join(p["text"] for p in content)} if isinstance(content, list) else message
+
+
+class ChatTemplates:
+    """A model's chat templates by name: ``default``, and perhaps ``tool_use``, which is taken where tools are given.
+
+    Args:
+        sources: Jinja by name.
+        chosen: a name, or Jinja, which replaces the model's own.
+        special, reserved: see ``ChatTemplate``.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, str], chosen: str | None, special: Mapping[str, str], reserved: Collection[str]
+    ):
+        if chosen is not None:
+            sources = {"default": sources.get(chosen, chosen)}
+        self._sources, self._special, self._reserved = dict(sources), special, reserved
+        self._compiled: dict[str, ChatTemplate] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
+    def of(self, tools: Any = None) -> ChatTemplate:
+        """The template for a conversation with or without tools, compiled when it is first needed.
+
+        Raises:
+            UnsupportedModelError: it is not valid, or none is the default.
+        """
+        name = "tool_use" if tools and "tool_use" in self._sources else "default"
+        if name not in self._sources:
+            raise UnsupportedModelError(
+                "No chat template of the model is the default.", f"Their names: {', '.join(sorted(self._sources))}."
+            )
+        if name not in self._compiled:
+            self._compiled[name] = ChatTemplate(self._sources[name], self._special, self._reserved)
+        return self._compiled[name]
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens of tokenizer_config.json that templates may name."""
-    out = {}
-    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = config.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            out[key] = token
-    return out
+    found = {key: token_text(config.get(key)) for key in _SPECIAL}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def token_text(token: Any) -> str | None:
+    """The text of a token in tokenizer_config.json: a string, or an object with its ``content``."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import tokenizers
 
 from llamagpu.errors import UnsupportedModelError, UsageError, shown
+from llamagpu.text.marks import Rendered
+from llamagpu.text.sentencepiece import converted
+from llamagpu.text.shield import NONCHARACTER, Shield
+from llamagpu.text.template import token_text
 
 
 class Tokenizer:
-    """A tokenizer from the text of tokenizer.json, and from the keys of tokenizer_config.json."""
+    """A model's tokenizer.
 
-    def __init__(self, source: str, config: Mapping[str, Any], vocab_size: int, name: str = "tokenizer.json"):
-        """Read and check the tokenizer; errors call it ``name``.
+    Args:
+        source: the text of tokenizer.json, or the bytes of a SentencePiece model (tokenizer.model).
+        config: the keys of tokenizer_config.json.
+        vocab_size: the model's.
+        name: what errors call the tokenizer.
 
-        Raises:
-            UnsupportedModelError: it cannot be read, or has ids that the model lacks.
-        """
+    Raises:
+        UnsupportedModelError: it cannot be read or converted, or has ids that the model lacks.
+    """
+
+    def __init__(self, source: str | bytes, config: Mapping[str, Any], vocab_size: int, name: str = "tokenizer.json"):
+        text = converted(source, config) if isinstance(source, bytes) else source
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(source)
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as e:  # the library raises bare Exception
             raise UnsupportedModelError(f"{name} cannot be read.", str(e), "Download the file again.") from None
         self._tokenizer.no_truncation()
@@ -36,30 +48,69 @@ class Tokenizer:
             )
         # Some checkpoints mark special tokens as `normalized`; then the library's skip_special_tokens drops none.
         added = self._tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        special = {i: token.content for i, token in added.items() if token.special}
+        self.special_ids, self.special_texts = frozenset(special), frozenset(special.values())
         self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
-        self.bos_id = self._bos(config, vocab)
+        self._bos, self._prepends = self._find_bos(config, vocab)
+        unknown = (part.id for part in self._tokenizer.model.tokenize(NONCHARACTER))
+        self._unknown = {i: special[i] for i in unknown if i in special}
+        self._lock = threading.Lock()
 
-    def _bos(self, config: Mapping[str, Any], vocab: dict[str, int]) -> int | None:
-        """The BOS id to prepend if tokenizer_config.json asks for it and tokenizer.json does not add it."""
-        token = config.get("bos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if config.get("add_bos_token") is not True or not isinstance(token, str) or token not in vocab:
-            return None
-        does_it = vocab[token] in self._tokenizer.encode("a").ids
-        return None if does_it else vocab[token]
+    def _find_bos(self, config: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[int | None, bool]:
+        """The id that begins every text, if any, and whether only tokenizer_config.json asks for it, so that it is
+        added here."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=s).ids[:1] for s in (False, True))
+        if whole != plain and whole:
+            return whole[0], False
+        bos = vocab.get(token_text(config.get("bos_token")) or "")
+        return (bos, True) if config.get("add_bos_token") is True and bos is not None else (None, False)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text; with ``special``, including BOS and other special tokens that the tokenizer adds."""
+        """Ids of a text. Special tokens in it are recognised.
+
+        With ``special``, ids include BOS and other special tokens that the tokenizer adds. A text that begins with BOS
+        gets no second one.
+
+        Raises:
+            UsageError: it is not text.
+        """
+        ids: list[int] = self._encode(text, special).ids
+        if not special or self._bos is None:
+            return ids
+        if self._prepends and ids[:1] != [self._bos]:
+            return [self._bos, *ids]
+        return ids[1:] if ids[:2] == [self._bos] * 2 and not self._prepends else ids
+
+    def encode_chat(self, rendered: Rendered) -> list[int]:
+        """Ids of a rendered conversation. The template alone adds BOS, and special tokens are recognised only in its
+        own text: the conversation's are ordinary text.
+
+        Raises:
+            UsageError: it is not text.
+        """
+        encoding = self._encode(rendered.text, False)
+        ids: list[int] = encoding.ids
+        special = [(i, *span) for i, span in zip(ids, encoding.offsets, strict=True) if i in self.special_ids]
+        # The unknown token is special too, and stands for any text that the vocabulary lacks.
+        special = [p for p in special if p[0] not in self._unknown or self._unknown[p[0]] in rendered.text[p[1] : p[2]]]
+        meant = [place for place in special if not rendered.is_given(*place[1:])]
+        if len(meant) == len(special):
+            return ids
+        with self._lock:  # several threads may be here first
+            shield = self._shield
+        return shield.encode(rendered.text, meant)
+
+    @cached_property
+    def _shield(self) -> Shield:
+        return Shield(self._tokenizer, self._unknown)
+
+    def _encode(self, text: str, special: bool) -> Any:
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            return self._tokenizer.encode(text, add_special_tokens=special)
         except TypeError:  # not a string, or one with lone surrogates
             raise UsageError(
                 f"{shown(text)} is not text.", "It must be a string of whole Unicode characters."
             ) from None
-        if special and self.bos_id is not None:
-            ids = [self.bos_id, *ids]
-        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids. Bytes that are not UTF-8 become U+FFFD."""

@@ -50,37 +50,51 @@ class HuggingFace:
         return self._optional("generation_config.json")
 
     def tokenizer_config(self) -> dict[str, Any]:
-        """tokenizer_config.json; empty without the file."""
-        return self._optional("tokenizer_config.json")
+        """tokenizer_config.json; empty without the file. Older checkpoints have some of its keys in other files."""
+        config = self._optional("special_tokens_map.json") | self._optional("tokenizer_config.json")
+        if "added_tokens_decoder" not in config:
+            added = self._optional("added_tokens.json")
+            special = config.get("additional_special_tokens") or []
+            names = {t.get("content") if isinstance(t, dict) else t for t in special}
+            config["added_tokens_decoder"] = {i: {"content": t, "special": t in names} for t, i in added.items()}
+        return config
 
     def _optional(self, name: str) -> dict[str, Any]:
         path = self.directory / name
         return load_json(path) if path.exists() else {}
 
-    def tokenizer_json(self) -> str:
-        """tokenizer.json.
+    def tokenizer_file(self) -> str | bytes:
+        """tokenizer.json, or else tokenizer.model.
 
         Raises:
-            ModelNotFoundError: the file is missing.
+            ModelNotFoundError: there is neither.
         """
-        path = self.directory / "tokenizer.json"
-        if not path.exists():
-            raise ModelNotFoundError(
-                f"There is no tokenizer.json in {self.directory}.",
-                "Text cannot be tokenized without it.",
-                "Download it again, or convert tokenizer.model with transformers.",
-            )
-        return _read(path)
+        path, model = self.directory / "tokenizer.json", self.directory / "tokenizer.model"
+        if path.exists():
+            return _read(path)
+        if model.exists():
+            return model.read_bytes()
+        tekken = (self.directory / "tekken.json").exists()
+        raise ModelNotFoundError(
+            f"There is no tokenizer.json in {self.directory}.",
+            "Mistral's tekken.json is not supported." if tekken else "Text cannot be tokenized without it.",
+            "Make it with transformers (AutoTokenizer.from_pretrained, then save_pretrained), or download it again.",
+        )
 
-    def chat_template(self) -> str | None:
-        """chat_template.jinja, or ``chat_template`` of tokenizer_config.json: a string, or a list with a
-        ``default``."""
+    def chat_templates(self) -> dict[str, str]:
+        """chat_template.jinja and additional_chat_templates/*.jinja, or ``chat_template`` of tokenizer_config.json: a
+        string, or a list of names and templates."""
         path = self.directory / "chat_template.jinja"
-        source = _read(path) if path.exists() else self.tokenizer_config().get("chat_template")
-        if isinstance(source, list):
-            named = (t for t in source if isinstance(t, dict) and t.get("name") == "default")
-            source = next((t.get("template") for t in named), None)
-        return source if isinstance(source, str) else None
+        if path.exists():
+            others = sorted((self.directory / "additional_chat_templates").glob("*.jinja"))
+            return {"default": _read(path)} | {other.stem: _read(other) for other in others}
+        given = self.tokenizer_config().get("chat_template")
+        named = given if isinstance(given, list) else [{"name": "default", "template": given}]
+        return {
+            t["name"]: t["template"]
+            for t in named
+            if isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str)
+        }
 
     @cached_property
     def _own_names(self) -> dict[str, str]:

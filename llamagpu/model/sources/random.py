@@ -82,13 +82,13 @@ class RandomWeights:
         """Nothing."""
         return {}
 
-    def tokenizer_json(self) -> str:
+    def tokenizer_file(self) -> str | bytes:
         """Raises ModelNotFoundError: a shape has no tokenizer."""
         raise ModelNotFoundError(f"The shape {self.name} has no tokenizer.", "Its weights are random.")
 
-    def chat_template(self) -> str | None:
-        """None."""
-        return None
+    def chat_templates(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
     def tensors(self) -> Mapping[str, Stored]:
         """See ``Source.tensors``."""

@@ -52,14 +52,14 @@ class Source(Protocol):
     def generation_config(self) -> dict[str, Any]:
         """The keys of generation_config.json; empty without the file."""
 
-    def tokenizer_json(self) -> str:
-        """The tokenizer, in the format of the ``tokenizers`` library."""
+    def tokenizer_file(self) -> str | bytes:
+        """The tokenizer: text in the format of the ``tokenizers`` library, or the bytes of a SentencePiece model."""
 
     def tokenizer_config(self) -> dict[str, Any]:
         """The keys of tokenizer_config.json; empty without the file."""
 
-    def chat_template(self) -> str | None:
-        """The chat template's Jinja source, or None."""
+    def chat_templates(self) -> dict[str, str]:
+        """The Jinja sources of chat templates by name, such as ``default`` and ``tool_use``; empty without one."""
 
     def tensors(self) -> Mapping[str, Stored]:
         """Every tensor, by its name in a Hugging Face checkpoint. A quantized one appears once, as its ``weight``."""
