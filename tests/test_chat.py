@@ -529,36 +529,6 @@ def _entries(llm: LLM) -> list:
     return list(llm._prepared.source.checkpoint.entries.values())
 
 
-def test_inspect_of_a_hub_id_reads_headers_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, story: LLM
-) -> None:
-    """It reads configs and tensor headers, and downloads no weights."""
-    import huggingface_hub
-
-    asked: list[str] = []
-
-    def download(repo: str, name: str, revision: str | None = None) -> str:
-        asked.append(name)
-        return str(bundled_models() / "stories" / name)
-
-    def metadata(repo: str, revision: str | None = None) -> SimpleNamespace:
-        entries = story._prepared.source.checkpoint.entries
-        tensors = {
-            n: SimpleNamespace(dtype=e.dtype, shape=list(e.shape), data_offsets=(e.begin, e.end))
-            for n, e in entries.items()
-        }
-        return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
-    monkeypatch.setattr(huggingface_hub, "model_info", lambda repo, **options: None)
-    assert run(["inspect", "owner/name", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"] == 2755008
-    assert asked == ["config.json", "generation_config.json"]
-    monkeypatch.undo()
-    assert run(["inspect", "owner/name"]) == 3
-
-
 # --- perplexity ----------------------------------------------------------------------------
 
 

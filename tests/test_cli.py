@@ -165,8 +165,9 @@ def test_model_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "could not be fetched" in fails(
         3, "generate", "a", "-m", "some/model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
     )
-    (tmp_path / "model.bin").write_bytes(b"GGUF\3\0\0\0")
+    assert "no model file" in fails_here(3, capsys, "generate", "a", "-m", str(tmp_path / "model.gguf"))
     for name in ("model.bin", "model.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")
         assert "a GGUF file" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / name))
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")

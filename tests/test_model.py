@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from llamagpu import LLM, gpu
 from llamagpu.errors import LlamaGPUError, ModelNotFoundError, OutOfMemoryError, UnsupportedModelError, UsageError
-from llamagpu.model import find_model, parse_config, prepare
+from llamagpu.model import find_model, parse_config, prepare, prepare_model
 from llamagpu.model.cache import kv_bytes
 from llamagpu.model.rope_table import inverse_frequencies, rope_table
 
@@ -158,6 +158,10 @@ def test_model_not_found(device: gpu.Device, tmp_path: Path, monkeypatch: pytest
 def test_find_model(model: Path) -> None:
     with pytest.raises(UsageError, match="no revision"):
         find_model(model, "main")
+    with pytest.raises(UsageError, match="no revision"):
+        find_model(None, "main")
+    with pytest.raises(UsageError, match="exclude one another"):
+        prepare_model(None, "smollm2-135m", revision="main")
     assert find_model(model) == model
     assert find_model(model / "model.safetensors") == model
     assert (find_model(None) / "config.json").exists()

@@ -103,8 +103,10 @@ def test_a_slow_hub_is_named(
         time.sleep(0.3)
         raise EOFError("the connection broke")  # not an OSError, like the errors of httpx
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    monkeypatch.setattr("llamagpu.model.find._SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fetch)
+    monkeypatch.setattr("llamagpu.model.hub.logs._SILENT_SECONDS", 0.05)
     assert run(["generate", "-m", "owner/name", "x"]) == 3
     err = capsys.readouterr().err
     assert err.index("waiting for the hub about owner/name") < err.index("error: The model owner/name could not")

@@ -80,6 +80,7 @@ def open_subject(
     model: str | None,
     shape: str | None,
     *,
+    revision: str | None = None,
     device: str | gpu.Device = "auto",
     dtype: str = "auto",
     kv_dtype: str = "auto",
@@ -92,7 +93,7 @@ def open_subject(
         UsageError: both are given, or the shape is unknown.
     """
     dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
-    prepared = prepare_model(model, shape, dtype)
+    prepared = prepare_model(model, shape, dtype, revision)
     return Subject(prepared, device, context=context, kv_dtype=kv_dtype, at_once=at_once)
 
 

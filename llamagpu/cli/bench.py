@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from llamagpu.cli.options import device_option, kv_dtype_option, model_option, shape_option
+from llamagpu.cli.options import device_option, kv_dtype_option, model_option, revision_option, shape_option
 from llamagpu.cli.output import note, progress_bar, write
 from llamagpu.errors import UsageError
 
@@ -31,6 +31,7 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
 
 @click.command()
 @model_option
+@revision_option
 @shape_option
 @click.option("-p", "--n-prompt", default="512", show_default=True, callback=numbers, help="Prompt lengths; 0 is none.")
 @click.option("-n", "--n-gen", default="128", show_default=True, callback=numbers, help="New tokens; 0 is none.")

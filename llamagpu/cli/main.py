@@ -16,6 +16,7 @@ from llamagpu.cli.chat import chat
 from llamagpu.cli.doctor import doctor
 from llamagpu.cli.generate import generate
 from llamagpu.cli.inspect import inspect
+from llamagpu.cli.models import models
 from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
 from llamagpu.cli.perplexity import perplexity
 from llamagpu.cli.profile import profile
@@ -59,7 +60,7 @@ def _more_verbose(context: click.Context, _option: click.Parameter, verbose: int
         _log(context.find_root().meta[_VERBOSE] + verbose)
 
 
-for command in (generate, chat, quantize, inspect, perplexity, bench, profile, tune, doctor):
+for command in (generate, chat, models, quantize, inspect, perplexity, bench, profile, tune, doctor):
     command.params.append(
         click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_more_verbose, help=_VERBOSE_HELP)
     )

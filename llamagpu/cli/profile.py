@@ -8,13 +8,22 @@ from typing import Any
 
 import click
 
-from llamagpu.cli.options import device_option, dtype_option, json_option, kv_dtype_option, model_option, shape_option
+from llamagpu.cli.options import (
+    device_option,
+    dtype_option,
+    json_option,
+    kv_dtype_option,
+    model_option,
+    revision_option,
+    shape_option,
+)
 from llamagpu.cli.output import note, write, write_json
 from llamagpu.errors import UsageError
 
 
 @click.command()
 @model_option
+@revision_option
 @shape_option
 @click.option("-d", "--n-depth", type=click.IntRange(0), default=128, show_default=True, help="Tokens before the step.")
 @click.option("-b", "--batch", type=click.IntRange(1, 32), default=1, show_default=True, help="Sequences in the batch.")

@@ -8,18 +8,19 @@ from dataclasses import asdict
 
 import click
 
-from llamagpu.cli.options import device_option, dtype_option, json_option, model_option
+from llamagpu.cli.options import device_option, dtype_option, json_option, model_option, revision_option
 from llamagpu.cli.output import note, write, write_json
 from llamagpu.errors import LlamaGPUError
 
 
 @click.command()
 @model_option
+@revision_option
 @click.option("--shape", help="Use the matrices of smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b.")
 @dtype_option
 @device_option
 @json_option
-def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json: bool) -> None:
+def tune(model: str | None, revision: str | None, shape: str | None, dtype: str, device: str, as_json: bool) -> None:
     """Measure the kernel variants on this adapter for a model's matrices, and use the fastest in all later runs.
 
     The choice is stored in the user's cache directory, or in LLAMAGPU_CACHE, for this adapter, driver and version.
@@ -30,7 +31,7 @@ def tune(model: str | None, shape: str | None, dtype: str, device: str, as_json:
     from llamagpu.model.tuner import difference
     from llamagpu.model.tuner import tune as measure
 
-    prepared = prepare_model(model, shape, dtype)
+    prepared = prepare_model(model, shape, dtype, revision)
     path = gpu.tuning_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class LLM(Unique):
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
         kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that fits.
-        revision: of a hub id.
+        revision: of a hub id: a branch, a tag or a commit.
         chat_template: Jinja in place of the model's own chat template, or the name of one that the model has.
         tune: first measure the kernel variants for this model's matrices, which takes some seconds, and store the
             fastest on this machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.

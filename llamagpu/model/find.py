@@ -1,28 +1,20 @@
-"""Finding a model: the bundled one, a directory, or a hub id; other formats are named in the error."""
+"""Finding a model: the bundled one, a directory, a file, or a hub id."""
 
 from __future__ import annotations
 
-import logging
+import importlib.util
 import re
-import shutil
-import tempfile
-import threading
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
-from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UnsupportedModelError, UsageError
-from llamagpu.model.sources import HuggingFace, open_directory
-from llamagpu.model.sources.safetensors import Checkpoint, Entry
+from llamagpu.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from llamagpu.model.hub import adapter_error, hub_file, hub_model, repo_of
+from llamagpu.model.sources import Source, open_directory
 
-log = logging.getLogger("llamagpu")
 DEFAULT_MODEL = "stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-_SILENT_SECONDS = 3.0  # time to wait for the hub before a line is logged
-_HUB_TIMEOUT_SECONDS = 5.0
-_KINDS = "A model is a directory, a safetensors file or a hub id."
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern}):((?:[\w. +=-]+/)*[\w. +=-]+\.gguf)", re.IGNORECASE)
+_KINDS = "A model is a directory, a safetensors or GGUF file, or a hub id (owner/name, owner/name:file.gguf)."
 
 
 def bundled_models() -> Path:
@@ -32,36 +24,68 @@ def bundled_models() -> Path:
     return inside if inside.is_dir() else package.parent / "weights"
 
 
-def find_model(model: str | Path | None, revision: str | None = None) -> Path:
-    """The directory of a model: the bundled one (None), a directory, a safetensors file in one, or a hub id.
+def find_model(model: str | Path | None, revision: str | None = None, refresh: bool = False) -> Path:
+    """The directory or GGUF file of a model: the bundled one (None), a directory, a safetensors file in one, a GGUF
+    file, a hub id, or a GGUF file of a hub repo (``owner/name:file.gguf``).
 
-    A hub id is downloaded (config, tokenizer, safetensors) or taken from the hub's cache.
+    Of a hub model the files that are read (config, tokenizer, safetensors) are downloaded to the hub's cache. A model
+    that is complete there is opened without asking the hub. The hub's own variables hold: HF_HOME, HF_HUB_CACHE,
+    HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT.
+
+    Args:
+        revision: of a hub id: a branch, a tag or a commit.
+        refresh: ask the hub for a newer commit of the revision, even if the cache is complete.
 
     Raises:
         ModelNotFoundError: the path does not exist, or the hub cannot be reached and its cache lacks the model.
-        UnsupportedModelError: it is a GGUF file or a LoRA adapter.
+        UnsupportedModelError: it is a LoRA adapter, or the hub's model has no safetensors.
+        UsageError: it is no name of a model, or no revision.
     """
     if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
-        return bundled_models() / DEFAULT_MODEL
+        return _found(bundled_models() / DEFAULT_MODEL, revision)
     if not isinstance(model, (str, Path)) or not str(model).strip():
         raise UsageError(f"{model!r:.60} is not a model.", _KINDS)
     path = Path(model).expanduser()
-    if revision is not None and path.exists():
-        raise UsageError(f"{path} has no revision {revision!r}.", "It is a path here; only hub ids have revisions.")
-    _refuse_gguf(path)
-    if path.is_dir():
-        return _refuse_adapter(path)
-    if path.is_file() and path.suffix == ".safetensors":
-        return _refuse_adapter(path.parent)
     if path.exists():
-        raise ModelNotFoundError(f"{path} is not a model.", _KINDS)
-    if is_hub_id(model):
-        return _refuse_adapter(_download(str(model), revision))
+        return _found(path, revision)
+    try:
+        file = _HUB_FILE.fullmatch(str(model))
+        if file:
+            return hub_file(file[1], file[2], revision, refresh)
+        if is_hub_id(model):
+            return hub_model(str(model), revision, refresh)
+    except ModelNotFoundError as e:
+        similar = _similar(path)
+        raise (ModelNotFoundError(e.what, e.why, f"{e.hint} Or did you mean {similar}?") if similar else e) from None
+    similar = _similar(path)
     raise ModelNotFoundError(
-        f"There is no model directory {path}.",
-        "A model is a directory with config.json, or a hub id such as owner/name.",
-        "Check the path.",
+        f"There is no model {'file' if path.suffix else 'directory'} {path}.",
+        _KINDS,
+        f"Did you mean {similar}?" if similar else "Check the path.",
     )
+
+
+def open_source(path: Path) -> Source:
+    """The source of a model that ``find_model`` found: a directory, or a GGUF file.
+
+    Raises:
+        ModelNotFoundError: a file of the directory is missing.
+        UnsupportedModelError: a file is broken.
+    """
+    if path.is_dir():
+        found = open_directory(path)
+        found.name = repo_of(path) or found.name
+        return found
+    if importlib.util.find_spec("llamagpu.model.sources.gguf") is None:
+        raise UnsupportedModelError(
+            f"{path} is a GGUF file.",
+            "That is llama.cpp's format, which is not supported.",
+            "Use the model's safetensors, or convert it with transformers (option gguf_file of from_pretrained).",
+        )
+    from llamagpu.model.sources.gguf import open_gguf  # type: ignore[import-not-found, unused-ignore]
+
+    source: Source = open_gguf(path)
+    return source
 
 
 def is_hub_id(model: str | Path) -> bool:
@@ -69,105 +93,32 @@ def is_hub_id(model: str | Path) -> bool:
     return isinstance(model, str) and not Path(model).expanduser().exists() and bool(_HUB_ID.fullmatch(model))
 
 
-def _refuse_gguf(path: Path) -> None:
-    if path.is_dir():
-        return
-    begins = b""
-    if path.is_file():
-        try:
-            with path.open("rb") as file:
-                begins = file.read(4)
-        except OSError:  # the next read reports the error
-            pass
-    if begins == b"GGUF" or path.suffix.lower() == ".gguf":
-        raise UnsupportedModelError(
-            f"{path} is a GGUF file.",
-            "That is llama.cpp's format, which is not supported.",
-            "Use the model's safetensors, or convert it with transformers (option gguf_file of from_pretrained).",
-        )
-
-
-def _refuse_adapter(directory: Path) -> Path:
-    """The directory; raises UnsupportedModelError if it holds a LoRA adapter without a model."""
+def _found(path: Path, revision: str | None) -> Path:
+    """The model of a path that exists."""
+    if revision is not None:
+        raise UsageError(f"{path} has no revision {revision!r}.", "It is a path here; only hub ids have revisions.")
+    if path.is_file() and (path.suffix.lower() == ".gguf" or _begins_as_gguf(path)):
+        return path
+    directory = path.parent if path.is_file() and path.suffix == ".safetensors" else path
+    if not directory.is_dir():
+        raise ModelNotFoundError(f"{path} is not a model.", _KINDS)
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
-        raise UnsupportedModelError(
-            f"{directory} holds a LoRA adapter.",
-            "An adapter is a change to a base model, and is not supported by itself.",
-            "Merge it into its base model (peft: merge_and_unload), save that, and give its directory.",
-        )
+        raise adapter_error(directory)
     return directory
 
 
-@contextmanager
-def _asking_hub(model: str) -> Iterator[None]:
-    """Log a line if the block takes long: resolving the hub's address alone can take half a minute."""
-    line = "waiting for the hub about %s (HF_HUB_OFFLINE=1 uses its local cache only)"
-    timer = threading.Timer(_SILENT_SECONDS, log.warning, (line, model))
-    timer.daemon = True
-    timer.start()
+def _begins_as_gguf(path: Path) -> bool:
     try:
-        yield
-    finally:
-        timer.cancel()
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:  # the next read reports the error
+        return False
 
 
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
+def _similar(path: Path) -> Path | None:
+    """A path beside a missing one whose name is nearly the same."""
     try:
-        with _asking_hub(model):
-            return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
-    except (RepositoryNotFoundError, HFValidationError) as e:
-        raise ModelNotFoundError(
-            f"There is no model {model} on the hub, and no such directory here.", _reason(e), "Check the name."
-        ) from None
-    except Exception as e:  # the hub's errors have many roots
-        raise ModelNotFoundError(
-            f"The model {model} could not be fetched from the hub, and its cache does not hold it.",
-            _reason(e),
-            "Check the network (and HF_HUB_OFFLINE), or give the path of a model directory.",
-        ) from None
-
-
-def hub_headers(model: str, revision: str | None) -> HuggingFace:
-    """A hub model whose config and tensor headers were fetched by range requests; its weights stay there.
-
-    Raises:
-        ModelNotFoundError: the hub cannot be reached, or does not have the model.
-    """
-    import huggingface_hub
-
-    folder = Path(tempfile.mkdtemp(prefix="llamagpu-hub-")) / model.replace("/", "--")
-    folder.mkdir()
-    try:
-        with _asking_hub(model):
-            # The hub's other functions retry silently for half a minute if it cannot be reached.
-            huggingface_hub.model_info(model, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
-            for name in ("config.json", "generation_config.json"):
-                try:
-                    path = huggingface_hub.hf_hub_download(model, name, revision=revision)
-                    (folder / name).write_bytes(Path(path).read_bytes())
-                except huggingface_hub.errors.LocalEntryNotFoundError:
-                    raise  # the hub was not reached
-                except huggingface_hub.errors.EntryNotFoundError:
-                    continue
-            metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
-    except LlamaGPUError:
-        raise
-    except Exception as e:  # the hub's errors have many roots
-        raise ModelNotFoundError(
-            f"The headers of {model} could not be read from the hub.", _reason(e), "Check the name and the network."
-        ) from None
-    entries = {}
-    for file, part in metadata.files_metadata.items():
-        for name, t in part.tensors.items():
-            begin, end = t.data_offsets
-            entries[name] = Entry(Path(file), t.dtype, tuple(t.shape), begin, end)
-    source = open_directory(folder, Checkpoint(entries))
-    weakref.finalize(source, shutil.rmtree, folder.parent, ignore_errors=True)
-    return source
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        close = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    except OSError:  # there is no such directory
+        return None
+    return path.parent / close[0] if close else None

@@ -11,12 +11,12 @@ from llamagpu.errors import UsageError
 from llamagpu.gpu import Device, Tuning
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config, parse_config
-from llamagpu.model.find import find_model
+from llamagpu.model.find import find_model, open_source
 from llamagpu.model.forward import Forward, make_arena
 from llamagpu.model.layout import DTYPES, FLOATS, Layout
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
-from llamagpu.model.sources import RandomWeights, Source, open_directory
+from llamagpu.model.sources import RandomWeights, Source
 from llamagpu.model.weights import Progress, Weights, load_weights, random_weights
 
 log = logging.getLogger("llamagpu")
@@ -71,9 +71,9 @@ def _dtype_name(dtype: Any, option: str, known: tuple[str, ...]) -> str:
 
 
 def prepare(source: Source | Path, dtype: str = "auto") -> Prepared:
-    """Read a source's config and headers, and check them against one another. A path is a model directory."""
+    """Read a source's config and headers, and check them against one another. A path is one of ``find_model``."""
     if isinstance(source, Path):
-        source = open_directory(source)
+        source = open_source(source)
     config = parse_config(source.config(), source.generation_config())
     return Prepared(source, config, Layout(config, source, dtype))
 
@@ -83,7 +83,9 @@ def prepare_shape(name: str, dtype: str = "auto") -> Prepared:
     return prepare(RandomWeights(name), dtype)
 
 
-def prepare_model(model: str | Path | None, shape: str | None, dtype: str = "auto") -> Prepared:
+def prepare_model(
+    model: str | Path | None, shape: str | None, dtype: str = "auto", revision: str | None = None
+) -> Prepared:
     """A checkpoint (see ``find_model``), or a named shape.
 
     Raises:
@@ -91,8 +93,10 @@ def prepare_model(model: str | Path | None, shape: str | None, dtype: str = "aut
     """
     if model is not None and shape is not None:
         raise UsageError("--model and --shape exclude one another.", "A shape has random weights.")
+    if revision is not None and shape is not None:
+        raise UsageError("--revision and --shape exclude one another.", "Only hub ids have revisions.")
     dtype, _ = check_dtypes(dtype, "auto")
-    return prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model), dtype)
+    return prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model, revision), dtype)
 
 
 def load_model(

@@ -12,7 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ _TYPES = {
     "BF16": ("bf16", np.uint16),
     "U32": ("u32", np.uint32),
 }
-_MOST_HEADER = 100_000_000
+MOST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,25 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(read_header(single))
 
 
-def _sharded(directory: Path) -> dict[str, Entry]:
+def read_index(directory: Path) -> dict[str, str]:
+    """The shard of every tensor, from the index of a sharded checkpoint.
+
+    Raises:
+        UnsupportedModelError: the index is broken, or names files outside the directory.
+    """
     weight_map = load_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _broken(directory / INDEX, "it has no weight_map")
-    shards: dict[str, dict[str, Entry]] = {}
-    for name, shard in weight_map.items():
+    for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
             raise _broken(directory / INDEX, f"it names {shard!r}, which is not a file of this directory")
+    return weight_map
+
+
+def _sharded(directory: Path) -> dict[str, Entry]:
+    weight_map = read_index(directory)
+    shards: dict[str, dict[str, Entry]] = {}
+    for name, shard in weight_map.items():
         if shard not in shards:
             if not (directory / shard).exists():
                 raise ModelNotFoundError(
@@ -147,22 +158,30 @@ def read_header(path: Path) -> dict[str, Entry]:
     """The entries of one safetensors file; every offset checked against the file."""
     if not path.is_file():
         raise _broken(path, "it is not a regular file")
-    size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(b"version "):
-            raise _broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
-        if len(start) < 8:
-            raise _broken(path, f"it has only {size} bytes")
-        (length,) = struct.unpack("<Q", start)
-        if length > min(_MOST_HEADER, size - 8):
-            raise _broken(path, f"its header claims {length:,} bytes of a file of {size:,}; it may be truncated")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_once)
-            if not isinstance(header, dict):
-                raise ValueError("it is not an object")
-        except (ValueError, RecursionError) as e:
-            raise _broken(path, f"its header cannot be read ({e})") from None
+        return parse_header(path, file, path.stat().st_size)
+
+
+def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Entry]:
+    """The entries of a safetensors file of ``size`` bytes, from its beginning; every offset checked against the size.
+
+    Raises:
+        UnsupportedModelError: the header is broken. ``path`` is its name in the message.
+    """
+    start = file.read(8)
+    if start.startswith(b"version "):
+        raise _broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
+    if len(start) < 8:
+        raise _broken(path, f"it has only {size} bytes")
+    (length,) = struct.unpack("<Q", start)
+    if length > min(MOST_HEADER, size - 8):
+        raise _broken(path, f"its header claims {length:,} bytes of a file of {size:,}; it may be truncated")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as e:
+        raise _broken(path, f"its header cannot be read ({e})") from None
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
     ordered = sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))
