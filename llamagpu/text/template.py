@@ -75,7 +75,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special: Mapping[str, str]):
-        self._special = dict(special)
+        self.source, self._special = source, dict(special)
         environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
@@ -85,8 +85,9 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as e:
             raise UnsupportedModelError("The model's chat template is not valid.", str(e)) from None
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt for a conversation, up to the beginning of the answer.
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+        """The prompt for a conversation, up to the beginning of the answer; or, without the generation prompt, to the
+        end of the last message.
 
         Raises:
             UsageError: the template refuses the conversation, fails on it, or exceeds a limit.
@@ -95,7 +96,9 @@ class ChatTemplate:
         try:
             with _limits():
                 for piece in self._template.generate(
-                    messages=[dict(m) for m in messages], add_generation_prompt=True, **self._special
+                    messages=[dict(m) for m in messages],
+                    add_generation_prompt=generation_prompt,
+                    **self._special,
                 ):
                     size += len(piece)
                     if size > MOST_CHARACTERS:

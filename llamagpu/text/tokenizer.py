@@ -49,6 +49,11 @@ class Tokenizer:
         does_it = vocab[token] in self._tokenizer.encode("a").ids
         return None if does_it else vocab[token]
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Ids by token, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; with ``special``, including BOS and other special tokens that the tokenizer adds."""
         try:
