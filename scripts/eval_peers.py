@@ -16,7 +16,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,12 @@ RUNS = (
     ("beginnings, chat template", "llamagpu_beginnings", 1024, True),
     ("texts", "llamagpu_texts", 128, False),
 )
+COLUMNS = {"answers": "d", "equal": "d", "largest": ".1e", "mean": ".1e", "magnitude": ".1f"}
 EXPLAINED = {
     "questions": "100 questions with four answers, each scored as text",
     "letters": "the same questions with lettered answers after three examples; continuations are one letter",
     "beginnings": "20 beginnings of sentences, continued greedily by up to 8 tokens",
-    "beginnings, chat template": "the same as messages of a conversation",
+    "beginnings, chat template": "the same as messages of a conversation; the answers are sentences",
     "texts": "6 texts in rolling windows of 128 tokens",
 }
 
@@ -90,37 +90,37 @@ def measure(model: Path) -> dict[str, Any]:
 
 def _run(evaluate: Any, lm: Any, tasks: Any, run: tuple[str, str, int, bool]) -> dict[str, Any]:
     _, task, _, chat = run
-    start = time.perf_counter()
     found = evaluate(model=lm, tasks=[task], task_manager=tasks, apply_chat_template=chat, bootstrap_iters=0)
-    seconds = time.perf_counter() - start
     scores = {
         key.split(",")[0]: value
         for key, value in found["results"][task].items()
         if isinstance(value, float) and "stderr" not in key
     }
     samples = sorted(found["samples"][task], key=lambda s: s["doc_id"])
-    return {"scores": scores, "seconds": round(seconds, 1), "answers": [_answers(s["resps"]) for s in samples]}
+    return {"scores": scores, "answers": [_answers(s["resps"]) for s in samples]}
 
 
 def _answers(responses: list[Any]) -> list[Any]:
-    """The responses to one item: (log-likelihood, greedy) pairs, log-likelihoods of texts, or texts."""
-    return [response[0] for response in responses]
+    """The responses to one item: [log-likelihood, greedy] of a continuation, [log-likelihood] of a text, or a text."""
+    return [value if isinstance(value, str) else _numbers(value) for value in (response[0] for response in responses)]
+
+
+def _numbers(value: Any) -> list[Any]:
+    score, *greedy = value if isinstance(value, (list, tuple)) else (value,)
+    return [round(score, 6), *greedy]
 
 
 def differences(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    """How the answers of a run differ: log-likelihoods in nats, greedy flags and texts by their share of equal ones."""
-    pairs = [
-        (a, b) for x, y in zip(ours["answers"], reference["answers"], strict=True) for a, b in zip(x, y, strict=True)
-    ]
+    """How the answers of a run differ: the number of equal texts or flags, and log-likelihoods in nats."""
+    both = zip(ours["answers"], reference["answers"], strict=True)
+    pairs = [pair for one in both for pair in zip(*one, strict=True)]
+    out: dict[str, float] = {"answers": len(pairs)}
     if isinstance(pairs[0][0], str):
-        return {"answers": len(pairs), "equal": sum(a == b for a, b in pairs)}
-    numbers = [tuple(v[0] if isinstance(v, (list, tuple)) else v for v in pair) for pair in pairs]
-    off = [abs(a - b) for a, b in numbers]
-    equal = sum(a[1] == b[1] if isinstance(a, (list, tuple)) else True for a, b in pairs)
-    largest = max(abs(b) for _, b in numbers)
-    return {
-        "answers": len(pairs), "equal": equal, "largest": max(off), "mean": statistics.fmean(off), "magnitude": largest
-    }  # fmt: skip
+        return out | {"equal": sum(a == b for a, b in pairs)}
+    if len(pairs[0][0]) == 2:
+        out["equal"] = sum(a[1] == b[1] for a, b in pairs)
+    off = [abs(a[0] - b[0]) for a, b in pairs]
+    return out | {"largest": max(off), "mean": statistics.fmean(off), "magnitude": max(abs(b[0]) for _, b in pairs)}
 
 
 def page(found: dict[str, Any]) -> str:
@@ -159,12 +159,8 @@ def page(found: dict[str, Any]) -> str:
     for name in names[1:]:
         for run, *_ in RUNS:
             d = differences(engines[name]["runs"][run], engines[REFERENCE]["runs"][run])
-            rest = (f"{d['largest']:.1e} | {d['mean']:.1e} | {d['magnitude']:.1f}") if "largest" in d else "| |"
-            lines.append(f"| {name} | {run} | {d['answers']} | {d['equal']} | {rest} |")
-    lines += ["", "## Seconds", "", "| run | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
-    for run, *_ in RUNS:
-        seconds = (engines[name]["runs"][run]["seconds"] for name in names)
-        lines.append(f"| {run} | " + " | ".join(f"{s:.1f}" for s in seconds) + " |")
+            numbers = [f"{d[k]:{form}}" if k in d else "" for k, form in COLUMNS.items()]
+            lines.append(f"| {name} | {run} | " + " | ".join(numbers) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -178,15 +174,16 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     out = args.out.resolve()
-    os.chdir(ROOT)  # the tasks name their files from there
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
-        model = args.model
-        if args.gguf is not None:
+        if args.gguf is None:
+            model = args.model.resolve()
+        else:
             model = Path(folder) / args.gguf.stem
             dequantize(args.gguf.resolve(), model)
+        os.chdir(ROOT)  # the tasks name their files from there
         found = measure(model)
-    (out / "lm-eval.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "lm-eval.json").write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "lm-eval.md").write_text(page(found), encoding="utf-8")
 
 

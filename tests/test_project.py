@@ -108,7 +108,9 @@ def test_the_readme_has_examples() -> None:
     assert len(COMMANDS) >= 4
 
 
-@pytest.mark.parametrize(("script", "name"), [("bench_gpu", "gpu-nvidia-h200"), ("bench_peers", "peers")])
+@pytest.mark.parametrize(
+    ("script", "name"), [("bench_gpu", "gpu-nvidia-h200"), ("bench_peers", "peers"), ("eval_peers", "lm-eval")]
+)
 def test_pages_match_their_measurements(script: str, name: str) -> None:
     spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
     assert spec is not None
