@@ -1,4 +1,4 @@
-"""Chat templates and their limits, conversations and their cache, and the chat, inspect and perplexity commands."""
+"""Chat templates and their limits, conversations and their cache, and the chat and inspect commands."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ import random_models
 
 from llamagpu import LLM, gpu
 from llamagpu.cli.main import run
-from llamagpu.engine.perplexity import perplexity
 from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.model import bundled_models, parse_config
+from llamagpu.model import parse_config
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.sources import HuggingFace
 from llamagpu.text import ChatTemplate, ChatTemplates, Conversation, Rendered, special_tokens
@@ -527,62 +526,3 @@ def test_inspect(capsys: pytest.CaptureFixture[str], story: LLM) -> None:
 
 def _entries(llm: LLM) -> list:
     return list(llm._prepared.source.checkpoint.entries.values())
-
-
-# --- perplexity ----------------------------------------------------------------------------
-
-
-def test_perplexity_is_the_mean_surprise(story: LLM) -> None:
-    """A single window matches one pass over the whole text. Overlapping windows match a calculation by hand."""
-    ids = story.tokenize(
-        story.generate("Once upon a time", temperature=1.0, seed=4, max_tokens=240, ignore_eos=True).text
-    )
-    logits = story.logits(ids).astype(np.float64)
-    surprise = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]
-    found = perplexity(story, ids)
-    assert found.tokens == len(ids) - 1
-    assert abs(found.nats_per_token - surprise.mean()) < 1e-5
-    assert abs(found.perplexity - np.exp(surprise.mean())) < 1e-3
-    overlapping = perplexity(story, ids, window=64, stride=16)
-    assert overlapping.tokens == found.tokens
-    total, done = 0.0, 1
-    for begin in range(0, len(ids), 16):
-        part = ids[begin : begin + 64]
-        rows = story.logits(part).astype(np.float64)
-        for at in range(done - begin, len(part)):
-            total += np.log(np.exp(rows[at - 1]).sum()) - rows[at - 1, part[at]]
-        done = max(done, begin + len(part))
-    assert abs(overlapping.nats_per_token - total / found.tokens) < 1e-5
-    for bad in ({"window": 1}, {"window": 513}, {"window": 64, "stride": 65}, {"stride": 0}):
-        with pytest.raises(UsageError):
-            perplexity(story, ids, **bad)
-    with pytest.raises(UsageError):
-        perplexity(story, ids[:1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "size"), [("tinystories-656k", 50000), ("own", 9000)])
-def test_int8_costs_next_to_nothing(model: str, size: int, shared: Path, story: LLM, device: gpu.Device) -> None:
-    """int8 in groups of 64: perplexity within 0.5 % of the weights as they are stored; int4 within 25 %."""
-    directory = bundled_models() / "stories" if model == "own" else shared / "models" / model
-    text = (shared / "text" / "tinystories_val_794KB.txt").read_bytes()[:size].decode("utf-8", "ignore")
-    found = {}
-    for dtype in ("auto", "int8", "int4"):
-        with LLM(directory, device=device, dtype=dtype) as llm:
-            found[dtype] = perplexity(llm, llm.tokenize(text)).perplexity
-    assert abs(found["int8"] / found["auto"] - 1) < 0.005
-    assert found["int4"] / found["auto"] < 1.25
-
-
-def test_perplexity_command(capsys: pytest.CaptureFixture[str], story: LLM, tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("Once upon a time there was a little girl. She liked to play. é")
-    assert run(["perplexity", str(path), "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert whole["tokens"] > 10
-    assert whole["perplexity"] > 1
-    assert run(["perplexity", str(path), "--bytes", "42"]) == 0
-    assert float(capsys.readouterr().out) > 1
-    path.write_bytes(b"\xff\xff")
-    assert run(["perplexity", str(path)]) == 2
-    assert run(["perplexity", str(tmp_path / "none")]) == 2

@@ -16,8 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "llamagpu"
 # A room (a package) may import itself and the rooms listed for it.
-ROOMS = ("cli", "bench", "engine", "model", "text", "kernels", "gpu")
+ROOMS = ("evaluation", "cli", "bench", "engine", "model", "text", "kernels", "gpu")
 MAY_IMPORT = {
+    "evaluation": {"cli", "engine", "text"},
     "cli": {"bench", "engine", "model", "text", "kernels", "gpu"},
     "bench": {"engine", "model", "kernels", "gpu"},
     "engine": {"model", "text", "kernels", "gpu"},
@@ -113,6 +114,7 @@ def test_the_readme_has_examples() -> None:
         ("bench_gpu", "gpu-nvidia-h200"),
         ("bench_peers", "peers"),
         ("check_models", "models"),
+        ("eval_peers", "lm-eval"),
         ("make_template_goldens", "chat-templates"),
     ],
 )

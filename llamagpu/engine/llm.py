@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu import gpu
-from llamagpu.engine.arguments import adapter_name, items, whole_number
+from llamagpu.engine.arguments import adapter_name, items, whole_in, whole_number
 from llamagpu.engine.params import (
     CHAT_DEFAULTS,
     ChatOptions,
@@ -24,8 +24,8 @@ from llamagpu.engine.prompts import Prompt, Prompts, is_prompt, prompts_of
 from llamagpu.engine.request import Request
 from llamagpu.engine.result import Result
 from llamagpu.engine.session import Session
-from llamagpu.engine.stream import Stream, next_event
-from llamagpu.errors import DeviceLostError, LlamaGPUError, Unique, UsageError
+from llamagpu.engine.stream import Stream, wait_logits
+from llamagpu.errors import DeviceLostError, Unique, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
@@ -117,6 +117,13 @@ class LLM(Unique):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self._session.model.sizes
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens that the tokenizer's config names: ``bos_token``, ``eos_token``, …"""
+        vocab = self._tokenizer.vocab
+        named = special_tokens(self._prepared.source.tokenizer_config())
+        return {name: vocab[token] for name, token in named.items() if token in vocab}
 
     @property
     def chat_templates(self) -> ChatTemplates:
@@ -248,18 +255,14 @@ class LLM(Unique):
         request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse)
         return Stream(self._session.engine, request, self._tokenizer, self.context, params.stop)
 
-    def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
-        """The model's logits for every position: float32 [len(ids), vocab_size]. Adds no BOS."""
-        request = Request(tuple(self._prompt_ids(items(ids, "token ids"))), 1, want_logits=True)
-        sequence = self._session.engine.submit(request)
-        out: npt.NDArray[np.float32] | str
-        try:
-            out = next_event(sequence)
-        finally:
-            sequence.cancelled.set()
-        if isinstance(out, str):
-            raise LlamaGPUError("The computation was cancelled.")
-        return out
+    def logits(self, ids: Iterable[int], *, first: int = 0, reuse: bool = False) -> npt.NDArray[np.float32]:
+        """The model's logits for the positions from ``first`` on: float32 [len(ids) - first, vocab_size]. Adds no BOS.
+
+        ``reuse`` takes the beginning of the ids from the cache, if earlier calls left it there; last bits may differ.
+        """
+        prompt = tuple(self._prompt_ids(items(ids, "token ids")))
+        first = whole_in("first", first, 0, len(prompt) - 1)
+        return wait_logits(self._session.engine, Request(prompt, 1, want_logits=True, first=first, reuse=reuse))
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self._session.closed:

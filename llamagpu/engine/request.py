@@ -46,7 +46,8 @@ class Request:
     Attributes:
         prompt: token ids.
         limit: the most tokens to make, by max_tokens and the context.
-        want_logits: give the logits of every position instead of new tokens.
+        want_logits: give logits instead of new tokens.
+        first: the first position whose logits are wanted.
         reuse: take the beginning of the prompt from the cache, if earlier sequences left it there.
     """
 
@@ -56,6 +57,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     bias: Mapping[int, float] = field(default_factory=dict)
     want_logits: bool = False
+    first: int = 0
     reuse: bool = False
 
     @property

@@ -44,7 +44,10 @@ class Runner:
         """Give a sequence its slot and pages, and set the slot's counts and bias; False if the cache has no room
         now."""
         request = sequence.request
-        pages = self._model.cache.take(request.most, sequence.tokens if request.reuse else ())
+        prefix = sequence.tokens if request.reuse else []
+        if request.want_logits:
+            prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
+        pages = self._model.cache.take(request.most, prefix)
         if pages is None:
             return False
         sequence.pages, sequence.length = pages, pages.cached
@@ -129,7 +132,9 @@ class Runner:
             self._state.drop(flight.reading)
 
     def _collect_logits(self, sequence: Sequence, rows: int) -> None:
-        for first in range(0, rows, HEAD_ROWS):
+        """Read the wanted logits of the last chunk, which had ``rows`` positions."""
+        unwanted = max(0, sequence.request.first - (sequence.length - rows))
+        for first in range(unwanted, rows, HEAD_ROWS):
             count = min(HEAD_ROWS, rows - first)
             padded = bucket(count, BATCHES)
             self._state.pick([min(i, rows - 1) for i in range(first, first + padded)])

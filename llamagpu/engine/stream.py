@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llamagpu.engine.engine import Engine
 from llamagpu.engine.request import Request, Sequence, Token
 from llamagpu.engine.result import Result, Stopwatch
-from llamagpu.errors import Unique
+from llamagpu.errors import LlamaGPUError, Unique
 from llamagpu.text import StopFilter, TextStream, Tokenizer
 
 
@@ -25,6 +28,19 @@ def next_event(sequence: Sequence) -> Any:
         if isinstance(event, Exception):
             raise event
         return event
+
+
+def wait_logits(engine: Engine, request: Request) -> npt.NDArray[np.float32]:
+    """Run a request for logits, and wait for them."""
+    sequence = engine.submit(request)
+    out: npt.NDArray[np.float32] | str
+    try:
+        out = next_event(sequence)
+    finally:
+        sequence.cancelled.set()
+    if isinstance(out, str):
+        raise LlamaGPUError("The computation was cancelled.")
+    return out
 
 
 class Stream(Unique, Iterator[str]):

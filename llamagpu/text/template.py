@@ -59,7 +59,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special: Mapping[str, str], reserved: Collection[str] = ()):
-        self._special = dict(special)
+        self.source, self._special = source, dict(special)
         made = environment()
         try:
             tree = made.parse(source)

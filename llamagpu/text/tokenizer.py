@@ -65,6 +65,11 @@ class Tokenizer:
         bos = vocab.get(token_text(config.get("bos_token")) or "")
         return (bos, True) if config.get("add_bos_token") is True and bos is not None else (None, False)
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Ids by token, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text. Special tokens in it are recognised.
 
