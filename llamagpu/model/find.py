@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 _SILENT_SECONDS = 3.0  # time to wait for the hub before a line is logged
 _HUB_TIMEOUT_SECONDS = 5.0
-_KINDS = "A model is a directory, a safetensors file or a hub id."
+_KINDS = "A model is a directory, a safetensors or GGUF file, or a hub id."
 
 
 def bundled_models() -> Path:
@@ -33,13 +33,13 @@ def bundled_models() -> Path:
 
 
 def find_model(model: str | Path | None, revision: str | None = None) -> Path:
-    """The directory of a model: the bundled one (None), a directory, a safetensors file in one, or a hub id.
+    """The directory of a model, or its GGUF file: the bundled model (None), a path, or a hub id.
 
     A hub id is downloaded (config, tokenizer, safetensors) or taken from the hub's cache.
 
     Raises:
         ModelNotFoundError: the path does not exist, or the hub cannot be reached and its cache lacks the model.
-        UnsupportedModelError: it is a GGUF file or a LoRA adapter.
+        UnsupportedModelError: it is a LoRA adapter.
     """
     if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
         return bundled_models() / DEFAULT_MODEL
@@ -48,7 +48,8 @@ def find_model(model: str | Path | None, revision: str | None = None) -> Path:
     path = Path(model).expanduser()
     if revision is not None and path.exists():
         raise UsageError(f"{path} has no revision {revision!r}.", "It is a path here; only hub ids have revisions.")
-    _refuse_gguf(path)
+    if _is_gguf(path):
+        return path
     if path.is_dir():
         return _refuse_adapter(path)
     if path.is_file() and path.suffix == ".safetensors":
@@ -69,22 +70,17 @@ def is_hub_id(model: str | Path) -> bool:
     return isinstance(model, str) and not Path(model).expanduser().exists() and bool(_HUB_ID.fullmatch(model))
 
 
-def _refuse_gguf(path: Path) -> None:
-    if path.is_dir():
-        return
+def _is_gguf(path: Path) -> bool:
+    """Whether a file is in llama.cpp's format."""
+    if not path.is_file():
+        return False
     begins = b""
-    if path.is_file():
-        try:
-            with path.open("rb") as file:
-                begins = file.read(4)
-        except OSError:  # the next read reports the error
-            pass
-    if begins == b"GGUF" or path.suffix.lower() == ".gguf":
-        raise UnsupportedModelError(
-            f"{path} is a GGUF file.",
-            "That is llama.cpp's format, which is not supported.",
-            "Use the model's safetensors, or convert it with transformers (option gguf_file of from_pretrained).",
-        )
+    try:
+        with path.open("rb") as file:
+            begins = file.read(4)
+    except OSError:  # the next read reports the error
+        pass
+    return begins == b"GGUF" or path.suffix.lower() == ".gguf"
 
 
 def _refuse_adapter(directory: Path) -> Path:

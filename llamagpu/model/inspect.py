@@ -14,15 +14,15 @@ from llamagpu.model.forward import arena_bytes
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.model import prepare
 from llamagpu.model.sizes import plan_sizes
-from llamagpu.model.sources import open_directory
+from llamagpu.model.sources import open_path
 
 
 def inspect_model(model: str | None, revision: str | None, device: Device | None) -> dict[str, Any]:
     """The facts that ``llamagpu inspect`` prints, as JSON values."""
     on_hub = model is not None and is_hub_id(model)
-    source = hub_headers(str(model), revision) if on_hub else open_directory(find_model(model, revision))
+    source = hub_headers(str(model), revision) if on_hub else open_path(find_model(model, revision))
     prepared = prepare(source)
-    layout, c, entries = prepared.layout, prepared.config, source.checkpoint.entries
+    layout, c, entries = prepared.layout, prepared.config, source.entries
     contexts = sorted({min(n, c.max_position_embeddings) for n in (512, 2048, 4096, 8192, 32768, 131072)})
     config = json.loads(json.dumps(asdict(c)))
     config["layers"] = config["layers"][0]

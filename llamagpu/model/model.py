@@ -16,7 +16,7 @@ from llamagpu.model.forward import Forward, make_arena
 from llamagpu.model.layout import DTYPES, FLOATS, Layout
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
-from llamagpu.model.sources import RandomWeights, Source, open_directory
+from llamagpu.model.sources import RandomWeights, Source, open_path
 from llamagpu.model.weights import Progress, Weights, load_weights, random_weights
 
 log = logging.getLogger("llamagpu")
@@ -71,9 +71,9 @@ def _dtype_name(dtype: Any, option: str, known: tuple[str, ...]) -> str:
 
 
 def prepare(source: Source | Path, dtype: str = "auto") -> Prepared:
-    """Read a source's config and headers, and check them against one another. A path is a model directory."""
+    """Read a source's config and headers, and check them against one another. A path is a directory or a GGUF file."""
     if isinstance(source, Path):
-        source = open_directory(source)
+        source = open_path(source)
     config = parse_config(source.config(), source.generation_config())
     return Prepared(source, config, Layout(config, source, dtype))
 

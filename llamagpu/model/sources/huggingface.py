@@ -12,10 +12,9 @@ import numpy.typing as npt
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
 from llamagpu.gpu import Affine
 from llamagpu.model.config import Config, parse_config
-from llamagpu.model.sources.safetensors import Checkpoint, load_json, open_checkpoint
-from llamagpu.model.sources.source import Quantized, Rows, Stored
+from llamagpu.model.sources.safetensors import Checkpoint, Entry, load_json, open_checkpoint
+from llamagpu.model.sources.source import Quantized, Rows, Stored, paired_rows
 
-_ROTATED = (".q_proj.", ".k_proj.")
 _BARE = ("embed_tokens.", "layers.", "norm.")  # how names begin in checkpoints of base models, without "model."
 
 
@@ -35,6 +34,11 @@ class HuggingFace:
             raise
         except OSError as e:
             raise UnsupportedModelError(f"The files of {self.directory} cannot be read.", str(e)) from None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """See ``Source.entries``."""
+        return self.checkpoint.entries
 
     @cached_property
     def _config(self) -> Config:
@@ -103,17 +107,8 @@ class HuggingFace:
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
         """See ``Source.rows``."""
-        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[self._own_rows(name, rows)]
+        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[paired_rows(name, rows, self._config)]
         return values
-
-    def _own_rows(self, name: str, rows: Rows) -> Rows:
-        """Rows of the checkpoint: rotary pairs lie half a head apart there."""
-        if not any(part in name for part in _ROTATED):
-            return rows
-        d = self._config.head_dim
-        within = rows % d
-        own: Rows = rows - within + within // 2 + within % 2 * (d // 2)
-        return own
 
 
 class Mlx(HuggingFace):
@@ -163,7 +158,7 @@ class Mlx(HuggingFace):
         """See ``Source.rows``."""
         if not isinstance(self._stored[name].format, Affine):
             return super().rows(name, rows)
-        own = self._own_rows(name, rows)
+        own = paired_rows(name, rows, self._config)
         weight = self._own_names[name]
         packed, scales, biases = (self.checkpoint.read(_beside(weight, s))[own] for s in ("weight", "scales", "biases"))
         return packed, scales, biases

@@ -15,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Affine
+from llamagpu.model.config import Config
 
 Rows = npt.NDArray[np.int64]
 Quantized = tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any]]
 Format = str | Affine
+_ROTATED = (".q_proj.", ".k_proj.", ".q_norm.", ".k_norm.", ".query_layernorm.", ".key_layernorm.")
+_FUSED = ".qkv_proj."
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,26 @@ class Stored:
     format: Format
 
 
+class Entry(Protocol):
+    """A tensor of a file: its dtype by the format's own name, and its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """F32, Q4_K, …"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+
+
 class Source(Protocol):
     """A model that can be loaded. ``name`` is its name in messages."""
 
     name: str
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Every tensor of the files under its name there, with its dtype and shape there."""
 
     def config(self) -> dict[str, Any]:
         """The keys of config.json, under their names there."""
@@ -55,3 +74,17 @@ class Source(Protocol):
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
         """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; for a quantized tensor its packed
         values, scales and biases. Rotary pairs of q and k are adjacent rows."""
+
+
+def paired_rows(name: str, rows: Rows, config: Config) -> Rows:
+    """Rows of a tensor whose rotary pairs lie half a head apart, in the order that makes the pairs adjacent. Other
+    tensors keep their rows."""
+    if _FUSED in name:
+        return np.where(rows < config.q_size + config.kv_size, _paired(rows, config.head_dim), rows)
+    return _paired(rows, config.head_dim) if any(part in name for part in _ROTATED) else rows
+
+
+def _paired(rows: Rows, head_dim: int) -> Rows:
+    within = rows % head_dim
+    own: Rows = rows - within + within // 2 + within % 2 * (head_dim // 2)
+    return own
