@@ -166,6 +166,10 @@ def _mistral3(m: Metadata, c: Values) -> None:
         c["rope_parameters"]["llama_4_scaling_beta"] = beta
 
 
+def _smollm3(m: Metadata, c: Values) -> None:
+    c["no_rope_layers"] = [int((i + 1) % 4 != 0) for i in range(c["num_hidden_layers"])]
+
+
 def _granite(m: Metadata, c: Values) -> None:
     if m.get("rope.scaling.finetuned") is False:
         raise m.bad("rope.scaling.finetuned", "models without rotary embedding are not supported")
@@ -217,14 +221,14 @@ def _exaone4(m: Metadata, c: Values) -> None:
     _sliding(m, c, 4 if m.integer("attention.sliding_window", 0) else 0)
 
 
-_HALF_SLIDING = {"use_sliding_window": False}
+_NO_WINDOW = {"use_sliding_window": False}
 _BIASES = {"attention_bias": False, "mlp_bias": False}
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama"),
     "mistral3": Family("mistral", finish=_mistral3),
-    "qwen2": Family("qwen2", halves=True, constants=_HALF_SLIDING),
-    "qwen3": Family("qwen3", halves=True, constants=_HALF_SLIDING | {"attention_bias": False}),
-    "smollm3": Family("smollm3", constants=_HALF_SLIDING | _BIASES | {"no_rope_layer_interval": 4}),
+    "qwen2": Family("qwen2", halves=True, constants=_NO_WINDOW),
+    "qwen3": Family("qwen3", halves=True, constants=_NO_WINDOW | {"attention_bias": False}),
+    "smollm3": Family("smollm3", constants=_NO_WINDOW | _BIASES | {"no_rope_layer_interval": 4}, finish=_smollm3),
     "granite": Family("granite", finish=_granite),
     "granitehybrid": Family("granite", finish=_granite_hybrid),
     "olmo2": Family("olmo2", halves=True, names=_POST_NORMS, constants={"attention_bias": False}, finish=_olmo2),
