@@ -15,8 +15,16 @@ from llamagpu.model.sources.gguf.blocks import BLOCKS
 Metadata = Mapping[str, tuple[str, Any]]
 # Bytes of a block that are float16: random ones would be NaN or huge.
 HALVES = {
-    **{"Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2)},
-    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)},
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
 }
 VOCABULARY: dict[str, tuple[str, Any]] = {
     "tokenizer.ggml.model": ("STRING", "gpt2"),

@@ -143,9 +143,12 @@ def stored_format(dtype: str) -> Format:
 def repack(rows: Bytes, dtype: str) -> Quantized:
     """Rows of blocks (uint8 [rows, bytes]) as packed values, scales and biases."""
     kind = BLOCKS[dtype]
-    q, scales, biases = kind.read(rows.reshape(-1, kind.nbytes))
-    if biases is None:
-        assert kind.affine.zero is not None
-        biases = scales * scales.dtype.type(-kind.affine.zero)
+    with np.errstate(
+        all="ignore"
+    ):  # scales of a broken file may be anything; the engine finds logits that are not finite
+        q, scales, biases = kind.read(rows.reshape(-1, kind.nbytes))
+        if biases is None:
+            assert kind.affine.zero is not None
+            biases = scales * scales.dtype.type(-kind.affine.zero)
     packed = pack(q.reshape(len(rows), -1).astype(np.uint32), kind.affine.bits)
     return packed, scales.reshape(len(rows), -1), biases.reshape(len(rows), -1)
