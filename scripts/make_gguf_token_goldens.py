@@ -2,8 +2,8 @@
 
     python scripts/make_gguf_token_goldens.py    # needs xllamacpp (llama.cpp as a package), gguf and tokenizers
 
-The vocabulary is learnt from the texts without splitting them, so that its tokens cross all borders: ids then show where
-a pre-tokenizer splits.
+The vocabulary is learnt from the texts without splitting them, so that its tokens cross all borders: ids then show
+where a pre-tokenizer splits.
 """
 
 from __future__ import annotations

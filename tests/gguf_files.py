@@ -59,14 +59,15 @@ def blocks(rng: np.random.Generator, rows: int, columns: int, dtype: str, size: 
     largest weight."""
     kind = BLOCKS[dtype]
     data = rng.integers(0, 256, (rows * columns // kind.values, kind.nbytes), dtype=np.uint8)
-    top = np.abs(gguf.dequantize(_with_halves(data, dtype, 1.0), GGMLQuantizationType[dtype])).max()
-    return _with_halves(data, dtype, rng.uniform(0.2, 1, (len(data), 1)) * size / top).reshape(rows, -1)
+    factors = 2 ** rng.uniform(-5, 0, (len(HALVES[dtype]), len(data), 1)) * rng.choice([-1, 1], (len(data), 1))
+    top = np.abs(values(_with_halves(data, dtype, factors), dtype)).max()
+    return _with_halves(data, dtype, factors * size / top).reshape(rows, -1)
 
 
-def _with_halves(data: np.ndarray, dtype: str, value: Any) -> np.ndarray:
+def _with_halves(data: np.ndarray, dtype: str, factors: np.ndarray) -> np.ndarray:
     out = data.copy()
-    for at in HALVES[dtype]:
-        out[:, at : at + 2] = np.broadcast_to(np.float16(value), (len(data), 1)).copy().view(np.uint8)
+    for at, half in zip(HALVES[dtype], factors.astype(np.float16), strict=True):
+        out[:, at : at + 2] = half.view(np.uint8)
     return out
 
 

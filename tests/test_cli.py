@@ -166,8 +166,8 @@ def test_model_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         3, "generate", "a", "-m", "some/model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
     )
     (tmp_path / "model.bin").write_bytes(b"GGUF\3\0\0\0")
-    for name in ("model.bin", "model.gguf"):
-        assert "a GGUF file" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / name))
+    assert "model.bin is broken" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / "model.bin"))
+    assert "no model directory" in fails_here(3, capsys, "generate", "a", "-m", str(tmp_path / "model.gguf"))
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     assert "a LoRA adapter" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / "lora"))

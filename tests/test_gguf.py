@@ -79,10 +79,11 @@ def assert_same_logits(path: Path, wide: Path, device: Device) -> None:
     assert np.abs(got - expected).max() <= BAR * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("size", [0.05, 1000.0])  # with and without subnormal scales
 @pytest.mark.parametrize("dtype", BLOCKS)
-def test_blocks_are_held_exactly(dtype: str) -> None:
+def test_blocks_are_held_exactly(dtype: str, size: float) -> None:
     """Every bit pattern of a block: scale · q + bias in float32 is what the package ``gguf`` makes of it."""
-    rows = gguf_files.blocks(np.random.default_rng(1), 64, 1024, dtype)
+    rows = gguf_files.blocks(np.random.default_rng(1), 64, 1024, dtype, size)
     expected = gguf_files.values(rows, dtype)
     affine = BLOCKS[dtype].affine
     stored = repack(rows, dtype)

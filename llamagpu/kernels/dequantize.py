@@ -22,6 +22,9 @@ FORMATS = (
     "int4-g32-f16-z8",
     "int4-g64-bf16-z8",
     "int8-g32-f32-z128",
+    "int4-g16-f32",
+    "int4-g16-f32-z8",
+    "int8-g16-f32-z32",
 )
 
 
