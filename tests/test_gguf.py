@@ -25,6 +25,7 @@ from llamagpu.model.sources.gguf.blocks import BLOCKS, repack
 SIZES = random_models.config(
     hidden_size=256, intermediate_size=256, num_attention_heads=8, num_key_value_heads=2, head_dim=32, vocab_size=300
 ) | {"tie_word_embeddings": True}
+RNG = np.random.default_rng(5)
 BAR = 5e-5  # of the largest logit
 # Types of Q4_K_M and its like: the most important tensors have more bits.
 MIXED = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q8_0", "attn_k": "Q5_0", "ffn_gate": "Q5_K"}
@@ -230,12 +231,17 @@ def test_unsupported_tensor_types_are_named(tmp_path: Path) -> None:
 
 def test_unsupported_tensors_and_kinds_are_named(tmp_path: Path) -> None:
     metadata = gguf_files.llama_metadata(SIZES)
-    more = model_tensors({}, "F32") | {"blk.0.ffn_gate_inp.weight": (np.zeros((8, 256), np.float32), "F32")}
+    plain = model_tensors({}, "F32")
+    more = plain | {"blk.0.ffn_gate_inp.weight": (np.zeros((8, 256), np.float32), "F32")}
     cases = {
         "ffn_gate_inp": (metadata, more),
         "clip": (metadata | {"general.architecture": ("STRING", "clip")}, {}),
         "adapter": (metadata | {"general.type": ("STRING", "adapter")}, {}),
-        "expert_count": (metadata | {"llama.expert_count": ("UINT32", 8)}, model_tensors({}, "F32")),
+        "expert_count": (metadata | {"llama.expert_count": ("UINT32", 8)}, plain),
+        "Only matrices": (
+            metadata,
+            plain | {"output_norm.weight": (gguf_files.blocks(RNG, 1, 256, "Q8_0")[0], "Q8_0")},
+        ),
         "token_embd": (metadata, {}),
     }
     for word, (fields, tensors) in cases.items():

@@ -145,6 +145,7 @@ def test_an_attention_only_hybrid_is_a_granite(tmp_path: Path) -> None:
         ({"llama.block_count": ("STRING", "two")}, "block_count"),
         ({"llama.attention.layer_norm_rms_epsilon": ("FLOAT32", float("nan"))}, "layer_norm_rms_epsilon"),
         ({"llama.rope.scaling.type": ("STRING", "ntk")}, "rope.scaling.type"),
+        ({"llama.attention.causal": ("BOOL", False)}, "attention.causal"),
         ({"llama.feed_forward_length": ("ARRAY", [48, 64])}, "layers that differ"),
     ],
 )

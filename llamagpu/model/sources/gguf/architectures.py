@@ -134,6 +134,8 @@ def config_of(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], 
     for key, name in (("attention_bias", "blk.0.attn_q.bias"), ("mlp_bias", "blk.0.ffn_gate.bias")):
         if family.model_type in ("llama", "granite"):
             c[key] = name in shapes
+    if m.get("attention.causal") is False:
+        raise m.bad("attention.causal", "models that see all positions are not supported")
     m.refuse_unread()
     return c
 
@@ -156,6 +158,12 @@ def _sliding(m: Metadata, c: Values, period: int, default: int | None = None) ->
         local = [bool(period) and (i + 1) % period != 0 for i in range(count)]
     c["sliding_window"] = window
     c["layer_types"] = ["sliding_attention" if window and flag else "full_attention" for flag in local]
+
+
+def _one_theta(m: Metadata, c: Values) -> None:
+    theta = c["rope_parameters"]["rope_theta"]
+    if m.number("rope.freq_base_swa", theta) != theta:
+        raise m.bad("rope.freq_base_swa", "the layers of this architecture have one base")
 
 
 def _mistral3(m: Metadata, c: Values) -> None:
@@ -193,6 +201,7 @@ def _olmo2(m: Metadata, c: Values) -> None:
     if m.integer("attention.sliding_window", 0):
         c["model_type"] = "olmo3"
         _sliding(m, c, 4)
+        _one_theta(m, c)
 
 
 def _phi3(m: Metadata, c: Values) -> None:
@@ -201,6 +210,7 @@ def _phi3(m: Metadata, c: Values) -> None:
 
 def _gemma2(m: Metadata, c: Values) -> None:
     _sliding(m, c, 2, 4096)
+    _one_theta(m, c)
     c["attn_logit_softcapping"] = m.number("attn_logit_softcapping", 0.0) or None
     c["final_logit_softcapping"] = m.number("final_logit_softcapping", 0.0) or None
     large = c["num_hidden_layers"] == 46  # the model of 27B; files do not store the scale
@@ -219,6 +229,7 @@ def _gemma3(m: Metadata, c: Values) -> None:
 
 def _exaone4(m: Metadata, c: Values) -> None:
     _sliding(m, c, 4 if m.integer("attention.sliding_window", 0) else 0)
+    _one_theta(m, c)
 
 
 _NO_WINDOW = {"use_sliding_window": False}

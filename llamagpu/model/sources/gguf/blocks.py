@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Affine
-from llamagpu.kernels.quantization import pack
 from llamagpu.model.sources.source import Format, Quantized
 
 Bytes = npt.NDArray[np.uint8]
@@ -150,5 +149,6 @@ def repack(rows: Bytes, dtype: str) -> Quantized:
         if biases is None:
             assert kind.affine.zero is not None
             biases = scales * scales.dtype.type(-kind.affine.zero)
-    packed = pack(q.reshape(len(rows), -1).astype(np.uint32), kind.affine.bits)
+    data = np.ascontiguousarray(q if kind.affine.bits == 8 else q[:, ::2] | q[:, 1::2] << 4, np.uint8)
+    packed = data.reshape(len(rows), -1).view(np.uint32)
     return packed, scales.reshape(len(rows), -1), biases.reshape(len(rows), -1)

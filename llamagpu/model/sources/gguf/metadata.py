@@ -13,7 +13,7 @@ from llamagpu.errors import UnsupportedModelError, shown
 # Keys that change no result of a forward pass, or that others repeat.
 _WITHOUT_EFFECT = frozenset(
     (
-        *("vocab_size", "tensor_data_layout", "attention.causal", "attention.layer_norm_epsilon", "pooling_type"),
+        *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "pooling_type"),
         *("rope.scaling.finetuned", "rope.dimension_count", "attention.key_length", "attention.value_length"),
     )
 )

@@ -58,6 +58,8 @@ def _yarn(m: Metadata, factor: float, original: int) -> dict[str, Any]:
         "beta_fast": m.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": m.number("rope.scaling.yarn_beta_slow", 1.0),
     }
+    if m.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+        raise m.bad("rope.scaling.yarn_ext_factor", "only 1 is supported")
     if m.has("rope.scaling.yarn_attn_factor"):
         out["attention_factor"] = m.number("rope.scaling.yarn_attn_factor")
     if m.number("rope.scaling.yarn_log_multiplier", 0.0):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
+from llamagpu.gpu import widen_bf16
 from llamagpu.model.config import Config, parse_config
 from llamagpu.model.sources.gguf.architectures import config_of, family_of
 from llamagpu.model.sources.gguf.blocks import BLOCKS, FLOATS, repack, stored_format
@@ -40,7 +41,7 @@ class Gguf:
         for own, info in self.entries.items():
             name = self._family.tensor_name(own)
             if name is not None:
-                _require_type(own, info.dtype)
+                _require_type(own, info)
                 self.own_names[name] = own
 
     def config(self) -> dict[str, Any]:
@@ -67,9 +68,10 @@ class Gguf:
 
     def tensors(self) -> Mapping[str, Stored]:
         """See ``Source.tensors``."""
+        entries = ((name, self.entries[own]) for name, own in self.own_names.items())
         return {
-            name: Stored(self.entries[own].shape, stored_format(self.entries[own].dtype))
-            for name, own in self.own_names.items()
+            name: Stored(info.shape, "f32" if self._is_shifted(name) else stored_format(info.dtype))
+            for name, info in entries
         }
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
@@ -80,10 +82,16 @@ class Gguf:
         if info.dtype in BLOCKS:
             return repack(values.reshape(info.shape[0], -1)[own], info.dtype)
         floats: npt.NDArray[Any] = values.view(FLOATS[info.dtype][1]).reshape(info.shape)[own]
-        if self._family.norms_plus_one and "norm" in name:
-            # w from 1 + w. Exact for sums that were rounded to float32, so that the model's own 1 + w gives them back.
-            floats = floats.astype(np.float32) - np.float32(1)
-        return floats
+        if not self._is_shifted(name):
+            return floats
+        # w from 1 + w. Exact for sums that were rounded to float32, so that the model's own 1 + w gives them back.
+        wide = widen_bf16(floats) if info.dtype == "BF16" else floats.astype(np.float32)
+        shifted: npt.NDArray[Any] = wide - np.float32(1)
+        return shifted
+
+    def _is_shifted(self, name: str) -> bool:
+        """Whether the file holds 1 + w for this tensor."""
+        return self._family.norms_plus_one and "norm" in name
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -163,10 +171,14 @@ def _part(path: Path, number: int, count: int) -> Header:
     return header
 
 
-def _require_type(name: str, dtype: str) -> None:
-    if dtype not in BLOCKS and dtype not in FLOATS:
+def _require_type(name: str, info: Info) -> None:
+    if info.dtype not in BLOCKS and info.dtype not in FLOATS:
         raise UnsupportedModelError(
-            f"The tensor {name} has the type {dtype}.",
+            f"The tensor {name} has the type {info.dtype}.",
             f"Supported: {', '.join((*FLOATS, *BLOCKS))}.",
             "Choose another version of the model.",
+        )
+    if info.dtype in BLOCKS and len(info.shape) != 2:
+        raise UnsupportedModelError(
+            f"The tensor {name} of {info.dtype} blocks has the shape {list(info.shape)}.", "Only matrices have blocks."
         )

@@ -99,7 +99,12 @@ class Vocabulary:
         return types
 
     def _pretokenizer(self) -> Pretokenizer:
-        name = self._get("pre") or "default"
+        name = self._get("pre")
+        if name is None:
+            log.warning(
+                "the GGUF file does not name its pre-tokenizer; llama.cpp's default may split texts differently"
+            )
+            name = "default"
         if not isinstance(name, str) or name not in PRETOKENIZERS:
             raise _bad("pre", name, f"supported are {', '.join(PRETOKENIZERS)}")
         return PRETOKENIZERS[name]
