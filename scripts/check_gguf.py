@@ -71,9 +71,10 @@ def write(model: Path, out: Path, count: int, tokens: int) -> None:
             )
         best = [torch.topk(step[0].float(), 2).values.tolist() for step in made.logits]
         answer = made.sequences[0, len(ids) :].tolist()
-        cases.append({"prompt": prompt, "ids": ids, "answer": answer, "gaps": [a - b for a, b in best]})
+        cases.append({"prompt": prompt, "ids": ids, "answer": answer, "gaps": [round(a - b, 4) for a, b in best]})
         print(prompt, "->", tokenizer.decode(answer), file=sys.stderr)
-    out.write_text(json.dumps(cases), encoding="utf-8")
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+    out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def write_scores(model: Path, out: Path, text: Path, count: int) -> None:
