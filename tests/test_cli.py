@@ -168,7 +168,7 @@ def test_model_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "no model file" in fails_here(3, capsys, "generate", "a", "-m", str(tmp_path / "model.gguf"))
     for name in ("model.bin", "model.gguf"):
         (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")
-        assert "a GGUF file" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / name))
+        assert f"{name} is broken" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / name))
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     assert "a LoRA adapter" in fails_here(4, capsys, "generate", "a", "-m", str(tmp_path / "lora"))

@@ -13,7 +13,9 @@ from llamagpu.errors import UsageError
 
 @click.command()
 @click.argument("named", metavar="[MODEL]", required=False)
-@click.option("-m", "--model", help="A directory or a hub id, instead of the argument. [default: the bundled model]")
+@click.option(
+    "-m", "--model", help="A directory, GGUF file or hub id, instead of the argument. [default: the bundled model]"
+)
 @revision_option
 @device_option
 @click.option("--tensors", is_flag=True, help="List every tensor.")
@@ -23,8 +25,8 @@ def inspect(
 ) -> None:
     """Show MODEL's architecture, parameters and tensors, and the memory it needs by dtype and context.
 
-    MODEL is a directory or a hub id. The needs are compared with the adapter's memory. Only headers are read or
-    downloaded.
+    MODEL is a directory, a GGUF file or a hub id. The needs are compared with the adapter's memory. Only headers are
+    read or downloaded.
     """
     from llamagpu import gpu
     from llamagpu.errors import NoAdapterError

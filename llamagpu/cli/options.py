@@ -9,7 +9,9 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-model_option = click.option("-m", "--model", help="A model directory or a hub id. [default: the bundled model]")
+model_option = click.option(
+    "-m", "--model", help="A model directory, GGUF file or hub id. [default: the bundled model]"
+)
 revision_option = click.option("--revision", help="Branch, tag or commit of the hub model. [default: main]")
 shape_option = click.option(
     "--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b."

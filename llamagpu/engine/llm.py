@@ -37,7 +37,7 @@ class LLM(Unique):
     """A Llama on a GPU. Use it as a context manager, from any thread; overlapping calls run together.
 
     Args:
-        model: a directory in Hugging Face layout, a hub id, or None for the bundled model.
+        model: a directory in Hugging Face layout, a GGUF file, a hub id, or None for the bundled model.
         device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
         kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.

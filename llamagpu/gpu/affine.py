@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,23 @@ class Affine:
         """The inverse of ``str``."""
         bits, group, scales, *zero = text.split("-")
         return cls(int(bits[3:]), int(group[1:]), scales, int(zero[0][1:]) if zero else None)
+
+    @classmethod
+    def common(cls, formats: Collection[Affine]) -> Affine:
+        """The narrowest format that holds tensors of all these formats exactly.
+
+        Implied biases stay implied if one zero serves all; otherwise biases are stored, in float32, where -zero · scale
+        is exact.
+        """
+        if len(set(formats)) == 1:
+            return next(iter(formats))
+        bits, group = max(f.bits for f in formats), min(f.group for f in formats)
+        scales = {f.scales for f in formats}
+        zeros = [f.zero for f in formats if f.zero is not None]
+        zero = max(zeros, default=0)
+        shared = len(zeros) == len(formats) and all((1 << f.bits) + zero - (f.zero or 0) <= 1 << bits for f in formats)
+        kept = len(scales) == 1 and (shared or not zeros)
+        return cls(bits, group, scales.pop() if kept else "f32", zero if shared else None)
 
     def data_bytes(self, columns: int) -> int:
         """Bytes of a row's packed values."""

@@ -22,7 +22,11 @@ FORMATS = (
     "int4-g32-f16-z8",
     "int4-g64-bf16-z8",
     "int8-g32-f32-z128",
+    "int4-g16-f32",
+    "int4-g16-f32-z8",
+    "int8-g16-f32-z32",
 )
+SUBNORMAL = 1e-4  # weights whose float16 scales are subnormal, as in many GGUF files: a driver must not flush them
 
 
 def dequantize(w: Tensor, out: Tensor | None = None) -> Tensor:
@@ -52,9 +56,9 @@ def columns_for(columns: int, format: str) -> int:
     return -(-columns // group) * group
 
 
-def weight_inputs(rng: np.random.Generator, rows: int, columns: int, format: str) -> Arrays:
+def weight_inputs(rng: np.random.Generator, rows: int, columns: int, format: str, size: float = 0.3) -> Arrays:
     """Random weights: ``w`` has their exact values as stored; quantized ones come with their parts."""
-    values = rng.standard_normal((rows, columns)) * 0.3
+    values = rng.standard_normal((rows, columns)) * size
     if format in FLOATS:
         return {"w": as_stored(values, format)}
     affine = Affine.parse(format)
@@ -75,7 +79,7 @@ def put_weights(bench: Bench, a: Arrays, format: str) -> Tensor:
 
 
 def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
-    return weight_inputs(rng, d["rows"], columns_for(d["columns"], d["format"]), d["format"])
+    return weight_inputs(rng, d["rows"], columns_for(d["columns"], d["format"]), d["format"], d.get("size", 0.3))
 
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
@@ -107,6 +111,7 @@ KERNEL = Kernel(
         *({"rows": 1, "columns": 1, "format": f} for f in FORMATS),
         *({"rows": 33, "columns": 97, "format": f} for f in FORMATS),
         {"rows": 576, "columns": 1536, "format": "int4-g64-f16"},
+        *({"rows": 5, "columns": 96, "format": f, "size": SUBNORMAL} for f in ("int8-g32-f16-z128", "int4-g32-f16")),
         {"rows": 140000, "columns": 120, "format": "bf16"},
     ),
     random=_random,

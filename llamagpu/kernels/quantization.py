@@ -78,6 +78,21 @@ def dequantize_rows(stored: Quantized, affine: Affine) -> npt.NDArray[np.float64
     return out
 
 
+def widen_rows(stored: Quantized, affine: Affine, wider: Affine) -> Quantized:
+    """Rows in a wider format with exactly the same values; see ``Affine.common``."""
+    packed, scales, biases = stored
+    q = unpack(packed, affine.bits)
+    if wider.zero is not None:
+        q = q + np.uint32(wider.zero - (affine.zero or 0))
+    if affine.scales != wider.scales:
+        scales, biases = (widen_bf16(a) if affine.scales == "bf16" else a.astype(np.float32) for a in (scales, biases))
+    zero = affine.zero if wider.zero is None else wider.zero
+    if zero is not None:
+        biases = scales * scales.dtype.type(-zero)
+    repeats = affine.group // wider.group
+    return pack(q, wider.bits), np.repeat(scales, repeats, axis=1), np.repeat(biases, repeats, axis=1)
+
+
 def upload(tensor: Tensor, first: int, stored: Quantized) -> None:
     """Write quantized rows from row ``first`` (a multiple of ``UPLOAD_ROWS``) on."""
     affine = tensor.affine

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from llamagpu.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from llamagpu.errors import ModelNotFoundError, UsageError
 from llamagpu.model.hub import adapter_error, hub_file, hub_model, repo_of
-from llamagpu.model.sources import Source, open_directory
+from llamagpu.model.sources import Source, open_path
 
 DEFAULT_MODEL = "stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -72,20 +71,10 @@ def open_source(path: Path) -> Source:
         ModelNotFoundError: a file of the directory is missing.
         UnsupportedModelError: a file is broken.
     """
+    found = open_path(path)
     if path.is_dir():
-        found = open_directory(path)
         found.name = repo_of(path) or found.name
-        return found
-    if importlib.util.find_spec("llamagpu.model.sources.gguf") is None:
-        raise UnsupportedModelError(
-            f"{path} is a GGUF file.",
-            "That is llama.cpp's format, which is not supported.",
-            "Use the model's safetensors, or convert it with transformers (option gguf_file of from_pretrained).",
-        )
-    from llamagpu.model.sources.gguf import open_gguf  # type: ignore[import-not-found, unused-ignore]
-
-    source: Source = open_gguf(path)
-    return source
+    return found
 
 
 def is_hub_id(model: str | Path) -> bool:

@@ -15,7 +15,6 @@ from llamagpu.model.hub import hub_headers, is_cached
 from llamagpu.model.layout import DTYPES, Layout
 from llamagpu.model.model import prepare
 from llamagpu.model.sizes import KV_DTYPES, plan_sizes
-from llamagpu.model.sources import HuggingFace, Source
 
 
 def inspect_model(model: str | None, revision: str | None, device: Device | None) -> dict[str, Any]:
@@ -24,15 +23,15 @@ def inspect_model(model: str | None, revision: str | None, device: Device | None
     on_hub = named and not is_cached(str(model), revision)
     source = hub_headers(str(model), revision) if on_hub else open_source(find_model(model, revision))
     prepared = prepare(source)
-    layout, c, tensors = prepared.layout, prepared.config, _tensors(source)
+    layout, c, entries = prepared.layout, prepared.config, source.entries
     contexts = sorted({min(n, c.max_position_embeddings) for n in (512, 2048, 4096, 8192, 32768, 131072)})
     config = json.loads(json.dumps(asdict(c)))
     return {
         "model": str(model) if named else prepared.name,
         "config": config,
         "parameters": layout.parameters,
-        "tensors": len(tensors),
-        "stored": sorted({str(t["dtype"]) for t in tensors}),
+        "tensors": len(entries),
+        "stored": sorted({e.dtype for e in entries.values()}),
         "weight_bytes": {dtype: layout.with_dtype(dtype).nbytes for dtype in DTYPES},
         "contexts": [
             {
@@ -45,17 +44,8 @@ def inspect_model(model: str | None, revision: str | None, device: Device | None
             for n in contexts
         ],
         "adapter": None if device is None else _against(layout, device),
-        "tensor_list": tensors,
+        "tensor_list": [{"name": n, "dtype": e.dtype, "shape": list(e.shape)} for n, e in sorted(entries.items())],
     }
-
-
-def _tensors(source: Source) -> list[dict[str, Any]]:
-    """Every tensor: as a safetensors file has it, or as the source describes it."""
-    if isinstance(source, HuggingFace):
-        stored = {name: (e.dtype, e.shape) for name, e in source.checkpoint.entries.items()}
-    else:
-        stored = {name: (str(t.format), t.shape) for name, t in source.tensors().items()}
-    return [{"name": name, "dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in sorted(stored.items())]
 
 
 def _against(layout: Layout, device: Device) -> dict[str, Any]:

@@ -194,8 +194,7 @@ class Layout:
 
     def _matrix(self, key: Key, columns: int, pieces: list[tuple[str, Rows]]) -> None:
         found = tuple(self._piece(role, key.layer, rows, columns) for role, rows in pieces)
-        formats = {p.stored.format for p in found}
-        as_stored: Format = formats.pop() if len(formats) == 1 else "f32"
+        as_stored = _common([p.stored.format for p in found])
         format = as_stored
         if self.dtype in FLOATS:
             format = FLOATS[self.dtype]
@@ -232,3 +231,11 @@ class Layout:
 def _gate_up(size: int) -> list[tuple[str, Rows]]:
     """Rows of gate and up, interleaved."""
     return [("gate", 2 * np.arange(size)), ("up", 2 * np.arange(size) + 1)]
+
+
+def _common(formats: list[Format]) -> Format:
+    """The format that holds tensors of several formats exactly."""
+    affine = [f for f in formats if isinstance(f, Affine)]
+    if len(affine) == len(formats):
+        return Affine.common(affine)
+    return formats[0] if len(set(formats)) == 1 else "f32"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from llamagpu.errors import UnsupportedModelError
 from llamagpu.gpu import UPLOAD_ROWS, Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
 from llamagpu.kernels.noise import noise
-from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload
+from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload, widen_rows
 from llamagpu.model.layout import Key, Layout, Matrix, Piece, Vector
 from llamagpu.model.sources import Quantized, Rows
 
@@ -154,15 +154,20 @@ def require_finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np
 
 
 def quantized_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Quantized:
-    """Rows of a quantized matrix: as stored, or quantized now."""
+    """Rows of a quantized matrix: as stored, in a wider format with the same values, or quantized now."""
     affine = matrix.format
     assert isinstance(affine, Affine)
+    all_affine = all(isinstance(p.stored.format, Affine) for p in matrix.pieces)  # then the format holds all exactly
     slices: list[Array | None] = [None, None, None]
     for piece, mine, rows in _from_pieces(matrix, first, count):
         if not len(rows):
             continue
         if piece.stored.format == affine:
             stored = layout.source.rows(piece.name, rows)
+        elif isinstance(piece.stored.format, Affine) and all_affine:
+            quantized = layout.source.rows(piece.name, rows)
+            assert isinstance(quantized, tuple)
+            stored = widen_rows(quantized, piece.stored.format, affine)
         else:
             stored = quantize_rows(require_finite(_wide(layout, piece, rows), piece.name), affine)
         for i, part in enumerate(stored):

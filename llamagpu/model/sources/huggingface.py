@@ -7,15 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
 from llamagpu.gpu import Affine
-from llamagpu.model.architectures import ARCHITECTURES
 from llamagpu.model.config import Config, parse_config
-from llamagpu.model.sources.safetensors import Checkpoint, load_json, open_checkpoint
-from llamagpu.model.sources.source import Quantized, Rows, Stored, half_split_rows
+from llamagpu.model.sources.safetensors import Checkpoint, Entry, load_json, open_checkpoint
+from llamagpu.model.sources.source import Quantized, Rows, Stored, paired_rows
 
 _BARE = ("embed_tokens.", "layers.", "norm.")  # how names begin in checkpoints of base models, without "model."
 
@@ -36,6 +34,11 @@ class HuggingFace:
             raise
         except OSError as e:
             raise UnsupportedModelError(f"The files of {self.directory} cannot be read.", str(e)) from None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """See ``Source.entries``."""
+        return self.checkpoint.entries
 
     @cached_property
     def _config(self) -> Config:
@@ -118,19 +121,8 @@ class HuggingFace:
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
         """See ``Source.rows``."""
-        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[self._own_rows(name, rows)]
+        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[paired_rows(name, rows, self._config)]
         return values
-
-    def _own_rows(self, name: str, rows: Rows) -> Rows:
-        """Rows of the checkpoint, where rotary pairs may lie half a head apart."""
-        c = self._config
-        row = ARCHITECTURES[c.model_type]
-        role = row.rotated(name)
-        rope = next((spec.rope for spec in c.layers if spec.rope is not None), None)
-        if role is None or rope is None or row.neighbours:
-            return rows
-        own = half_split_rows(rows, c.head_dim, rope.rotary)
-        return own if role != "qkv" else np.where(rows < c.q_size + c.kv_size, own, rows)
 
 
 class Mlx(HuggingFace):
@@ -180,7 +172,7 @@ class Mlx(HuggingFace):
         """See ``Source.rows``."""
         if not isinstance(self._stored[name].format, Affine):
             return super().rows(name, rows)
-        own = self._own_rows(name, rows)
+        own = paired_rows(name, rows, self._config)
         weight = self._own_names[name]
         packed, scales, biases = (self.checkpoint.read(_beside(weight, s))[own] for s in ("weight", "scales", "biases"))
         return packed, scales, biases

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from llamagpu.errors import ModelNotFoundError, UsageError
 from llamagpu.model.architectures import ARCHITECTURES
 from llamagpu.model.config import Config, parse_config
-from llamagpu.model.sources.source import Quantized, Rows, Stored
+from llamagpu.model.sources.source import Entry, Quantized, Rows, Stored
 
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -69,6 +69,11 @@ class RandomWeights:
         if name not in SHAPES:
             raise UsageError(f"Unknown shape {name!r}.", f"Known: {', '.join(SHAPES)}.")
         self.name = name
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Nothing: no file has these tensors."""
+        return {}
 
     def config(self) -> dict[str, Any]:
         """See ``Source.config``."""

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Affine
+from llamagpu.model.architectures import ARCHITECTURES
+from llamagpu.model.config import Config
 
 Rows = npt.NDArray[np.int64]
 Quantized = tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any]]
@@ -29,22 +31,26 @@ class Stored:
     format: Format
 
 
-def half_split_rows(rows: Rows, head_dim: int, rotary: int) -> Rows:
-    """Rows of a checkpoint whose rotary pairs lie half of the rotated part apart, for rows with adjacent pairs.
+class Entry(Protocol):
+    """A tensor of a file: its dtype by the format's own name, and its shape."""
 
-    Args:
-        rows: rows of q, k, or of a norm of their heads, with adjacent pairs.
-        rotary: elements of a head that are rotated, the first ones; the others stay.
-    """
-    within = rows % head_dim
-    split = within // 2 + within % 2 * (rotary // 2)
-    return rows - within + np.where(within < rotary, split, within)
+    @property
+    def dtype(self) -> str:
+        """F32, Q4_K, …"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
 
 
 class Source(Protocol):
     """A model that can be loaded. ``name`` is its name in messages."""
 
     name: str
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Every tensor of the files under its name there, with its dtype and shape there."""
 
     def config(self) -> dict[str, Any]:
         """The keys of config.json, under their names there."""
@@ -67,3 +73,17 @@ class Source(Protocol):
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
         """Rows of a tensor as stored: float32, float16, or uint16 with bfloat16 bits; for a quantized tensor its packed
         values, scales and biases. Rotary pairs of q and k are adjacent rows."""
+
+
+def paired_rows(name: str, rows: Rows, config: Config) -> Rows:
+    """Rows of a tensor with adjacent rotary pairs, in a checkpoint whose pairs lie half of the rotated part apart.
+    Other tensors keep their rows."""
+    row = ARCHITECTURES[config.model_type]
+    role = row.rotated(name)
+    rope = next((spec.rope for spec in config.layers if spec.rope is not None), None)
+    if role is None or rope is None or row.neighbours:
+        return rows
+    within = rows % config.head_dim
+    split = within // 2 + within % 2 * (rope.rotary // 2)
+    own: Rows = rows - within + np.where(within < rope.rotary, split, within)
+    return own if role != "qkv" else np.where(rows < config.q_size + config.kv_size, own, rows)
