@@ -83,6 +83,7 @@ def write_scores(model: Path, out: Path, text: Path, count: int) -> None:
 
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(model), count + 16, 1, False
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
 
     def post(path: str, body: dict[str, Any]) -> Any:
@@ -109,7 +110,7 @@ def compare_scores(model: Path, case: dict[str, Any]) -> int:
     from llamagpu import LLM
 
     ids, listed = case["ids"], [i for i, s in enumerate(case["scores"]) if s is not None]
-    with LLM(model) as llm:
+    with LLM(model, kv_dtype="float32") as llm:
         logits = llm.logits(ids)[:-1].astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
     scores = (logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))[range(len(ids) - 1), ids[1:]]
