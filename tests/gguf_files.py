@@ -25,6 +25,8 @@ HALVES = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
 }
 VOCABULARY: dict[str, tuple[str, Any]] = {
     "tokenizer.ggml.model": ("STRING", "gpt2"),

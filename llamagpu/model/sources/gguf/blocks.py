@@ -2,7 +2,8 @@
 
 The layouts of blocks are those of ggml (``ggml-common.h``); ``gguf.quants`` has the same in numpy, as a test shows.
 Scales that are products of two numbers (the K types) need float32 to be exact; others stay float16. Values of 2 and 3
-bits are held in 4, those of 5 and 6 bits in 8.
+bits are held in 4, those of 5 and 6 bits in 8. The 4-bit values of IQ4_NL and IQ4_XS, into which llama.cpp puts tensors
+whose rows the K types do not divide, index a table of numbers of 8 bits, and are held as these.
 """
 
 from __future__ import annotations
@@ -118,6 +119,22 @@ def _q6_k(b: Bytes) -> Parts:
     return low | _quarters(b[:, 128:192], 2, 3) << 4, _f16(b, 208).astype(np.float32) * scales, None
 
 
+_TABLE = (
+    np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]) + 128
+)  # ggml's kvalues_iq4nl
+
+
+def _iq4_nl(b: Bytes) -> Parts:
+    return _TABLE.astype(np.uint8)[_nibbles(b[:, 2:])], _f16(b, 0), None
+
+
+def _iq4_xs(b: Bytes) -> Parts:
+    low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(len(b), 8)
+    high = np.ascontiguousarray(b[:, 2:4]).view(np.uint16) >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    scales = _f16(b, 0).astype(np.float32) * ((low | high << 4).astype(np.float32) - 32)
+    return _TABLE.astype(np.uint8)[_nibbles(b[:, 8:].reshape(-1, 16)).reshape(len(b), -1)], scales, None
+
+
 BLOCKS = {
     "Q8_0": Blocks(32, 34, Affine(8, 32, "f16", 128), _q8_0),
     "Q4_0": Blocks(32, 18, Affine(4, 32, "f16", 8), _q4_0),
@@ -129,6 +146,8 @@ BLOCKS = {
     "Q4_K": Blocks(256, 144, Affine(4, 32, "f32"), _q4_k),
     "Q5_K": Blocks(256, 176, Affine(8, 32, "f32"), _q5_k),
     "Q6_K": Blocks(256, 210, Affine(8, 16, "f32", 32), _q6_k),
+    "IQ4_NL": Blocks(32, 18, Affine(8, 32, "f16", 128), _iq4_nl),
+    "IQ4_XS": Blocks(256, 136, Affine(8, 32, "f32", 128), _iq4_xs),
 }
 
 
