@@ -103,21 +103,20 @@ def write_scores(model: Path, out: Path, text: Path, count: int) -> None:
     out.write_text(json.dumps({"ids": ids, "best": best, "scores": scores}), encoding="utf-8")
 
 
-def compare_scores(model: Path, case: dict[str, Any]) -> int:
-    """Whether a bar is missed."""
+def compare_scores(model: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """The share of best tokens that agree with llama.cpp, and both perplexities."""
     import numpy as np
 
     from llamagpu import LLM
 
     ids, listed = case["ids"], [i for i, s in enumerate(case["scores"]) if s is not None]
     with LLM(model, kv_dtype="float32") as llm:
-        logits = llm.logits(ids)[:-1].astype(np.float64)
+        logits, held = llm.logits(ids)[:-1].astype(np.float64), llm.sizes.weights
     top = logits.max(axis=1, keepdims=True)
     scores = (logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))[range(len(ids) - 1), ids[1:]]
     same = float(np.mean(logits.argmax(axis=1) == case["best"]))
     ours, theirs = (float(np.exp(-np.mean(s))) for s in (scores[listed], [case["scores"][i] for i in listed]))
-    print(f"{len(ids) - 1} positions: {same:.1%} of the best tokens equal, perplexity {ours:.3f} and {theirs:.3f}")
-    return int(same < 0.97 or abs(ours / theirs - 1) > 0.01)
+    return {"positions": len(ids) - 1, "same": same, "perplexity": ours, "llama.cpp": theirs, "held": held}
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:  # type: ignore[no-untyped-def]
@@ -166,7 +165,12 @@ def main() -> int:
         return 0
     expected = json.loads(args.read.read_text(encoding="utf-8"))
     if isinstance(expected, dict):
-        return compare_scores(args.model, expected)
+        found = compare_scores(args.model, expected)
+        print(
+            f"{found['positions']} positions: {found['same']:.1%} of the best tokens equal, "
+            f"perplexity {found['perplexity']:.3f} and {found['llama.cpp']:.3f}"
+        )
+        return int(found["same"] < 0.97 or abs(found["perplexity"] / found["llama.cpp"] - 1) > 0.01)
     return min(1, compare(args.model, expected, args.tokens))
 
 

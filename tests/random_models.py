@@ -132,7 +132,8 @@ CONFIGS |= {
     "qwen2-window": QWEN2
     | {"use_sliding_window": True, "sliding_window": 300, "max_window_layers": 1, "num_hidden_layers": 3},
     "qwen3": of("qwen3", "mlp_bias", head_dim=32, tie_word_embeddings=True, rms_norm_eps=1e-6),
-    "qwen3-yarn": of("qwen3", "mlp_bias", attention_bias=True, num_attention_heads=8)
+    "qwen3-yarn": of("qwen3", "mlp_bias", attention_bias=True, num_attention_heads=8, num_hidden_layers=3)
+    | {"use_sliding_window": True, "sliding_window": 270, "max_window_layers": 1}
     | {"rope_scaling": _YARN, "rope_theta": 20000.0},
     "smollm3": of("smollm3", num_hidden_layers=4, no_rope_layers=[1, 1, 1, 0], rope_theta=2000000.0),
     "smollm3-window": of("smollm3", num_hidden_layers=3, no_rope_layer_interval=2, use_sliding_window=True)
@@ -141,7 +142,7 @@ CONFIGS |= {
     "granite-hybrid": of("granitemoehybrid", "mlp_bias", **_MULTIPLIERS)
     | {"num_local_experts": 0, "shared_intermediate_size": 77, "position_embedding_type": "rope"}
     | {"layer_types": ["attention", "attention"], "mamba_n_heads": 2, "tie_word_embeddings": True},
-    "granite-nope": of("granitemoehybrid", "mlp_bias", **_MULTIPLIERS)
+    "granite-nope": of("granitemoehybrid", "mlp_bias", attention_bias=True, **_MULTIPLIERS)
     | {"num_local_experts": 0, "shared_intermediate_size": 96, "position_embedding_type": "nope"}
     | {"layer_types": ["attention", "attention"], "mamba_n_heads": 2},
     "olmo2": of("olmo2", "mlp_bias", num_key_value_heads=4),
@@ -150,11 +151,13 @@ CONFIGS |= {
     | {"num_key_value_heads": 3, "tie_word_embeddings": True},
     "phi3-longrope": without(of("phi3", *_BIASES, num_attention_heads=2, num_key_value_heads=1), "head_dim")
     | {"original_max_position_embeddings": 256, "partial_rotary_factor": 0.75, "rope_scaling": _LONGROPE},
-    "gemma": _GEMMA | {"head_dim": 256, "num_key_value_heads": 1},
-    "gemma2": _GEMMA2 | {"model_type": "gemma2", "final_logit_softcapping": 12.0, "attn_logit_softcapping": 3.0},
+    "gemma": _GEMMA | {"head_dim": 256, "num_key_value_heads": 1, "attention_bias": True},
+    "gemma2": _GEMMA2
+    | {"model_type": "gemma2", "attention_bias": True, "final_logit_softcapping": 12.0, "attn_logit_softcapping": 3.0},
     "gemma3": _GEMMA2
     | {"model_type": "gemma3_text", "num_hidden_layers": 3, "sliding_window_pattern": 2, "rope_theta": 1000000.0}
-    | {"rope_local_base_freq": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 260},
+    | {"rope_local_base_freq": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    | {"sliding_window": 260, "final_logit_softcapping": 20.0},
     "gemma3-new-form": _GEMMA2
     | {"model_type": "gemma3_text", "layer_types": [_SLIDING, _FULL], "attention_bias": True, "head_dim": 32}
     | {"rope_parameters": {_SLIDING: {"rope_theta": 9000.0}, _FULL: {"rope_type": "linear", "factor": 4.0}}},
@@ -164,7 +167,7 @@ CONFIGS |= {
     "exaone4-full": of("exaone4", *_BIASES, sliding_window=None, layer_types=[_FULL, _FULL]),
     "hunyuan": of("hunyuan_v1_dense", "mlp_bias", attention_bias=True)
     | {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
-    "nanochat": of("nanochat", "mlp_bias", hidden_act="relu2", final_logit_softcapping=15.0),
+    "nanochat": of("nanochat", "mlp_bias", attention_bias=True, hidden_act="relu2", final_logit_softcapping=15.0),
 }
 
 

@@ -141,7 +141,6 @@ SENSITIVITY = [
     ("gqa", {"hidden_act": "gelu_pytorch_tanh"}),
     ("deep-bf16", {"rms_norm_eps": 1e-3}),
     ("mistral", {"rope_theta": 1050000.0}),
-    ("qwen2", {"rms_norm_eps": 3e-5}),
     ("qwen2", {"rope_theta": 10500.0}),
     rope("yarn", factor=4.2),
     rope("yarn", original_max_position_embeddings=400),
@@ -161,9 +160,28 @@ SENSITIVITY = [
     ("qwen2-window", {"use_sliding_window": False}),
     ("qwen2-window", {"max_window_layers": 2}),
     ("qwen2-window", {"sliding_window": 305}),
-    ("qwen3", {"rms_norm_eps": 1e-3}),
     ("qwen3", {"rope_theta": 10500.0}),
     ("qwen3-yarn", {"attention_bias": False}),
+    ("qwen3-yarn", {"use_sliding_window": False}),
+    ("qwen3-yarn", {"sliding_window": 275}),
+    ("qwen3-yarn", {"max_window_layers": 2}),
+    ("qwen3-yarn", {"layer_types": [_SLIDING, _FULL, _SLIDING]}),
+    ("qwen2-window", {"layer_types": [_SLIDING, _FULL, _SLIDING]}),
+    ("smollm3-window", {"layer_types": [_SLIDING, _FULL, _FULL]}),
+    ("smollm3-window", {"attention_bias": False}),
+    ("granite", {"attention_bias": False}),
+    ("granite", {"mlp_bias": False}),
+    ("granite-nope", {"attention_bias": False}),
+    *(
+        ("granite-hybrid", {key: random_models.CONFIGS["granite-hybrid"][key] * 1.02})
+        for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+    ),
+    ("gemma", {"attention_bias": False}),
+    ("gemma2", {"attention_bias": False}),
+    ("gemma3", {"final_logit_softcapping": 21.0}),
+    ("gemma3", {"hidden_activation": "silu"}),
+    ("exaone4", {"layer_types": [_FULL, _SLIDING, _SLIDING, _SLIDING]}),
+    ("nanochat", {"attention_bias": False}),
     ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}),
     ("smollm3", {"rope_theta": 2100000.0}),
     ("smollm3-window", {"no_rope_layer_interval": 3}),
@@ -177,7 +195,6 @@ SENSITIVITY = [
     ("granite-hybrid", {"position_embedding_type": "nope"}),
     ("granite-nope", {"position_embedding_type": "rope"}),
     ("granite-nope", {"attention_multiplier": 0.11}),
-    ("olmo2", {"rms_norm_eps": 1e-3}),
     ("olmo2-gqa", {"attention_bias": False}),
     ("phi3", {"sliding_window": 66}),
     ("phi3-longrope", {"original_max_position_embeddings": 300}),
@@ -220,8 +237,27 @@ SENSITIVITY = [
     ("hunyuan", {"attention_bias": False}),
     ("nanochat", {"final_logit_softcapping": 16.0}),
     ("nanochat", {"hidden_act": "silu"}),
-    ("nanochat", {"rms_norm_eps": 1e-3}),
+    ("nanochat", {"rope_theta": 10500.0}),
+    ("granite", {"rope_theta": 10500.0}),
+    ("granite-hybrid", {"rope_theta": 10500.0}),
+    ("olmo2", {"rope_theta": 10500.0}),
+    ("phi3", {"rope_theta": 10500.0}),
+    ("gemma", {"rope_theta": 10500.0}),
+    ("gemma2", {"rope_theta": 10500.0}),
+    ("ministral", {"rope_theta": 10500.0}),
 ]
+FIRST = {config["model_type"]: name for name, config in reversed(random_models.CONFIGS.items())}
+SENSITIVITY += [
+    (name, {"rms_norm_eps": 1.0 if "embedding_multiplier" in random_models.CONFIGS[name] else 1e-2})
+    for model_type, name in FIRST.items()
+    if model_type != "llama"
+]
+# Keys that state no arithmetic or whose change alone gives other shapes; and layer types where there is but one.
+NOT_SENSITIVE = {"bos_token_id", "eos_token_id", "head_dim", "max_position_embeddings", "num_key_value_heads"} | {
+    "tie_word_embeddings",
+    "shared_intermediate_size",
+    *("rope_theta", "rope_scaling", "rope_parameters", "hidden_act"),  # one of the first three is tested
+}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +272,16 @@ def test_the_tolerance_detects_every_config_field(
 ) -> None:
     """Changing a single config field exceeds the tolerance, so the goldens reveal a field that is not read."""
     assert error(name, random_models.CONFIGS[name] | changes, device, tmp_path, lengths=(600,)) > 2 * BAR
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sensitivity_covers_every_key(name: str) -> None:
+    """Every key that a row reads is changed alone in one of its models."""
+    changes = [c for n, c in SENSITIVITY if random_models.CONFIGS[n]["model_type"] == name]
+    changed = {key for c in changes for key in c}
+    assert changed & {"rope_theta", "rope_scaling", "rope_parameters"}
+    unchanged = ARCHITECTURES[name].defaults.keys() - NOT_SENSITIVE - changed
+    assert unchanged <= ({"layer_types"} if name == "granitemoehybrid" else set())
 
 
 def test_the_tolerance_detects_the_short_factors(device: gpu.Device, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_defaults_and_generation_config() -> None:
         ),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is"),
         ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "sets attn_logit_softcapping to 50.0"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": ["llama"]}, "architecture"),
         ({"partial_rotary_factor": 0.5}, "sets partial_rotary_factor"),

@@ -108,9 +108,13 @@ def _gemma_layer(c: Values, i: int, **more: object) -> LayerSpec:
     return LayerSpec(bias, bias, **more)  # type: ignore[arg-type]
 
 
-def _gemma2_layer(c: Values, i: int, qk_norm: str | None = None) -> LayerSpec:
-    scale, cap = c["query_pre_attn_scalar"] ** -0.5, c["attn_logit_softcapping"]
-    return _gemma_layer(c, i, post_norms=True, attention_scale=scale, score_cap=cap, qk_norm=qk_norm)
+def _gemma2_layer(c: Values, i: int) -> LayerSpec:
+    scale = c["query_pre_attn_scalar"] ** -0.5
+    return _gemma_layer(c, i, post_norms=True, attention_scale=scale, score_cap=c["attn_logit_softcapping"])
+
+
+def _gemma3_layer(c: Values, i: int) -> LayerSpec:
+    return _gemma_layer(c, i, post_norms=True, attention_scale=c["query_pre_attn_scalar"] ** -0.5, qk_norm="head")
 
 
 def _gemma_outer(c: Values) -> OuterSpec:
@@ -124,9 +128,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         NEUTRAL,
     ),
     "mistral": Architecture(
-        DEFAULTS | _WINDOW | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+        DEFAULTS | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
         lambda c, i: LayerSpec(),
-        NEUTRAL,
+        NEUTRAL | {"layer_types": one_of(None)},
         slides=_has_window,
     ),
     "ministral": Architecture(
@@ -138,9 +142,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ministral3": Architecture(
         DEFAULTS
         | {"max_position_embeddings": 262144, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5}
-        | {"sliding_window": None, "layer_types": None},
+        | {"sliding_window": None},
         lambda c, i: LayerSpec(query_scaling=c.rope(FULL).query_scaling),
-        NEUTRAL,
+        NEUTRAL | {"layer_types": one_of(None)},
         slides=_has_window,
         rope_default=_MINISTRAL3_ROPE,
     ),
@@ -216,9 +220,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         rope_types={"su": "longrope", "yarn": "longrope"},
     ),
     "gemma": Architecture(
-        DEFAULTS | _GEMMA | {"num_key_value_heads": 16, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": None},
+        DEFAULTS | _GEMMA | {"num_key_value_heads": 16, "hidden_act": "gelu_pytorch_tanh"},
         _gemma_layer,
-        NEUTRAL | _BIDIRECTIONAL,
+        NEUTRAL | _BIDIRECTIONAL | {"hidden_activation": one_of(None, "gelu_pytorch_tanh")},
         outer=lambda c: OuterSpec(c["hidden_size"] ** 0.5),
         norm_offset=1.0,
     ),
@@ -238,10 +242,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         _WITHOUT_ACT
         | _GEMMA
         | {"max_position_embeddings": 131072, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256}
-        | {"final_logit_softcapping": None, "attn_logit_softcapping": None, "layer_types": None}
+        | {"final_logit_softcapping": None, "layer_types": None}
         | {"sliding_window": 4096, "sliding_window_pattern": 6, "rope_local_base_freq": None},
-        lambda c, i: _gemma2_layer(c, i, "head"),
-        NEUTRAL | _BIDIRECTIONAL | {"hidden_act": anything, "_sliding_window_pattern": anything},
+        _gemma3_layer,
+        NEUTRAL
+        | _BIDIRECTIONAL
+        | {"attn_logit_softcapping": one_of(None), "hidden_act": anything, "_sliding_window_pattern": anything},
         slides=lambda c, i: (i + 1) % c["sliding_window_pattern"] != 0,
         outer=_gemma_outer,
         modules=_GEMMA_MODULES,

@@ -122,12 +122,12 @@ class Values:
         return tuple(_token_id(i, key, vocab) for i in ids if i is not None)
 
     def activation(self) -> str:
-        """The activation of ``hidden_activation`` or ``hidden_act`` by the name of its file.
+        """The activation of ``hidden_act``, or of ``hidden_activation`` where the architecture reads that, by its file.
 
         Raises:
             UnsupportedModelError: it is not supported.
         """
-        name = self.get("hidden_activation") or self.get("hidden_act")
+        name = self.get("hidden_activation" if "hidden_activation" in self._defaults else "hidden_act")
         if name == "gelu" and self._defaults.get("hidden_act") == "gelu_pytorch_tanh":
             name = "gelu_pytorch_tanh"  # Gemma's first configs say gelu and mean its tanh form
         if not isinstance(name, str) or name not in _ACTIVATIONS:
