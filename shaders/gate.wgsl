@@ -1,5 +1,5 @@
 //! needs activation
-// Gated linear unit (arXiv:2002.05202): out[r, c] = activate(g) · u with g = x[r, 2c] and u = x[r, 2c + 1].
+// Gated linear unit (arXiv:2002.05202): out[r, c] = activation(g) · u with g = x[r, 2c] and u = x[r, 2c + 1].
 // Gate and up rows were interleaved when the weights were loaded.
 // Grid: ceil(rows · columns / 64) workgroups; an invocation computes one element.
 struct Params {
@@ -22,5 +22,5 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let c = item % params.columns;
     let v = x[row * params.in_stride2 + c];
-    out[row * params.out_stride + c] = activate(v.x) * v.y;
+    out[row * params.out_stride + c] = activation(v.x) * v.y;
 }

@@ -1,5 +1,5 @@
-// Activation: squared ReLU (arXiv:2109.08668). activate(g).
-fn activate(g: f32) -> f32 {
+// Activation: squared ReLU (arXiv:2109.08668). activation(g).
+fn activation(g: f32) -> f32 {
     let v = max(g, 0.0);
     return v * v;
 }

@@ -1,5 +1,5 @@
 //! needs silu
-// Activation: silu (arXiv:1702.03118). activate(g).
-fn activate(g: f32) -> f32 {
+// Activation: silu (arXiv:1702.03118). activation(g).
+fn activation(g: f32) -> f32 {
     return silu(g);
 }

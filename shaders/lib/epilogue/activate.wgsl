@@ -12,8 +12,8 @@ fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
 
 fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let at = m * params.out_stride + n;
-    out[at] = activate(value.x);
-    if (count > 1u) { out[at + 1u] = activate(value.y); }
-    if (count > 2u) { out[at + 2u] = activate(value.z); }
-    if (count > 3u) { out[at + 3u] = activate(value.w); }
+    out[at] = activation(value.x);
+    if (count > 1u) { out[at + 1u] = activation(value.y); }
+    if (count > 2u) { out[at + 2u] = activation(value.z); }
+    if (count > 3u) { out[at + 3u] = activation(value.w); }
 }

@@ -1,5 +1,5 @@
 //! needs activation
-// Epilogue of a product with interleaved gate and up rows: stores activate(gate) · up at column n / 2.
+// Epilogue of a product with interleaved gate and up rows: stores activation(gate) · up at column n / 2.
 // epilogue_early(m, n, count): loads nothing.
 // epilogue(m, n, value, count, early): takes columns n to n + count - 1 (at most 4) of row m; early is from epilogue_early.
 // n and count are even.
@@ -14,6 +14,6 @@ fn epilogue_early(m: u32, n: u32, count: u32) -> Early {
 
 fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
     let at = m * params.out_stride + n / 2u;
-    out[at] = activate(value.x) * value.y;
-    if (count > 2u) { out[at + 1u] = activate(value.z) * value.w; }
+    out[at] = activation(value.x) * value.y;
+    if (count > 2u) { out[at + 1u] = activation(value.z) * value.w; }
 }

@@ -4,5 +4,5 @@
 
 fn operation(item: u32) -> vec4<f32> {
     let v = x[item];
-    return vec4<f32>(activate(v.x), activate(v.y), activate(v.z), activate(v.w));
+    return vec4<f32>(activation(v.x), activation(v.y), activation(v.z), activation(v.w));
 }
