@@ -169,7 +169,7 @@ def test_bench_subject() -> None:
             check_fits(subject, 257, 1)
 
 
-@pytest.mark.parametrize("form", ["md", "csv", "json", "jsonl"])
+@pytest.mark.parametrize("form", [*(pytest.param(f, marks=pytest.mark.slow) for f in ("md", "csv", "json")), "jsonl"])
 def test_bench_command(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "-p", "16", "-n", "4", "-r", "1", "-o", form, "--context", "64", "-b", "1,2"]
     assert run(arguments if form == "md" else [*arguments[:-2]]) == 0
@@ -232,6 +232,7 @@ def test_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run(["profile", "--trace", str(tmp_path / "nowhere" / "t.json")]) == 2
 
 
+@pytest.mark.slow
 def test_profile_without_timestamps_in_passes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

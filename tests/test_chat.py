@@ -464,6 +464,7 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_chat_with_another_template(story: LLM, tmp_path: Path) -> None:
     """A template and its variables. A variable that the template does not read is refused."""
     path = tmp_path / "template.jinja"

@@ -347,6 +347,7 @@ def test_a_file_that_differs_from_its_announcement(hub: Hub, tiny: Files, name: 
     assert (find_model(REPO) / name).read_bytes() == tiny[name]
 
 
+@pytest.mark.slow
 def test_a_silent_hub(hub: Hub, tiny: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """It accepts connections and never answers; or stops in the middle of a file."""
     hub.add(REPO, tiny)
@@ -651,6 +652,7 @@ def test_published_models() -> None:
 # --- the command, by its environment variables ---------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_download_that_continues(hub: Hub, tmp_path: Path) -> None:
     c = random_models.config(vocab_size=120_000, num_hidden_layers=1, torch_dtype="float16")
     weights = {k: np.zeros_like(v) for k, v in random_models.tensors(c, 1).items()}
@@ -677,6 +679,7 @@ def test_ctrl_c_leaves_a_download_that_continues(hub: Hub, tmp_path: Path) -> No
     assert (Path(done.stdout.decode().strip()) / "model.safetensors").stat().st_size == size
 
 
+@pytest.mark.slow
 def test_the_hubs_variables(hub: Hub, tiny: Files, tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE."""
     hub.add(REPO, tiny)
