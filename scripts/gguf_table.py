@@ -64,9 +64,9 @@ BESIDE = """
 
 `python scripts/gguf_table.py {name} TEXT --quantizer llama-quantize`: files that llama.cpp's own quantizer made of
 {name} (through F32), with both engines after each of the first {positions} beginnings of TinyStories' validation
-text, on the CPU. llama.cpp rounds activations to 8 bits, and this engine does not: the best tokens differ where two are
-about equally likely. Rows of {name} have 576 values, which the K types' blocks of 256 do not divide, so
-llama.cpp puts most tensors of these files into Q5_0, Q5_1, Q8_0 or IQ4_NL.
+text, on the CPU. llama.cpp rounds activations to 8 bits where weights are quantized, and this engine does not: the best
+tokens differ where two are about equally likely. Rows of {name} have 576 values, which the K types' blocks
+of 256 do not divide, so llama.cpp puts most tensors of these files into Q4_0, Q5_0, Q5_1 or Q8_0.
 
 | file | its tensors | MB | MB held | same best token (%) | perplexity | llama.cpp's |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |

@@ -21,7 +21,7 @@ fn flash_query(i: u32, c: u32) -> vec4<f32> {
 }
 
 fn flash_first(i: u32) -> u32 {
-    return mask_begin(step_rows[row].y);
+    return mask_begin(row, step_rows[row].y);
 }
 
 fn flash_last(i: u32) -> u32 {
@@ -58,7 +58,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let position = step_rows[row].y;
-    let seen = mask_begin(position);
+    let seen = mask_begin(row, position);
     let run = seen / RUN + split;
     if (run * RUN > position) {
         return;

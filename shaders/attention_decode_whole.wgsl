@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let state = step_rows[row];
-    let seen = mask_begin(state.y);
+    let seen = mask_begin(row, state.y);
     let run = seen / RUN + split;
     if (run * RUN > state.y) {
         return;

@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let position = step_rows[row].y;
-    let runs = min(params.splits, position / RUN - mask_begin(position) / RUN + 1u);
+    let runs = min(params.splits, position / RUN - mask_begin(row, position) / RUN + 1u);
     let base = item / D4 * params.splits * (D4 + 1u);
     let last = runs - 1u;
     let width = D4 + 1u;

@@ -1,6 +1,6 @@
 //! needs flash mask
-// Causal attention of consecutive rows of one sequence, whose K and V are already in the cache; lib/mask bounds it below:
-// out[r, h, :] = Σⱼ softmaxⱼ(scale · q[r, h, :] · K[j, h/group, :]) V[j, h/group, :] over positions j ≤ position(r).
+// Attention of consecutive rows, whose K and V are already in the cache. lib/mask says which positions a row sees:
+// out[r, h, :] = Σⱼ softmaxⱼ(scale · q[r, h, :] · K[j, h/group, :]) V[j, h/group, :] over positions j.
 // Grid: heads · ceil(rows / QUERIES) workgroups; a workgroup takes QUERIES rows of one head. lib/flash divides the positions
 // and elements among its invocations.
 struct Params {
@@ -29,11 +29,11 @@ fn flash_query(i: u32, c: u32) -> vec4<f32> {
 }
 
 fn flash_first(i: u32) -> u32 {
-    return mask_begin(step_rows[row_of(i)].y);
+    return mask_begin(row_of(i), step_rows[row_of(i)].y);
 }
 
 fn flash_last(i: u32) -> u32 {
-    return step_rows[row_of(i)].y;
+    return mask_last(row_of(i), step_rows[row_of(i)].y);
 }
 
 fn flash_store(i: u32, c: u32, acc: vec4<f32>, sum: f32) {
@@ -55,6 +55,5 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let table = step_rows[first].z * params.table;
     let kv_head = head / (params.heads / params.kv_heads);
-    let begin = mask_begin(step_rows[first].y) / FLASH_BLOCK * FLASH_BLOCK;
-    flash_run(local, table, kv_head, params.kv_heads, begin, step_rows[row_of(QUERIES - 1u)].y + 1u);
+    flash_run(local, table, kv_head, params.kv_heads, flash_first(0u) / FLASH_BLOCK * FLASH_BLOCK, flash_last(QUERIES - 1u) + 1u);
 }

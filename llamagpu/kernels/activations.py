@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,8 +29,13 @@ def _relu2(g: F64) -> tuple[F64, F64]:
     return positive**2, 2 * positive
 
 
+def _gelu(g: F64) -> tuple[F64, F64]:
+    normal = 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(g / np.sqrt(2)))
+    return g * normal, normal + g * np.exp(-g * g / 2) / np.sqrt(2 * np.pi)
+
+
 # The activation and its slope, by the name of its file.
-ACTIVATIONS: dict[str, Reference] = {"silu": _silu, "gelu_tanh": _gelu_tanh, "relu2": _relu2}
+ACTIVATIONS: dict[str, Reference] = {"silu": _silu, "gelu_tanh": _gelu_tanh, "relu2": _relu2, "gelu": _gelu}
 
 
 def require_activation(kernel: str, name: str) -> None:
@@ -37,7 +43,8 @@ def require_activation(kernel: str, name: str) -> None:
     require(name in ACTIVATIONS, f"{kernel}: the activation is one of {', '.join(ACTIVATIONS)}, not {name!r}")
 
 
-def activation_scale(g: F64, value: F64) -> F64:
+def activation_scale(name: str, g: F64, value: F64) -> F64:
     """The scale of an activation's error: e^-|g| is accurate to about |g| units in the last place (WGSL: 3 + 2|g|), and
-    results below the smallest float32 are lost."""
-    return np.asarray(np.abs(value) * (1 + np.abs(g) / 8) + np.finfo(np.float32).tiny * np.abs(g) * 1e6)
+    results below the smallest float32 are lost. The polynomial of gelu is off by up to 1.5e-7 |g|."""
+    polynomial = 0.1 * np.abs(g) if name == "gelu" else 0.0
+    return np.asarray(np.abs(value) * (1 + np.abs(g) / 8) + np.finfo(np.float32).tiny * np.abs(g) * 1e6 + polynomial)

@@ -12,23 +12,35 @@ _WHOLE_QUERIES = 704  # elements of queries that fit the workgroup memory of att
 
 
 def attention_prefill(
-    q: Tensor, rows: Tensor, cache: Cache, heads: int, out: Tensor | None = None, scores: Scores = PLAIN
+    q: Tensor,
+    rows: Tensor,
+    cache: Cache,
+    heads: int,
+    out: Tensor | None = None,
+    scores: Scores = PLAIN,
+    spans: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of consecutive positions of one sequence, whose keys and values are in the cache.
+    """Attention of rows whose keys and values are in the cache: causal, of consecutive positions of one sequence; or,
+    with ``spans``, in both directions, of rows of several sequences that share a slot.
 
-    Flash attention (arXiv:2205.14135), sums in float32.
+    Flash attention (arXiv:2205.14135), sums in float32. A sequence's results do not depend on its neighbours in the
+    slot if it begins at a multiple of ``BLOCK`` positions.
 
     Args:
         q: f32 [rows, at least heads · head_dim].
         rows: u32 [rows, 4], the step's state, positions ascending, one slot.
         out: f32 [rows, heads · head_dim].
+        spans: u32 [rows, 2], the first and the last position of each row's sequence, ascending.
     """
     out = _check(q, cache, heads, out)
+    require(spans is None or spans.shape == (q.rows, 2), "attention: spans must be [rows, 2]")
+    mask = scores.libs if spans is None else (("mask", "span"), *scores.libs[1:])
+    more = {} if spans is None else parts(spans=spans)
     d = cache.head_dim
     libs = _libs(cache)
     queries = _held_queries(d) if libs[0][1] == "neighbours" else min(16, QUERY_BYTES // (4 * d))
     q.device.dispatch(
-        Program("attention_prefill", (*libs, *scores.libs), (*cache.consts, ("QUERIES", queries))),
+        Program("attention_prefill", (*libs, *mask), (*cache.consts, ("QUERIES", queries))),
         heads * -(-q.rows // queries),
         {
             "rows": q.rows,
@@ -38,7 +50,7 @@ def attention_prefill(
             "table": cache.pages.stride,
             **scores.params(d),
         },
-        parts(step_rows=rows, pages=cache.pages, q=q, kv=cache.data, out=out),
+        parts(step_rows=rows, pages=cache.pages, q=q, kv=cache.data, out=out) | more,
         work=q.rows * heads * d * RUN,
     )
     return out

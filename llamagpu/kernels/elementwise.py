@@ -77,7 +77,7 @@ def _activation(name: str) -> Callable[[Arrays, Dims], Expected]:
     def reference(a: Arrays, d: Dims) -> Expected:
         x = a["x"].astype(np.float64)
         value, _ = ACTIVATIONS[name](x)
-        return Expected(value, activation_scale(x, value))
+        return Expected(value, activation_scale(name, x, value))
 
     return reference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.activations import ACTIVATIONS, require_activation
+from llamagpu.kernels.activations import ACTIVATIONS, activation_scale, require_activation
 from llamagpu.kernels.arguments import require_floats
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
 from llamagpu.kernels.product import Epilogue, product
@@ -53,7 +53,7 @@ def reference(a: Arrays, d: Dims) -> Expected:
     active, slope = ACTIVATIONS[d["activation"]](gate)
     # relu2 bends at 0: an error of the gate acts with a slope of its own size
     scale = np.abs(active) * up_size + (np.abs(slope) * gate_size + 1e-6 * gate_size**2) * np.abs(up)
-    return Expected(active * up, scale + np.abs(active * up))
+    return Expected(active * up, scale + activation_scale(d["activation"], gate, active) * np.abs(up))
 
 
 def _case(*sizes: object, activation: str = "silu", gated: bool = True, **more: object) -> Dims:
@@ -62,7 +62,7 @@ def _case(*sizes: object, activation: str = "silu", gated: bool = True, **more: 
 
 def _random(rng: np.random.Generator) -> Dims:
     sources = ("plain", "normed") if rng.integers(2) else ("plain",)
-    activation, gated = list(ACTIVATIONS)[rng.integers(3)], bool(rng.integers(2))
+    activation, gated = list(ACTIVATIONS)[rng.integers(len(ACTIVATIONS))], bool(rng.integers(2))
     return product_random(rng, 2, sources, activation=activation, gated=gated)
 
 
@@ -78,6 +78,7 @@ KERNEL = Kernel(
         _case(3, 98, 97, "normed", "bf16"),
         _case(64, 512, 128, "plain", "bf16", many=True),
         _case(3, 97, 96, "normed", "f32", activation="relu2", gated=False),
+        _case(33, 1536, 384, "plain", "f16", True, activation="gelu", gated=False, many=True),
     ),
     random=_random,
 )

@@ -2,6 +2,7 @@
 
 from llamagpu.kernels.attention_cases import DECODE, PREFILL
 from llamagpu.kernels.attention_dense import KERNEL as ATTENTION
+from llamagpu.kernels.attention_spans import KERNEL as SPANS
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
 from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
 from llamagpu.kernels.elementwise import ADD, MULTIPLY, RELU2, SCALE, SILU
@@ -14,6 +15,7 @@ from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.noise import KERNEL as NOISE
+from llamagpu.kernels.pool import KERNEL as POOL
 from llamagpu.kernels.post_norm import KERNEL as POST_NORM
 from llamagpu.kernels.qk_norm import KERNEL as QK_NORM
 from llamagpu.kernels.qkv import KERNEL as QKV
@@ -42,8 +44,10 @@ REGISTRY = {
         GLU,
         QK_NORM,
         POST_NORM,
+        POOL,
         KV_WRITE,
         PREFILL,
+        SPANS,
         DECODE,
         GATE,
         GELU,

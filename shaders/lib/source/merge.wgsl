@@ -7,7 +7,7 @@
 
 fn source_load(m: u32, k: u32) -> vec4<f32> {
     let position = step_rows[m].y;
-    let runs = min(params.splits, position / RUN - mask_begin(position) / RUN + 1u);
+    let runs = min(params.splits, position / RUN - mask_begin(m, position) / RUN + 1u);
     let base = (m * params.heads + k / D4) * params.splits * (D4 + 1u);
     var end: array<vec2<f32>, MERGED>;
     var top = partials[base + D4].x;
