@@ -1,125 +1,34 @@
-"""The layout of a model's tensors on the GPU: the source rows of each tensor, all checked before loading."""
+"""The layout of a decoder's tensors on the GPU."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 import numpy as np
 
-from llamagpu.errors import UnsupportedModelError
-from llamagpu.gpu import LONG_NAMES, Affine, row_items
 from llamagpu.model.architectures import ARCHITECTURES
 from llamagpu.model.config import Config
-from llamagpu.model.sources import Format, Rows, Source, Stored
+from llamagpu.model.sources import Rows, Source
+from llamagpu.model.tensor_layout import DTYPES, FLOATS, Key, Matrix, Piece, TensorLayout, Vector
 
-FLOATS = {long: short for short, long in LONG_NAMES.items() if short != "u32"}
-QUANTIZED = {"int8": Affine(8, 64), "int4": Affine(4, 64)}
-DTYPES = ("auto", *FLOATS, *QUANTIZED)
-_ITEM = {"f32": 4, "f16": 2, "bf16": 2}
+__all__ = ["DTYPES", "FLOATS", "Key", "Layout", "Matrix", "Piece", "Vector"]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A tensor of the source that is a part of a fused one: its rows go to ``rows`` of the result, in this order."""
-
-    name: str
-    rows: Rows
-    stored: Stored
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix [rows, columns] on the GPU, and the source tensors that it is made from."""
-
-    pieces: tuple[Piece, ...]
-    columns: int
-    format: Format
-
-    @classmethod
-    def bare(cls, rows: int, columns: int, format: Format) -> Matrix:
-        """A matrix of any size without a source tensor, for measurements."""
-        return cls((Piece("", np.arange(rows), Stored((rows, columns), format)),), columns, format)
-
-    @property
-    def rows(self) -> int:
-        """Rows of all pieces."""
-        return sum(len(p.rows) for p in self.pieces)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row on the GPU."""
-        if isinstance(self.format, Affine):
-            return self.format.row_bytes(self.columns)
-        return row_items(self.columns, self.format) * _ITEM[self.format]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the GPU."""
-        return self.rows * self.row_bytes
-
-    @property
-    def format_name(self) -> str:
-        """The format as tunings name it: f32, f16, bf16, affine8 or affine4."""
-        return f"affine{self.format.bits}" if isinstance(self.format, Affine) else self.format
-
-
-@dataclass(frozen=True)
-class Key:
-    """The role of a tensor in the model, and its layer; None outside of the layers."""
-
-    role: str
-    layer: int | None = None
-
-
-@dataclass(frozen=True)
-class Vector:
-    """A float32 vector on the GPU: tensors of the source, plus an offset. Without tensors, all of it is the offset."""
-
-    pieces: tuple[Piece, ...]
-    size: int
-    offset: float = 0.0
-
-
-class Layout:
-    """The matrices and vectors of a model by key.
+class Layout(TensorLayout):
+    """The matrices and vectors of a decoder by key; see ``TensorLayout``.
 
     Matrices that are multiplied with the same vectors are fused: q, k and v one after another (``qkv``), gate and up
     interleaved by rows (``gate_up``).
-
-    Args:
-        dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``. Quantizing uses
-            groups of 64; a tensor whose columns they do not divide stays as it is stored, and ``unquantized`` names
-            it.
-
-    Raises:
-        UnsupportedModelError: a tensor is missing, has another shape or dtype, or the config does not account for it.
     """
 
     def __init__(self, config: Config, source: Source, dtype: str = "auto"):
-        self.config, self.source, self.dtype = config, source, dtype
         self._row = ARCHITECTURES[config.model_type]
-        self._stored = source.tensors()
-        self._seen: set[str] = set()
-        self.unquantized: list[str] = []
-        self.matrices: dict[Key, Matrix] = {}
-        self.vectors: dict[Key, Vector] = {}
+        super().__init__(source, dtype, self._row.ignored)
+        self.config = config
         self._outer()
         for i in range(config.num_hidden_layers):
             self._layer(i)
+        if config.tie_word_embeddings:  # tied tensors may be stored twice
+            self._seen |= {self._row.tensor(role) for role in ("head", "embed")}
         self._refuse_unknown()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the tensors will take on the GPU."""
-        vectors = sum(-(-v.size * 4 // 256) * 256 for v in self.vectors.values())
-        return sum(m.nbytes for m in self.matrices.values()) + vectors
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the model; tied ones count once."""
-        vectors = sum(len(p.rows) for v in self.vectors.values() for p in v.pieces)
-        return sum(m.rows * m.columns for m in self.matrices.values()) + vectors
 
     @property
     def head(self) -> Matrix:
@@ -162,53 +71,6 @@ class Layout:
             if bias:
                 self._vector(Key(f"{role}_bias", i), pieces, "bias")
 
-    def _piece(self, role: str, layer: int | None, rows: Rows, columns: int | None, suffix: str = "weight") -> Piece:
-        """A tensor of the source, its shape checked: [rows, columns], or a vector [rows]."""
-        name = self._row.tensor(role, layer, suffix)
-        if role == "embed" and self.config.tie_word_embeddings and name not in self._stored:
-            name = self._row.tensor("head")  # tied tensors may be stored under either name
-        if name not in self._stored:
-            raise UnsupportedModelError(
-                f"The checkpoint has no tensor {name}.",
-                "config.json requires it.",
-                "Check that the files belong together, or download the model again.",
-            )
-        self._seen.add(name)
-        stored = self._stored[name]
-        if not isinstance(stored.format, Affine) and stored.format not in _ITEM:
-            raise UnsupportedModelError(
-                f"The tensor {name} has the dtype {stored.format.upper()}.",
-                "Weights are F32, F16 or BF16. For packed weights, config.json does not say how they were quantized."
-                if stored.format == "u32"
-                else "Weights are F32, F16 or BF16.",
-                "Convert the checkpoint, or choose another model.",
-            )
-        shape = (len(rows),) if columns is None else (len(rows), columns)
-        if stored.shape != shape:
-            raise UnsupportedModelError(
-                f"The tensor {name} has the shape {list(stored.shape)}, not {list(shape)}.",
-                "config.json requires the second.",
-                "Check that the files belong together.",
-            )
-        return Piece(name, rows, stored)
-
-    def _matrix(self, key: Key, columns: int, pieces: list[tuple[str, Rows]]) -> None:
-        found = tuple(self._piece(role, key.layer, rows, columns) for role, rows in pieces)
-        as_stored = _common([p.stored.format for p in found])
-        format = as_stored
-        if self.dtype in FLOATS:
-            format = FLOATS[self.dtype]
-        elif self.dtype in QUANTIZED and not isinstance(as_stored, Affine):
-            format = QUANTIZED[self.dtype]
-            if columns % QUANTIZED[self.dtype].group:
-                format = as_stored
-                self.unquantized += [p.name for p in found]
-        self.matrices[key] = Matrix(found, columns, format)
-
-    def _vector(self, key: Key, pieces: list[tuple[str, Rows]], suffix: str = "weight", offset: float = 0.0) -> None:
-        found = tuple(self._piece(role, key.layer, rows, None, suffix) for role, rows in pieces)
-        self.vectors[key] = Vector(found, sum(len(rows) for _, rows in pieces), offset)
-
     def _norm(self, key: Key, pieces: list[tuple[str, Rows]]) -> None:
         """The weights of a norm; ones if the architecture's norms have none."""
         if self._row.norm_weights:
@@ -216,26 +78,13 @@ class Layout:
         else:
             self.vectors[key] = Vector((), sum(len(rows) for _, rows in pieces), 1.0)
 
-    def _refuse_unknown(self) -> None:
-        ignored = [re.compile(p) for p in self._row.ignored]
-        tied = {self._row.tensor(r) for r in ("head", "embed")} if self.config.tie_word_embeddings else set()
-        for name in self._stored.keys() - self._seen - tied:
-            if not any(p.fullmatch(name) for p in ignored):
-                raise UnsupportedModelError(
-                    f"The checkpoint has a tensor {name} that config.json does not account for.",
-                    "Leaving it out could give wrong text.",
-                    "Check that the files belong together.",
-                )
+    def _name(self, role: str, layer: int | None, suffix: str) -> str:
+        name = self._row.tensor(role, layer, suffix)
+        if role == "embed" and self.config.tie_word_embeddings and name not in self._stored:
+            name = self._row.tensor("head")  # tied tensors may be stored under either name
+        return name
 
 
 def _gate_up(size: int) -> list[tuple[str, Rows]]:
     """Rows of gate and up, interleaved."""
     return [("gate", 2 * np.arange(size)), ("up", 2 * np.arange(size) + 1)]
-
-
-def _common(formats: list[Format]) -> Format:
-    """The format that holds tensors of several formats exactly."""
-    affine = [f for f in formats if isinstance(f, Affine)]
-    if len(affine) == len(formats):
-        return Affine.common(affine)
-    return formats[0] if len(set(formats)) == 1 else "f32"

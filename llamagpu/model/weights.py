@@ -13,8 +13,9 @@ from llamagpu.errors import UnsupportedModelError
 from llamagpu.gpu import UPLOAD_ROWS, Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
 from llamagpu.kernels.noise import noise
 from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload, widen_rows
-from llamagpu.model.layout import Key, Layout, Matrix, Piece, Vector
+from llamagpu.model.layout import Layout
 from llamagpu.model.sources import Quantized, Rows
+from llamagpu.model.tensor_layout import Key, Matrix, Piece, TensorLayout, Vector
 
 _SLICE_VALUES = 4_000_000  # weights in host memory at a time
 Progress = Callable[[int, int], None]
@@ -54,6 +55,13 @@ class Weights:
 
 
 def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress | None = None) -> Weights:
+    """A decoder's tensors; see ``load_tensors``."""
+    return _assemble(layout, load_tensors(layout, device, woven, progress))
+
+
+def load_tensors(
+    layout: TensorLayout, device: Device, woven: bool, progress: Progress | None = None
+) -> dict[Key, Tensor]:
     """Upload everything, slice by slice. ``progress(bytes done, bytes in all)`` is called along the way.
 
     Args:
@@ -77,10 +85,10 @@ def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress
         return tensor
 
     matrices = {key: load(matrix) for key, matrix in layout.matrices.items()}
-    arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, v) for v in layout.vectors.values()]
+    arrays: list[npt.NDArray[np.generic]] = [vector_values(layout, v) for v in layout.vectors.values()]
     vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
     device.finish()
-    return _assemble(layout, matrices | vectors)
+    return matrices | vectors
 
 
 def random_weights(layout: Layout, device: Device, woven: bool) -> Weights:
@@ -135,7 +143,7 @@ def _from_pieces(matrix: Matrix, first: int, count: int) -> list[tuple[Piece, np
     return out
 
 
-def _wide(layout: Layout, piece: Piece, rows: Rows) -> npt.NDArray[np.float32]:
+def wide_rows(layout: TensorLayout, piece: Piece, rows: Rows) -> npt.NDArray[np.float32]:
     """Rows of a piece as float32: exact, except that quantized ones are rounded once."""
     stored, format = layout.source.rows(piece.name, rows), piece.stored.format
     if isinstance(stored, tuple):
@@ -153,7 +161,7 @@ def require_finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np
     return values
 
 
-def quantized_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Quantized:
+def quantized_slice(layout: TensorLayout, matrix: Matrix, first: int, count: int) -> Quantized:
     """Rows of a quantized matrix: as stored, in a wider format with the same values, or quantized now."""
     affine = matrix.format
     assert isinstance(affine, Affine)
@@ -169,7 +177,7 @@ def quantized_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Q
             assert isinstance(quantized, tuple)
             stored = widen_rows(quantized, piece.stored.format, affine)
         else:
-            stored = quantize_rows(require_finite(_wide(layout, piece, rows), piece.name), affine)
+            stored = quantize_rows(require_finite(wide_rows(layout, piece, rows), piece.name), affine)
         for i, part in enumerate(stored):
             if slices[i] is None:
                 slices[i] = np.empty((count, part.shape[1]), part.dtype)
@@ -181,7 +189,7 @@ def quantized_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Q
     return packed, scales, biases
 
 
-def float_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Array:
+def float_slice(layout: TensorLayout, matrix: Matrix, first: int, count: int) -> Array:
     """Rows of a float matrix in its dtype (bf16 as uint16 bits): unchanged, widened exactly, or rounded to nearest."""
     kind = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}[str(matrix.format)]
     out = np.empty((count, matrix.columns), kind)
@@ -189,7 +197,7 @@ def float_slice(layout: Layout, matrix: Matrix, first: int, count: int) -> Array
         if piece.stored.format == matrix.format:
             out[mine] = layout.source.rows(piece.name, rows)
         elif len(rows):
-            out[mine] = _convert(_wide(layout, piece, rows), str(matrix.format), piece.name)
+            out[mine] = _convert(wide_rows(layout, piece, rows), str(matrix.format), piece.name)
     return out
 
 
@@ -205,8 +213,8 @@ def _convert(wide: npt.NDArray[np.float32], dtype: str, name: str) -> Array:
     return wide.astype(np.float16 if dtype == "f16" else np.float32)
 
 
-def _vector_values(layout: Layout, vector: Vector) -> npt.NDArray[np.float32]:
+def vector_values(layout: TensorLayout, vector: Vector) -> npt.NDArray[np.float32]:
     out = np.zeros(vector.size, np.float32)
     for p in vector.pieces:
-        out[p.rows] = _wide(layout, p, np.arange(len(p.rows)))
+        out[p.rows] = wide_rows(layout, p, np.arange(len(p.rows)))
     return out + np.float32(vector.offset) if vector.offset else out

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
 from llamagpu.gpu import Affine
 from llamagpu.model.config import Config, parse_config
+from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.sources.safetensors import Checkpoint, Entry, load_json, open_checkpoint
 from llamagpu.model.sources.source import Quantized, Rows, Stored, paired_rows
 
@@ -121,8 +122,16 @@ class HuggingFace:
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
         """See ``Source.rows``."""
-        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[paired_rows(name, rows, self._config)]
+        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[self._own_rows(name, rows)]
         return values
+
+    def _own_rows(self, name: str, rows: Rows) -> Rows:
+        """Rows of the checkpoint. Encoders rotate nothing."""
+        return rows if self._encodes else paired_rows(name, rows, self._config)
+
+    @cached_property
+    def _encodes(self) -> bool:
+        return is_encoder(self.config())
 
 
 class Mlx(HuggingFace):
@@ -172,7 +181,7 @@ class Mlx(HuggingFace):
         """See ``Source.rows``."""
         if not isinstance(self._stored[name].format, Affine):
             return super().rows(name, rows)
-        own = paired_rows(name, rows, self._config)
+        own = self._own_rows(name, rows)
         weight = self._own_names[name]
         packed, scales, biases = (self.checkpoint.read(_beside(weight, s))[own] for s in ("weight", "scales", "biases"))
         return packed, scales, biases

@@ -1,0 +1,74 @@
+"""The layout of an encoder's tensors on the GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.model.encoder_config import ENCODERS, EncoderConfig
+from llamagpu.model.sources import Rows, Source
+from llamagpu.model.tensor_layout import Key, TensorLayout
+from llamagpu.model.weights import wide_rows
+
+
+class EncoderLayout(TensorLayout):
+    """The matrices and vectors of an encoder by key; see ``TensorLayout``. q, k and v are fused.
+
+    Args:
+        ignored: patterns of further tensors that belong to something else, such as a classifier.
+    """
+
+    def __init__(self, config: EncoderConfig, source: Source, dtype: str = "auto", ignored: tuple[str, ...] = ()):
+        self._row = ENCODERS[config.model_type]
+        super().__init__(source, dtype, (*self._row.ignored, *ignored))
+        self.config = config
+        has_head = any(name.startswith(self._row.prefix) for name in self._stored)
+        self.prefix = self._row.prefix if has_head else ""
+        h = config.hidden_size
+        self._matrix(Key("words"), h, [("words", np.arange(config.vocab_size))])
+        self._layer_norm("embed_norm", None)
+        for i in range(config.num_hidden_layers):
+            self._layer(i)
+        self.positions = self._position_table()
+        self._refuse_unknown()
+
+    def with_dtype(self, dtype: str) -> EncoderLayout:
+        """The same model in another dtype."""
+        return EncoderLayout(self.config, self.source, dtype, self._ignored)
+
+    def _name(self, role: str, layer: int | None, suffix: str) -> str:
+        name = f"{self.prefix}{self._row.modules[role].format(i=layer)}.{suffix}"
+        # Checkpoints that were converted from TensorFlow call the weights of LayerNorm gamma and beta.
+        older = name.removesuffix(suffix) + {"weight": "gamma", "bias": "beta"}[suffix]
+        return older if name not in self._stored and older in self._stored else name
+
+    def _layer(self, i: int) -> None:
+        c, h = self.config, self.config.hidden_size
+        fused: list[tuple[str, int, list[tuple[str, Rows]]]] = [
+            ("qkv", h, [("q", np.arange(h)), ("k", np.arange(h) + h), ("v", np.arange(h) + 2 * h)]),
+            ("o", h, [("o", np.arange(h))]),
+            ("up", h, [("up", np.arange(c.intermediate_size))]),
+            ("down", c.intermediate_size, [("down", np.arange(h))]),
+        ]
+        for role, columns, pieces in fused:
+            self._matrix(Key(role, i), columns, pieces)
+            self._vector(Key(f"{role}_bias", i), pieces, "bias")
+        self._layer_norm("attn_norm", i)
+        self._layer_norm("mlp_norm", i)
+
+    def _layer_norm(self, role: str, layer: int | None) -> None:
+        rows = [(role, np.arange(self.config.hidden_size))]
+        self._vector(Key(role, layer), rows)
+        self._vector(Key(f"{role}_bias", layer), rows, "bias")
+
+    def _position_table(self) -> npt.NDArray[np.float32]:
+        """What is added to a word's embedding: float32 [types · positions, hidden], for every token type the embeddings
+        of the type and of each position."""
+        c, h = self.config, self.config.hidden_size
+        count = c.first_position + c.positions
+        piece = self._piece("positions", None, np.arange(count), h)
+        table = wide_rows(self, piece, np.arange(c.first_position, count))
+        if not c.type_vocab_size:
+            return table
+        types = self._piece("types", None, np.arange(c.type_vocab_size), h)
+        return np.concatenate([table + row for row in wide_rows(self, types, np.arange(c.type_vocab_size))])
