@@ -55,6 +55,7 @@ class Tokenizer:
         unknown = (part.id for part in self._tokenizer.model.tokenize(NONCHARACTER))
         self._unknown = {i: special[i] for i in unknown if i in special}
         self._lock = threading.Lock()
+        self._cutters: dict[int, Any] = {}
 
     def _find_bos(self, config: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[int | None, bool]:
         """The id that begins every text, if any, and whether only tokenizer_config.json asks for it, so that it is
@@ -85,6 +86,36 @@ class Tokenizer:
         if self._prepends and ids[:1] != [self._bos]:
             return [self._bos, *ids]
         return ids[1:] if ids[:2] == [self._bos] * 2 and not self._prepends else ids
+
+    def encode_pairs(self, texts: Sequence[str | tuple[str, str]], most: int) -> list[tuple[list[int], list[int], int]]:
+        """Ids, token types and the number of tokens cut off, for texts or pairs of texts with their special tokens.
+
+        Args:
+            most: the most tokens; longer texts are cut at the end, and of a pair the longer one first.
+
+        Raises:
+            UsageError: an item is not text.
+        """
+        try:
+            whole = self._tokenizer.encode_batch(list(texts))
+        except TypeError:
+            raise UsageError("An item is not text.", "It must be a string of whole Unicode characters.") from None
+        found = []
+        for text, encoding in zip(texts, whole, strict=True):
+            cut = max(0, len(encoding.ids) - most)
+            if cut:
+                encoding = self._cutting(most).encode(*(text if isinstance(text, tuple) else (text,)))
+            found.append((encoding.ids, encoding.type_ids, cut))
+        return found
+
+    def _cutting(self, most: int) -> Any:
+        """A copy of the tokenizer that cuts texts."""
+        with self._lock:
+            if most not in self._cutters:
+                copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+                copy.enable_truncation(most)
+                self._cutters[most] = copy
+            return self._cutters[most]
 
     def encode_chat(self, rendered: Rendered) -> list[int]:
         """Ids of a rendered conversation. The template alone adds BOS, and special tokens are recognised only in its

@@ -72,8 +72,23 @@ def load_json(path: Path) -> dict[str, Any]:
         ModelNotFoundError: the file is missing.
         UnsupportedModelError: it does not hold a JSON object.
     """
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise UnsupportedModelError(f"{path} does not hold a JSON object.", "", "Download the file again.")
+    return value
+
+
+def load_objects(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of objects from a file; raises as ``load_json``."""
+    value = _read_json(path)
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise UnsupportedModelError(f"{path} does not hold a list of JSON objects.", "", "Download the file again.")
+    return value
+
+
+def _read_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFoundError(
             f"There is no {path.name} in {str(path.parent)!r}.",
@@ -82,9 +97,6 @@ def load_json(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as e:
         raise UnsupportedModelError(f"{path} cannot be read as JSON.", str(e), "Download the file again.") from None
-    if not isinstance(value, dict):
-        raise UnsupportedModelError(f"{path} does not hold a JSON object.", "", "Download the file again.")
-    return value
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
