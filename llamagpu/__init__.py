@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING, Any
 from llamagpu.version import __version__
 
 if TYPE_CHECKING:
-    from llamagpu.engine import LLM, Embedder, Result, Stream
+    from llamagpu.engine import LLM, CrossEncoder, Embedder, Result, Stream
     from llamagpu.errors import LlamaGPUError
 
-__all__ = ["LLM", "Embedder", "LlamaGPUError", "Result", "Stream", "__version__"]
+__all__ = ["LLM", "CrossEncoder", "Embedder", "LlamaGPUError", "Result", "Stream", "__version__"]
 
 logging.getLogger("llamagpu").addHandler(logging.NullHandler())
-_HOMES = {"Embedder": "engine", "LLM": "engine", "Result": "engine", "Stream": "engine", "LlamaGPUError": "errors"}
+_HOMES = {
+    "CrossEncoder": "engine",
+    "Embedder": "engine",
+    "LLM": "engine",
+    "Result": "engine",
+    "Stream": "engine",
+    "LlamaGPUError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:  # packages that need wgpu are imported at first use

@@ -40,6 +40,17 @@ def main() -> None:
                 hidden = model.eval()(**given).last_hidden_state[0].numpy()
             kept[f"{name}.{len(ids)}"] = np.stack([hidden[0], hidden[-1], hidden.mean(axis=0)])
         print(name, float(np.abs(hidden).max()), flush=True)
+    for seed, (name, labels) in enumerate(random_encoders.CLASSIFIERS.items(), 1):
+        raw = random_encoders.CONFIGS[name] | {"num_labels": labels}
+        with tempfile.TemporaryDirectory() as folder:
+            random_encoders.write_model(Path(folder), raw, random_encoders.classifier(raw, labels, seed))
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        scores = []
+        for ids, _ in random_encoders.texts(raw, seed):
+            with torch.no_grad():
+                types = {"token_type_ids": torch.tensor([[0] * (len(ids) - 1) + [1]])} if name == "bert" else {}
+                scores.append(model.eval()(input_ids=torch.tensor([ids]), **types).logits[0].numpy())
+        kept[f"{name}.scores"] = np.stack(scores)
     save_file(kept, TESTS / "goldens_encoders.safetensors")
 
 

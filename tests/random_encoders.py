@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from llamagpu.model.encoder_config import ENCODERS, parse_encoder
 
 LENGTHS = (1, 2, 31, 120)  # of the texts of one pack
+CLASSIFIERS = {"bert": 1, "roberta": 3, "distilbert": 2}  # labels
 
 
 def config(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -84,6 +85,22 @@ def tensors(raw: dict[str, Any], seed: int, gain: float = 1.5) -> dict[str, np.n
         layer_norm("attn_norm", i)
         layer_norm("mlp_norm", i)
     return {name: values.astype(np.float32) for name, values in out.items()}
+
+
+def classifier(raw: dict[str, Any], labels: int, seed: int) -> dict[str, np.ndarray]:
+    """The tensors of a model for sequence classification."""
+    rng, h, kind = np.random.default_rng([seed, 5]), parse_encoder(raw).hidden_size, raw["model_type"]
+    row = ENCODERS[kind]
+    shapes = {
+        "bert": {"bert.pooler.dense": h, "classifier": labels},
+        "roberta": {"classifier.dense": h, "classifier.out_proj": labels},
+        "distilbert": {"pre_classifier": h, "classifier": labels},
+    }[kind]
+    out = {f"{row.prefix}{name}": values for name, values in tensors(raw, seed).items()}
+    for name, rows in shapes.items():
+        out[f"{name}.weight"] = (rng.standard_normal((rows, h)) / h**0.5).astype(np.float32)
+        out[f"{name}.bias"] = (0.5 * rng.standard_normal(rows)).astype(np.float32)
+    return out
 
 
 def texts(raw: dict[str, Any], seed: int) -> list[tuple[list[int], list[int]]]:

@@ -12,7 +12,7 @@ import pytest
 import random_encoders
 from safetensors.numpy import load_file, save_file
 
-from llamagpu import Embedder, gpu
+from llamagpu import CrossEncoder, Embedder, gpu
 from llamagpu.errors import DeviceLostError, UnsupportedModelError, UsageError
 from llamagpu.model.encoder import Encoded, Encoder
 from llamagpu.model.encoder_config import parse_encoder
@@ -193,6 +193,39 @@ def test_refused(changes: dict[str, Any], message: str, tmp_path: Path, device: 
     write(tmp_path, "bert", **changes)
     with pytest.raises(UnsupportedModelError, match=message):
         Embedder(tmp_path, device=device)
+
+
+@pytest.mark.parametrize(("name", "labels"), random_encoders.CLASSIFIERS.items())
+def test_cross_encoders(name: str, labels: int, device: gpu.Device, tmp_path: Path) -> None:
+    """Scores of transformers; documents in their order."""
+    seed = list(random_encoders.CLASSIFIERS).index(name) + 1
+    raw = random_encoders.CONFIGS[name]
+    random_encoders.write_model(tmp_path, raw, random_encoders.classifier(raw, labels, seed))
+    with CrossEncoder(tmp_path, device=device) as encoder:
+        assert encoder.num_labels == labels
+        texts = [" ".join(f"a{i}" for i in ids) for ids, _ in random_encoders.texts(raw, seed)]
+        pairs = [(text.rpartition(" ")[0], text.rpartition(" ")[2]) for text in texts]
+        scores = encoder.predict(pairs, activation="identity")
+        expected = GOLDENS[f"{name}.scores"]
+        assert np.abs(scores.reshape(expected.shape) - expected).max() <= BAR * max(1, np.abs(expected).max())
+        assert (encoder.predict(pairs[2], activation="identity") == scores[2]).all()
+        if labels > 1:
+            assert np.allclose(encoder.predict(pairs, activation="softmax").sum(axis=1), 1)
+            with pytest.raises(UsageError, match="labels"):
+                encoder.rank("a1", ["a2"])
+        else:
+            ranked = encoder.rank("a1 a2", texts, top_k=3, return_documents=True)
+            assert [r["score"] for r in ranked] == sorted((r["score"] for r in ranked), reverse=True)
+            assert ranked[0]["text"] == texts[ranked[0]["corpus_id"]]
+            assert 0 < ranked[-1]["score"] < 1
+        for bad in (["a"], [("a", None)], ["a1 a2", "b", "c"], "text"):
+            with pytest.raises(UsageError):
+                encoder.predict(bad)
+
+
+def test_an_encoder_without_a_classifier_does_not_rank(device: gpu.Device, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="classifier"):
+        CrossEncoder(write(tmp_path, "roberta"), device=device)
 
 
 def test_pipelines_refused(model: Path, device: gpu.Device) -> None:
