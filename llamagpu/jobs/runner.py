@@ -1,0 +1,97 @@
+"""Running a job: input to output, in order, from where an earlier run ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.jobs.output import Journal, check_output, is_stream
+from llamagpu.jobs.readers import Input, open_input
+from llamagpu.jobs.rows import Job
+from llamagpu.jobs.target import Target
+
+ERRORS = ("stop", "skip")
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows of an output in all, those with an error, and those that an earlier run had written."""
+
+    rows: int
+    errors: int
+    resumed: int
+
+
+def run(
+    job: Job,
+    input: str | Path,
+    output: str | Path,
+    *,
+    errors: str = "stop",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Run a job on every row of a file, and write the results in the same order, with the row's number.
+
+    A job that was killed continues after the last row that it wrote: no row is lost or doubled. It is an error if the
+    input, the model or the settings have changed since. The memory that it takes does not depend on the number of rows.
+
+    Args:
+        input: JSON Lines, text or Parquet, by the end of its name; ``-`` is JSON Lines from standard input.
+        output: JSON Lines or Parquet; ``-`` is JSON Lines on standard output. From standard input or to standard output
+            nothing can be resumed.
+        errors: ``stop`` ends the job at a bad row, with all earlier rows written; ``skip`` writes the reason as the
+            row's ``error`` and continues.
+        overwrite: start anew, and delete an earlier output first.
+        progress: called with (rows done, rows in all, or None if that is not known).
+
+    Raises:
+        UsageError: a path or a format is wrong, the output is not this job's, or a row is bad.
+        LlamaGPUError: the output cannot be written, or the device was lost.
+    """
+    if errors not in ERRORS:
+        raise UsageError(f"errors is {errors!r:.60}.", "It must be stop or skip.")
+    source, path = open_input(input), check_output(output)
+    if path.exists() and (given := Path(input).expanduser()).exists() and path.samefile(given):
+        raise UsageError(f"The output {path} is the input.", "It would be overwritten.", "Give another output.")
+    scanned = source.scan()
+    total = None if scanned is None else scanned[1]
+    if is_stream(path):
+        journal = Journal(path)
+        _process(job, source, journal, errors, total, progress)
+        return Summary(journal.rows, journal.errors, 0)
+    target = Target(path, job.columns)
+    journal = target.journal
+    with target.locked():
+        identity = None if scanned is None else {"job": job.name, "input": {"sha256": scanned[0]}, **job.identity()}
+        begun = target.begin(identity, overwrite)
+        resumed = journal.rows
+        if begun:
+            _process(job, source, journal, errors, total, progress)
+            target.finish()
+    return Summary(journal.rows, journal.errors, resumed)
+
+
+def _process(
+    job: Job, source: Input, journal: Journal, errors: str, total: int | None, progress: Progress | None
+) -> None:
+    """Append the outcomes of the rows that the journal lacks."""
+    with closing(journal), closing(job.run(source.rows(job, journal.rows))) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, LlamaGPUError):
+                if errors == "stop":
+                    raise _at_row(outcome, journal.rows + 1, source.name)
+                outcome = {"error": " ".join(part for part in (outcome.what, outcome.why) if part)}
+            journal.append(outcome)
+            if progress is not None:
+                progress(journal.rows, total)
+
+
+def _at_row(error: LlamaGPUError, number: int, name: str) -> LlamaGPUError:
+    """The error that ends a job."""
+    hint = "With --errors skip the row gets the reason in place of a result, and the others go on."
+    return type(error)(f"Row {number} of {name}: {error.what}", error.why, hint)
