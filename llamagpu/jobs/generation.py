@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Unpack, cast
@@ -11,7 +10,7 @@ from typing import Any, Unpack, cast
 from llamagpu.engine import LLM, Stream
 from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, sampling_params
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError, shown
-from llamagpu.jobs.rows import Outcome, Row, missing_column
+from llamagpu.jobs.rows import Outcome, Row, missing_column, plain
 
 _AHEAD = 256  # rows in progress: a long one keeps the others of a batch of 32 waiting only after so many
 _WHOLE = ("max_tokens", "top_k", "seed")  # pandas stores whole numbers as floats where some are missing
@@ -49,7 +48,7 @@ class Generation:
         given: dict[str, Any] = {k: v for k, v in settings.items() if v is not None}
         if "logprobs" in given:
             raise UsageError("A job returns no logprobs.", "", "Leave them out.")
-        given = _plain(given)
+        given = plain(given)
         self._seed = given.setdefault("seed", 0)
         sampling_params(llm.config.vocab_size, **given)
         self.inputs: tuple[str, ...] = ("prompt", "messages") if column is None else (column,)
@@ -82,7 +81,7 @@ class Generation:
         if isinstance(row.values, LlamaGPUError):
             return row.values
         try:
-            values = {k: _plain(v) for k, v in row.values.items() if k in (*self.inputs, *self.settings)}
+            values = {k: plain(v) for k, v in row.values.items() if k in (*self.inputs, *self.settings)}
             present = {k: v for k, v in values.items() if v is not None}
             settings = self._given | {k: _setting(k, present[k]) for k in _ROW_SETTINGS if k in present}
             if "seed" not in present:
@@ -136,17 +135,6 @@ def _outcome(begun: Stream | LlamaGPUError) -> Outcome:
         "completion_tokens": result.completion_tokens,
         "seed": result.seed,
     }
-
-
-def _plain(value: Any) -> Any:
-    """A value of JSON, Arrow or numpy as plain Python; NaN, which pandas writes for a missing number, as None."""
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        value = value.tolist()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple, set, frozenset)) else value
 
 
 def _setting(name: str, value: Any) -> Any:

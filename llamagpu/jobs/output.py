@@ -7,7 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,7 +55,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self._path, self.rows, self.errors = path, 0, 0
-        self._file: BinaryIO | None = None
+        self._file: BinaryIO | FileIO | None = None
         self._stream = is_stream(path)
         self._synced = time.monotonic()
 
@@ -90,36 +91,53 @@ class Journal:
             LlamaGPUError: the disk is full, or the file cannot be written.
         """
         line = json.dumps({"row": self.rows + 1, **values}, ensure_ascii=False) + "\n"
-        try:
-            if self._file is None:
-                self._file = sys.stdout.buffer if str(self._path) == STANDARD else self._path.open("ab")
-            self._file.write(line.encode())
-            self._file.flush()
+        with self._reporting():
+            self._write(line.encode())
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
                 self._sync()
+        self.rows += 1
+        self.errors += "error" in values
+
+    def _write(self, data: bytes) -> None:
+        """Write at once. The file has no buffer, so that closing it after an error writes nothing more."""
+        if self._file is None:
+            standard = str(self._path) == STANDARD
+            self._file = sys.stdout.buffer if standard else self._path.open("ab", buffering=0)
+        while data:
+            data = data[self._file.write(data) :]
+        self._file.flush()
+
+    def _sync(self) -> None:
+        if self._file is not None and not self._stream:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Turn an error of the system into ours; that of a closed pipe ends the command quietly."""
+        try:
+            yield
         except BrokenPipeError:
             raise
         except OSError as e:
             name = "Standard output" if str(self._path) == STANDARD else f"The output {self._path}"
             kept = "" if self._stream else f"The first {self.rows} rows are kept. Run it again to continue."
             raise LlamaGPUError(f"{name} could not be written.", e.strerror or str(e), kept) from None
-        self.rows += 1
-        self.errors += "error" in values
 
-    def _sync(self) -> None:
-        """Wait until the rows are on the disk."""
-        if self._file is not None and not self._stream:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+    def end(self) -> None:
+        """Wait until all rows are on the disk.
+
+        Raises:
+            LlamaGPUError: the system reports an error.
+        """
+        with self._reporting():
+            self._sync()
 
     def close(self) -> None:
-        """Wait until the rows are on the disk, and close the file. An error was reported by ``append``."""
-        with suppress(OSError):
-            self._sync()
-        if self._file is not None and self._file is not sys.stdout.buffer:
-            with suppress(OSError):
-                self._file.close()
-        self._file = None
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None and file is not sys.stdout.buffer:
+            file.close()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """All rows."""

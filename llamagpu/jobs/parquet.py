@@ -72,16 +72,16 @@ class ParquetFile:
         return UsageError(f"{self._path} cannot be read as Parquet.", str(error).splitlines()[0])
 
 
-def arrow_schema(columns: Mapping[str, str]) -> Any:
-    """The Arrow schema of columns and their types by name."""
+def arrow_type(name: str) -> Any:
+    """An Arrow type by its name, such as ``int64``."""
     pyarrow, _ = import_pyarrow()
-    return pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns.items()])
+    return pyarrow.type_for_alias(name)
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]], columns: Mapping[str, str]) -> None:
     """Write rows to a new file; columns that a row lacks are null there."""
     pyarrow, parquet = import_pyarrow()
-    schema = arrow_schema(columns)
+    schema = pyarrow.schema([(name, arrow_type(kind)) for name, kind in columns.items()])
     try:
         with parquet.ParquetWriter(path, schema) as writer:
             part: list[dict[str, Any]] = []

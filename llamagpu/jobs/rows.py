@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,3 +101,14 @@ def missing_column(names: Sequence[str], present: Iterable[str]) -> UsageError:
         f"The columns are: {found or 'none'}.",
         "Name the column with --column.",
     )
+
+
+def plain(value: Any) -> Any:
+    """A value of JSON, Arrow or numpy as plain Python; NaN, which pandas writes for a missing number, as None."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        value = value.tolist()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple, set, frozenset)) else value

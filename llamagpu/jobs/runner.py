@@ -13,7 +13,6 @@ from llamagpu.jobs.readers import Input, open_input
 from llamagpu.jobs.rows import Job
 from llamagpu.jobs.target import Target
 
-ERRORS = ("stop", "skip")
 Progress = Callable[[int, int | None], None]
 
 
@@ -53,8 +52,7 @@ def run(
         UsageError: a path or a format is wrong, the output is not this job's, or a row is bad.
         LlamaGPUError: the output cannot be written, or the device was lost.
     """
-    if errors not in ERRORS:
-        raise UsageError(f"errors is {errors!r:.60}.", "It must be stop or skip.")
+    check_errors(errors)
     source, path = open_input(input), check_output(output)
     if path.exists() and (given := Path(input).expanduser()).exists() and path.samefile(given):
         raise UsageError(f"The output {path} is the input.", "It would be overwritten.", "Give another output.")
@@ -84,14 +82,26 @@ def _process(
         for outcome in outcomes:
             if isinstance(outcome, LlamaGPUError):
                 if errors == "stop":
-                    raise _at_row(outcome, journal.rows + 1, source.name)
-                outcome = {"error": " ".join(part for part in (outcome.what, outcome.why) if part)}
+                    raise error_at(outcome, journal.rows + 1, source.name)
+                outcome = {"error": error_text(outcome)}
             journal.append(outcome)
             if progress is not None:
                 progress(journal.rows, total)
+        journal.end()
 
 
-def _at_row(error: LlamaGPUError, number: int, name: str) -> LlamaGPUError:
-    """The error that ends a job."""
-    hint = "With --errors skip the row gets the reason in place of a result, and the others go on."
+def check_errors(errors: str) -> None:
+    """Refuse another way to treat bad rows than ``stop`` and ``skip``."""
+    if errors not in ("stop", "skip"):
+        raise UsageError(f"errors is {errors!r:.60}.", "It must be stop or skip.")
+
+
+def error_at(error: LlamaGPUError, number: int, name: str) -> LlamaGPUError:
+    """The error that ends a job at a bad row of ``name``."""
+    hint = 'With errors="skip" (--errors skip) the row gets the reason in place of a result, and the others go on.'
     return type(error)(f"Row {number} of {name}: {error.what}", error.why, hint)
+
+
+def error_text(error: LlamaGPUError) -> str:
+    """The error of a row that is skipped."""
+    return " ".join(part for part in (error.what, error.why) if part)
