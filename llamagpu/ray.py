@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.jobs import Generation, Outcome, Row
 from llamagpu.jobs.parquet import arrow_type, import_pyarrow
+from llamagpu.jobs.readers import JSON_LINES
 from llamagpu.jobs.rows import plain
 from llamagpu.jobs.runner import check_errors, error_at, error_text
 
 if TYPE_CHECKING:
     from llamagpu.engine.params import GenerateOptions
-
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
 class Generator:
@@ -107,8 +106,7 @@ def generate(
     The files hold the input's columns and the results. Their order is not that of the input.
 
     Args:
-        input: a file, or a directory or URI that Ray can read, that ends with ``.jsonl`` or ``.parquet``.
-        output: a directory or URI.
+        input, output: paths or URIs; the input ends with ``.jsonl`` or ``.parquet``, the output is a directory.
         concurrency: workers, each with a model of its own.
         batch_size: rows that a worker gets at once; a batch of the GPU holds 32.
         resources: of a worker, as ``map_batches`` takes them, such as ``{"num_gpus": 1}``.
@@ -119,12 +117,12 @@ def generate(
     """
     ray = _import_ray()
     source, target = str(input), str(output)
-    kind = _FORMATS.get(Path(source).suffix.lower())
-    if kind is None:
+    suffix = Path(source).suffix.lower()
+    if suffix not in (*JSON_LINES, ".parquet"):
         raise UsageError(f"The format of {source} is not known.", "Its name must end with .jsonl or .parquet.")
     _require_new(target)
-    read = ray.data.read_parquet(source) if kind == "parquet" else ray.data.read_json(source, lines=True)
-    results = read.map_batches(
+    parquet = suffix == ".parquet"
+    results = (ray.data.read_parquet(source) if parquet else ray.data.read_json(source, lines=True)).map_batches(
         Generator,
         fn_constructor_kwargs={"model": model, **options},
         compute=ray.data.ActorPoolStrategy(size=concurrency),
@@ -132,10 +130,7 @@ def generate(
         batch_format="pyarrow",
         **(resources or {}),
     )
-    if kind == "parquet":
-        results.write_parquet(target)
-    else:
-        results.write_json(target)
+    (results.write_parquet if parquet else results.write_json)(target)
 
 
 def _import_ray() -> Any:

@@ -14,11 +14,14 @@ from typing import Any
 
 import filelock
 import pytest
+import random_models
 
 from llamagpu import LLM, jobs
 from llamagpu.cli.main import run as run_here
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
 from llamagpu.jobs.generation import row_seed
+from llamagpu.model import prepare
+from llamagpu.model.fingerprint import fingerprint
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -361,6 +364,28 @@ def test_other_models_and_settings_are_refused(story: LLM, tmp_path: Path) -> No
         jobs.run(jobs.Generation(shared, "text"), source, output, overwrite=True, errors="skip")
 
 
+def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
+    """The same in another directory; another if a tensor, the config or the tokenizer differs."""
+    config = random_models.config()
+    tensors = random_models.tensors(config, 1)
+
+    def print_of(name: str, change: Callable[[Path], Any] = lambda path: None) -> str:
+        path = random_models.write_model(tmp_path / name, config, tensors)
+        change(path)
+        return fingerprint(prepare(path))
+
+    def add_key(path: Path, file: str) -> None:
+        value = json.loads((path / file).read_text())
+        (path / file).write_text(json.dumps(value | {"added": 1}))
+
+    first = print_of("a")
+    assert print_of("b") == first
+    assert print_of("c", lambda path: add_key(path, "config.json")) != first
+    assert print_of("d", lambda path: add_key(path, "tokenizer.json")) != first
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+    assert print_of("e") != first
+
+
 # --- the command ----------------------------------------------------------------------------
 
 
@@ -393,6 +418,7 @@ def test_killed_at_three_points_and_resumed(output: str, tmp_path: Path) -> None
     once = command("--input", str(source), "--output", str(whole))
     assert subprocess.run(once, capture_output=True, timeout=120, env=ENVIRONMENT).returncode == 0
     assert read(path) == read(whole)
+    assert output == "out.parquet" or path.read_bytes() == whole.read_bytes()
     assert [row["row"] for row in read(path)] == list(range(1, 201))
 
 

@@ -54,7 +54,8 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self._path, self.rows, self.errors = path, 0, 0
+        self._path = path
+        self.rows, self.errors, self.resumed = 0, 0, 0
         self._file: BinaryIO | FileIO | None = None
         self._stream = is_stream(path)
         self._synced = time.monotonic()
@@ -83,6 +84,7 @@ class Journal:
                 self.rows = number
                 self.errors += line.startswith(b'{"row": %d, "error": ' % number)
             file.truncate(whole)
+        self.resumed = self.rows
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Write the next row.

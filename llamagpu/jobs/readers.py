@@ -27,15 +27,15 @@ class Input(Protocol):
 
     name: str
 
-    def scan(self) -> tuple[str, int] | None:
-        """The SHA-256 of the content and the number of rows; None if it can be read only once, such as a pipe."""
-
-    def rows(self, job: Job, first: int) -> Iterator[Row]:
-        """The rows after the first ``first`` ones.
+    def scan(self, job: Job) -> tuple[str | None, int | None]:
+        """The SHA-256 of the content and the number of rows; None twice if it can be read only once, as a pipe.
 
         Raises:
-            UsageError: the input cannot be read, or no row of it can have a column that the job needs.
+            UsageError: the input cannot be read, or has no column that the job needs.
         """
+
+    def rows(self, job: Job, first: int) -> Iterator[Row]:
+        """The rows after the first ``first`` ones."""
 
 
 def open_input(path: str | Path) -> Input:
@@ -66,10 +66,10 @@ class _Lines:
         self.name = "standard input" if path is None else path.name
         self._path, self._json = path, is_json
 
-    def scan(self) -> tuple[str, int] | None:
+    def scan(self, job: Job) -> tuple[str | None, int | None]:
         """See ``Input.scan``."""
         if self._path is None or not self._path.is_file():
-            return None
+            return None, None
         digest, rows = hashlib.sha256(), 0
         with self._open() as file:
             for number, line in enumerate(file, start=1):
@@ -128,15 +128,15 @@ class _Parquet:
     def _file(self) -> ParquetFile:
         return ParquetFile(self._path)
 
-    def scan(self) -> tuple[str, int] | None:
+    def scan(self, job: Job) -> tuple[str | None, int | None]:
         """See ``Input.scan``."""
+        if not set(job.inputs) & set(self._file.columns):
+            raise missing_column(job.inputs, self._file.columns)
         with self._path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), len(self._file)
 
     def rows(self, job: Job, first: int) -> Iterator[Row]:
         """See ``Input.rows``."""
-        if not set(job.inputs) & set(self._file.columns):
-            raise missing_column(job.inputs, self._file.columns)
         read = self._file.rows({*job.inputs, *job.settings}, first)
         for number, values in enumerate(read, start=first + 1):
             yield Row(number, values, str(number))

@@ -36,15 +36,13 @@ def run(
 ) -> Summary:
     """Run a job on every row of a file, and write the results in the same order, with the row's number.
 
-    A job that was killed continues after the last row that it wrote: no row is lost or doubled. It is an error if the
-    input, the model or the settings have changed since. The memory that it takes does not depend on the number of rows.
+    A job that was killed continues after the last row that it wrote, if input, model and settings are the same. The
+    memory that it takes does not depend on the number of rows.
 
     Args:
         input: JSON Lines, text or Parquet, by the end of its name; ``-`` is JSON Lines from standard input.
-        output: JSON Lines or Parquet; ``-`` is JSON Lines on standard output. From standard input or to standard output
-            nothing can be resumed.
-        errors: ``stop`` ends the job at a bad row, with all earlier rows written; ``skip`` writes the reason as the
-            row's ``error`` and continues.
+        output: JSON Lines or Parquet; ``-`` is JSON Lines on standard output. With ``-`` nothing can be resumed.
+        errors: ``stop`` ends the job at a bad row; ``skip`` writes the reason as the row's ``error``.
         overwrite: start anew, and delete an earlier output first.
         progress: called with (rows done, rows in all, or None if that is not known).
 
@@ -54,24 +52,25 @@ def run(
     """
     check_errors(errors)
     source, path = open_input(input), check_output(output)
-    if path.exists() and (given := Path(input).expanduser()).exists() and path.samefile(given):
-        raise UsageError(f"The output {path} is the input.", "It would be overwritten.", "Give another output.")
-    scanned = source.scan()
-    total = None if scanned is None else scanned[1]
+    _require_other(path, Path(input).expanduser())
+    digest, total = source.scan(job)
     if is_stream(path):
         journal = Journal(path)
         _process(job, source, journal, errors, total, progress)
-        return Summary(journal.rows, journal.errors, 0)
+        return Summary(journal.rows, journal.errors, journal.resumed)
     target = Target(path, job.columns)
-    journal = target.journal
     with target.locked():
-        identity = None if scanned is None else {"job": job.name, "input": {"sha256": scanned[0]}, **job.identity()}
-        begun = target.begin(identity, overwrite)
-        resumed = journal.rows
-        if begun:
-            _process(job, source, journal, errors, total, progress)
+        identity = None if digest is None else {"job": job.name, "input": {"sha256": digest}, **job.identity()}
+        if target.begin(identity, overwrite):
+            _process(job, source, target.journal, errors, total, progress)
             target.finish()
-    return Summary(journal.rows, journal.errors, resumed)
+    return Summary(target.journal.rows, target.journal.errors, target.journal.resumed)
+
+
+def _require_other(output: Path, input: Path) -> None:
+    """Refuse to write into the input."""
+    if output.exists() and input.exists() and output.samefile(input):
+        raise UsageError(f"The output {output} is the input.", "It would be overwritten.", "Give another output.")
 
 
 def _process(

@@ -73,7 +73,8 @@ class Target:
             self._require_new(identity)
         elif state.get("complete") is True and self._path.exists():
             self._require_same(state["identity"], identity)
-            self.journal.rows, self.journal.errors = state["rows"], state["errors"]
+            self.journal.rows = self.journal.resumed = state["rows"]
+            self.journal.errors = state["errors"]
             return False
         else:
             self.journal.recover()
