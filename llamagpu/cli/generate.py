@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamagpu.cli.jobs import job_options, run_job, take_job_options
 from llamagpu.cli.options import load_options, model_options
 from llamagpu.cli.output import (
     Interrupted,
@@ -64,26 +65,41 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option(
     "--frequency-penalty", type=float, default=0.0, show_default=True, help="The same, once for each occurrence."
 )
-@click.option("--seed", type=int, help="Seed of the draws, to repeat a text. [default: random]")
+@click.option("--seed", type=int, help="Seed of the draws, to repeat a text. [default: random; with --input: 0]")
 @click.option("--stop", multiple=True, help="End before this text; can be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Continue when the model ends its text.")
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
-def generate(
-    text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any
-) -> None:
+@job_options
+def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any) -> int:
     """Continue PROMPT and print the new text as it comes.
 
     Without PROMPT, or if it is -, the prompt is read from standard input. The last line break of a file or of standard
     input is removed. Statistics go to standard error.
+
+    With --input, continue every prompt of a data set. A job that was stopped or killed continues where it ended.
     """
-    if echo and as_json:
-        raise UsageError("--echo and --json exclude one another.", "The JSON object holds the new text alone.")
-    source = _prompt(text, prompt, file)
+    job = take_job_options(options)
+    given = {"a prompt": text or prompt, "--file": file, "--echo": echo, "--json": as_json}
     load = load_options(options)
     if options["max_tokens"] == -1:
         options["max_tokens"] = _UNTIL_FULL
+    if job is not None:
+        job.refuse(given)
+        _validate(options)
+        from llamagpu.jobs import Generation
+
+        return run_job(job, load, lambda llm: Generation(llm, job.column, **options))
+    if echo and as_json:
+        raise UsageError("--echo and --json exclude one another.", "The JSON object holds the new text alone.")
+    source = _prompt(text, prompt, file)
     _validate(options)
+    _print(source, load, options, echo, as_json)
+    return 0
+
+
+def _print(source: str, load: dict[str, Any], options: dict[str, Any], echo: bool, as_json: bool) -> None:
+    """Generate one text and print it."""
     with open_model(load) as llm:
         stream = llm.stream(source, **options)
         try:

@@ -27,6 +27,7 @@ from llamagpu.engine.session import Session
 from llamagpu.engine.stream import Stream, wait_logits
 from llamagpu.errors import DeviceLostError, Unique, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, prepare
+from llamagpu.model.fingerprint import fingerprint
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
 
@@ -83,6 +84,7 @@ class LLM(Unique):
         source, self.config, self.name = prepared.source, prepared.config, prepared.name
         if chat_template is not None and not isinstance(chat_template, str):
             raise UsageError("chat_template is not text.", "It is Jinja, or the name of one of the model's templates.")
+        self._chat_template = chat_template
         files = source.tokenizer_file(), source.tokenizer_config()
         self._tokenizer = Tokenizer(*files, prepared.config.vocab_size, f"{self.name}'s tokenizer")
         templates = ChatTemplates(
@@ -117,6 +119,16 @@ class LLM(Unique):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self._session.model.sizes
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights as it was asked for: ``auto``, ``float16``, …"""
+        return self._prepared.layout.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the model's files and of a given chat template, the same on every machine. It ignores dtypes."""
+        return fingerprint(self._prepared, self._chat_template)
 
     @property
     def special_tokens(self) -> dict[str, int]:
