@@ -292,7 +292,7 @@ def test_the_gate_refuses_freed_buffers(device: gpu.Device) -> None:
 def test_a_write_to_a_buffer_that_is_freed_before_the_submit(device: gpu.Device) -> None:
     for _ in range(3):
         device.tensor(np.ones(4, "f4")).free()
-    device.finish()
+    device.synchronize()
 
 
 def test_the_gate_refuses_a_mapped_slot(device: gpu.Device) -> None:

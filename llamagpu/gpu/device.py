@@ -17,6 +17,7 @@ from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, Uniq
 from llamagpu.gpu.adapter import Adapter, choose_adapter
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
+from llamagpu.gpu.events import Event, require_timestamps
 from llamagpu.gpu.ledger import Buffer, Ledger, Part, memory_limit
 from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import Memory
@@ -97,9 +98,18 @@ class Device(Unique):
         """Run ``fn`` on the device thread and return its result."""
         return self.thread.call(fn)
 
-    def finish(self) -> None:
-        """Wait until all queued work is done."""
+    def synchronize(self) -> None:
+        """Wait until all queued work is done. No result needs it: the queue orders writes, kernels, runs and reads."""
         self.memory.finish()
+
+    def event(self) -> Event:
+        """A point in the queue that can be timed by the GPU's clock.
+
+        Raises:
+            KernelError: the device has no timestamp queries.
+        """
+        require_timestamps(self.features, self.adapter)
+        return Event(self.memory)
 
     def _count_subgroup(self) -> int:
         """Size of a subgroup, counted because drivers report a range; 0 if its lanes are not contiguous."""

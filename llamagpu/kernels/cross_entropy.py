@@ -13,7 +13,7 @@ IGNORED = 0xFFFFFFFF
 
 
 def cross_entropy(x: Tensor, targets: Tensor, out: Tensor | None = None) -> Tensor:
-    """``out[r] = -log softmax(x[r])[targets[r]]``, as torch's cross_entropy with ``reduction="none"``. Negate it for the
+    """``out[r] = -log softmax(x[r])[targets[r]]``, as torch's cross_entropy with ``reduction="none"``: the negative
     log-probabilities of given tokens.
 
     Args:
@@ -38,7 +38,7 @@ def cross_entropy(x: Tensor, targets: Tensor, out: Tensor | None = None) -> Tens
 
 
 def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
-    targets = rng.integers(0, d["columns"], d["rows"]).astype(np.uint32)
+    targets = rng.integers(0, d["columns"], (d["rows"],)).astype(np.uint32)
     targets[1::5] = IGNORED
     return {"x": (rng.standard_normal((d["rows"], d["columns"])) * d["spread"]).astype(np.float32), "targets": targets}
 
@@ -48,8 +48,8 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """In float64. The scale is the sum of the two terms, and of the error of e^v, which grows with the exponent v of the
-    terms that matter (WGSL: 3 + 2|v| units)."""
+    """In float64. The scale is the sum of the two terms, and of the error of e^v, which grows with the exponent v
+    (WGSL: 3 + 2|v| units)."""
     x = a["x"].astype(np.float64)
     shifted = x - x.max(axis=-1, keepdims=True)
     e = np.exp(shifted)

@@ -63,7 +63,7 @@ def _rows(rng: np.random.Generator, count: int) -> Arrays:
 
 
 def _ids_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
-    ids = rng.integers(0, d["vocab"], d["rows"]).astype(np.uint32)
+    ids = rng.integers(0, d["vocab"], (d["rows"],)).astype(np.uint32)
     ids[3::7] = d["vocab"]
     return {"ids": ids} | _rows(rng, d["rows"])
 

@@ -79,7 +79,7 @@ def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress
     matrices = {key: load(matrix) for key, matrix in layout.matrices.items()}
     arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, v) for v in layout.vectors.values()]
     vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
-    device.finish()
+    device.synchronize()
     return _assemble(layout, matrices | vectors)
 
 
@@ -88,7 +88,7 @@ def random_weights(layout: Layout, device: Device, woven: bool) -> Weights:
     matrices = {key: _random(device, m, seed, woven) for seed, (key, m) in enumerate(layout.matrices.items())}
     ones = [np.ones(v.size, np.float32) for v in layout.vectors.values()]
     vectors = dict(zip(layout.vectors, device.windows(list(ones), purpose="weights"), strict=True))
-    device.finish()
+    device.synchronize()
     return _assemble(layout, matrices | vectors)
 
 
