@@ -70,10 +70,15 @@ def named_tensors(pairs: Bindings, named: Mapping[str, Tensor]) -> dict[str, Ten
         UsageError: a name comes twice, or ``pairs`` has no pairs.
     """
     out: dict[str, Tensor] = {}
+    refusal = UsageError(f"{shown(pairs)} are no bindings.", "They are a mapping or pairs of (name, tensor).")
+    if isinstance(pairs, Tensor):
+        raise refusal
     try:
         items = [(name, tensor) for name, tensor in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
     except (TypeError, ValueError):
-        raise UsageError(f"{shown(pairs)} are no bindings.", "They are a mapping or pairs of (name, tensor).") from None
+        raise refusal from None
+    if not all(isinstance(name, str) for name, _ in items):
+        raise refusal
     for name, tensor in (*items, *named.items()):
         if name in out:
             raise UsageError(f"{shown(name)} is bound twice.", f"First to {out[name]!r}, then to {shown(tensor)}.")
