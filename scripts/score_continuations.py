@@ -77,7 +77,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     best = sorted(dict(zip(texts, scores, strict=True)).items(), key=lambda item: -item[1])
     for text, score in best[:5]:
         print(f"{score:8.3f}  {PROMPT}{text}")
-    print(f"{len(scores)} continuations in {seconds:.1f} s, {4 * len(scores)} bytes of results")
+    print(f"{len(scores)} continuations in {seconds:.1f} s, 16 bytes of each read back")
 
 
 if __name__ == "__main__":

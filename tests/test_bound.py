@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -440,6 +441,13 @@ def script(name: str) -> object:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_example_of_the_docs() -> None:
+    code = (ROOT / "docs" / "binding.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_scores_of_continuations(story: LLM) -> None:
