@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
@@ -80,7 +81,18 @@ class KernelError(LlamaGPUError):
 
 
 class Unique:
-    """Base of objects that own a GPU device or threads: copying and pickling them is an error."""
+    """Base of objects that own a GPU device or threads. A ``with`` block closes them; copying and pickling them is an
+    error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what the object owns."""
+        raise NotImplementedError
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UsageError(

@@ -233,7 +233,7 @@ def test_dropped_models_free_their_memory(device: gpu.Device) -> None:
     held = device.ledger.held("weights")
     LLM(device=device).generate(PROMPT, max_tokens=2)
     gc.collect()
-    device.finish()
+    device.synchronize()
     assert device.ledger.held("weights") == held
 
 

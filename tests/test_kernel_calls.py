@@ -164,6 +164,8 @@ CALLS: dict[str, Call] = {
     "linear bias": lambda x, y: kernels.linear(y, y, x),
     "linear out": lambda x, y: kernels.linear(y, y, None, x),
     "attention v": lambda x, y: kernels.attention(y, y, x),
+    "cross_entropy targets": lambda x, y: kernels.cross_entropy(y, x),
+    "cross_entropy out": lambda x, y: kernels.cross_entropy(y, y.device.empty((1, 4), "u32"), x[:1]),
     "dequantize out": lambda x, y: kernels.dequantize(y, x),
 }
 EACH = pytest.mark.parametrize("name", CALLS)

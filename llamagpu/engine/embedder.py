@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -96,12 +95,6 @@ class EncoderModel(Unique):
         self._engine = EncoderEngine(self.device, self._encoder)
         self.closed = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if not getattr(self, "closed", True):
             self.close()
@@ -179,11 +172,7 @@ class Embedder(EncoderModel):
         Raises:
             UsageError: an item is not text, or an argument is not allowed.
         """
-        whole_in("batch_size", batch_size, 1)
-        if precision not in ("float32", "int8", "binary"):
-            raise UsageError(f"precision is {shown(precision)}.", "It is float32, int8 or binary.")
-        if truncate_dim is not None:
-            whole_in("truncate_dim", truncate_dim, 1)
+        _check(batch_size, precision, truncate_dim)
         before = self._prompt(prompt_name, prompt)
         texts = [sentences] if isinstance(sentences, str) else sentences
         batches = self._batches(iter(texts), batch_size, before, too_long, errors)
@@ -267,3 +256,11 @@ class Embedder(EncoderModel):
         if precision == "binary":
             return np.packbits(out > 0, axis=1)
         return out if precision == "float32" else np.round(normalized(out) * 127).astype(np.int8)
+
+
+def _check(batch_size: Any, precision: Any, truncate_dim: Any) -> None:
+    whole_in("batch_size", batch_size, 1)
+    if precision not in ("float32", "int8", "binary"):
+        raise UsageError(f"precision is {shown(precision)}.", "It is float32, int8 or binary.")
+    if truncate_dim is not None:
+        whole_in("truncate_dim", truncate_dim, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,16 @@ import numpy as np
 from llamagpu.engine.request import NotFinite, Request, Sequence
 from llamagpu.engine.runner import Flight, Outcome, Runner
 from llamagpu.errors import DeviceLostError, OutOfMemoryError
-from llamagpu.gpu import Device
+from llamagpu.gpu import Device, Tensor
 from llamagpu.model import Model
+from llamagpu.model.bound import INPUT, BoundPrompt
 
 IN_FLIGHT = 2  # steps that are submitted before the oldest is read
 
 
 class Engine:
-    """Runs requests of one model together. Everything but ``submit`` is on the device thread.
+    """Runs requests of one model together. ``submit``, ``bind``, ``run`` and ``unbind`` are called from any
+    thread, everything else is on the device thread.
 
     A step is launched before the results of the previous one were read, because the device has its tokens. Sequences
     that end on the device (``kernels.sampling``) write nothing more. If a sequence ends by a stop string or a
@@ -35,6 +37,7 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
         self._flights: deque[Flight] = deque()
+        self._bound: set[BoundPrompt] = set()
         self._turn = 0
         self._closed: DeviceLostError | None = None
         self._thread.add(self._step)
@@ -52,11 +55,69 @@ class Engine:
         self._thread.post(enter)
         return sequence
 
+    def bind(self, tensors: Mapping[str, Tensor]) -> BoundPrompt:
+        """Take a slot and pages for a prompt of bound tensors, checked before; see ``Bound``. From any thread.
+
+        Raises:
+            OutOfMemoryError: the cache has no room now.
+            DeviceLostError: the model is closed.
+        """
+        return self._thread.call(lambda: self._bind(tensors))
+
+    def _bind(self, tensors: Mapping[str, Tensor]) -> BoundPrompt:
+        self._check_open()
+        cache, count = self._model.cache, tensors[INPUT].columns
+        pages = cache.take(count)
+        if pages is None:
+            raise OutOfMemoryError(
+                f"The cache has no room for {count} bound tokens now.",
+                f"{cache.free_pages} pages and {cache.free_slots} slots are free.",
+                "Close other bound sessions, wait until generations end, or use a smaller context.",
+            )
+        try:
+            prompt = BoundPrompt(self._model, pages, tensors, self._runner.segment_work)
+        except BaseException:
+            cache.give(pages)
+            raise
+        self._bound.add(prompt)
+        return prompt
+
+    def run(self, prompt: BoundPrompt) -> None:
+        """Submit a run of bound tensors, and wait for nothing. From any thread."""
+
+        def run() -> None:
+            self._check_open()
+            self._runner.unsettle()
+            prompt.commands.run()
+
+        self._thread.call(run)
+
+    def unbind(self, prompt: BoundPrompt) -> None:
+        """Take the slot and the pages of a bound prompt back. From any thread, also while Python collects garbage."""
+
+        def give() -> None:
+            if prompt in self._bound:
+                self._bound.remove(prompt)
+                self._model.cache.give(prompt.pages)
+                prompt.words.free()
+
+        try:
+            self._thread.post(give)
+        except DeviceLostError:
+            pass  # the device freed everything
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise DeviceLostError("This model is closed.", "", "Load it again.")
+
     def close(self) -> None:
         """End every sequence with an error and stop."""
         self._thread.remove(self._step)
         self._closed = DeviceLostError("The model was closed.", "It was still generating.", "Load it again.")
         self._fail_all(self._closed)
+        for prompt in self._bound:
+            prompt.words.free()
+        self._bound.clear()
         self._model.forward.free()
 
     def _step(self) -> bool:
@@ -85,7 +146,9 @@ class Engine:
                 if not self._runner.begin(sequence):
                     if self._active:
                         return
-                    raise OutOfMemoryError(f"A sequence of {sequence.request.most} tokens does not fit the cache.")
+                    held = f"{len(self._bound)} bound sessions hold a part of it." if self._bound else ""
+                    most = sequence.request.most
+                    raise OutOfMemoryError(f"A sequence of {most} tokens does not fit the cache.", held)
             except DeviceLostError:
                 raise
             except Exception as e:  # it ends this sequence only

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack, cast, overload
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_in, whole_number
+from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.params import (
     CHAT_DEFAULTS,
     ChatOptions,
@@ -27,6 +27,7 @@ from llamagpu.engine.session import Session
 from llamagpu.engine.stream import Stream, wait_logits
 from llamagpu.errors import DeviceLostError, Unique, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, prepare
+from llamagpu.model.bound import decoder_arguments
 from llamagpu.model.fingerprint import fingerprint
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
@@ -96,12 +97,6 @@ class LLM(Unique):
         )
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
 
-    def __enter__(self) -> LLM:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<LLM {self.name} on {self.device.adapter}{' closed' if self._session.closed else ''}>"
 
@@ -133,8 +128,7 @@ class LLM(Unique):
     @property
     def special_tokens(self) -> dict[str, int]:
         """Ids of the special tokens that the tokenizer's config names: ``bos_token``, ``eos_token``, …"""
-        vocab = self._tokenizer.vocab
-        named = special_tokens(self._prepared.source.tokenizer_config())
+        vocab, named = self._tokenizer.vocab, special_tokens(self._prepared.source.tokenizer_config())
         return {name: vocab[token] for name, token in named.items() if token in vocab}
 
     @property
@@ -275,6 +269,30 @@ class LLM(Unique):
         prompt = tuple(self._prompt_ids(items(ids, "token ids")))
         first = whole_in("first", first, 0, len(prompt) - 1)
         return wait_logits(self._session.engine, Request(prompt, 1, want_logits=True, first=first, reuse=reuse))
+
+    def bind(self, bindings: Bindings = (), /, **tensors: gpu.Tensor) -> Bound:
+        """Bind tensors on this model's device to its input and outputs, for runs that move nothing to the host.
+
+        Takes keywords, a mapping, or pairs of (name, tensor), as ``dict`` does. Binding compiles and records nothing
+        but what a length needs that never ran before.
+
+        Args:
+            input_ids: u32 [n] or [1, n], n up to the context. Adds no BOS.
+            logits: f32 [n, vocab_size], or [1, vocab_size] for the last position.
+            hidden_states: f32 [n, hidden_size], or [1, hidden_size] for the last position: after the final norm, as
+                transformers' ``last_hidden_state``.
+
+        Raises:
+            UsageError: a name is bound twice, missing or unknown, or a tensor has the wrong dtype or shape, or shares
+                memory with another one.
+            ContextFullError: there are more ids than the context has tokens.
+            OutOfMemoryError: the cache has no room for the ids now.
+            KernelError: a tensor is on another device, or was freed.
+            DeviceLostError: the model is closed.
+        """
+        named = named_tensors(bindings, tensors)
+        check_bindings(named, decoder_arguments(self.config), self.device, self.context)
+        return Bound(self._session, named)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self._session.closed:

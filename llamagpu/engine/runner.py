@@ -92,6 +92,15 @@ class Runner:
         if not sequence.cancelled.is_set() and plan.work > 10 * pace:  # all but the last two submissions are done
             self._rate = (plan.work - 2 * pace) / (time.perf_counter() - start)
 
+    def unsettle(self) -> None:
+        """Note that the buffers of the step hold the state of no sequence: another plan has used them."""
+        self._settled = ()
+
+    @property
+    def segment_work(self) -> float:
+        """The most multiply-adds of one submission, at the rate that is known."""
+        return self._rate * STEP_SECONDS
+
     def follows(self, batch: tuple[Sequence, ...]) -> bool:
         """Whether the device holds the state of these sequences, so that a step needs nothing from the host."""
         return self._settled == batch
@@ -144,7 +153,7 @@ class Runner:
     def _submit(self, batch: tuple[Sequence, ...], plan: Plan) -> Flight:
         """Run a plan that samples, and copy its results to staging memory."""
         reading, windows = self._state.reading([s.request.settings for s in batch])
-        most = self._rate * STEP_SECONDS
+        most = self.segment_work
         plan.run(read=(reading.slot, windows), segment_work=most if plan.work > most else None)
         return Flight(batch, reading)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from types import TracebackType
-from typing import Self
 
 from llamagpu import gpu
 from llamagpu.engine.engine import Engine
@@ -55,12 +53,6 @@ class Session(Unique):
                 raise
         self.engine = Engine(self.device, self.model)
         self.closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -62,12 +61,6 @@ class Stream(Unique, Iterator[str]):
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # several threads may read a stream
         self._sequence = engine.submit(request)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_sequence"):

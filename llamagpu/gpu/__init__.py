@@ -8,13 +8,16 @@ with gpu.open() as device:
 
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
+from llamagpu.gpu.commands import CommandList, Copy, copy_rows
 from llamagpu.gpu.device import Device, open_device
 from llamagpu.gpu.dtypes import LONG_NAMES, dtype_name, narrow_bf16, widen_bf16
+from llamagpu.gpu.events import Event
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.ledger import Part
 from llamagpu.gpu.linker import Program, link, shader_root
 from llamagpu.gpu.native import version
 from llamagpu.gpu.plan import Plan
+from llamagpu.gpu.readback import Readback
 from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, pack_rows, row_items
 from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.tuning_store import cache_folder, store_tuning, tuning_path
@@ -26,18 +29,23 @@ __all__ = [
     "UPLOAD_ROWS",
     "Adapter",
     "Affine",
+    "CommandList",
+    "Copy",
     "Device",
+    "Event",
     "Lanes",
     "Part",
     "Plan",
     "Program",
     "ReadTuning",
+    "Readback",
     "Slot",
     "Tensor",
     "TunedLanes",
     "Tuning",
     "cache_folder",
     "choose_adapter",
+    "copy_rows",
     "default_tuning",
     "dtype_name",
     "link",

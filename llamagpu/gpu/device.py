@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, Uniq
 from llamagpu.gpu.adapter import Adapter, choose_adapter
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
+from llamagpu.gpu.events import Event, require_timestamps
 from llamagpu.gpu.ledger import Buffer, Ledger, Part, memory_limit
 from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import Memory
@@ -66,12 +66,6 @@ class Device(Unique):
         self._default = stored or default_tuning(adapter.kind, self.features, self.subgroup_size)
         self.measured = stored is not None
 
-    def __enter__(self) -> Device:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<Device {self.adapter}{' closed' if self._closed else ''}>"
 
@@ -97,9 +91,18 @@ class Device(Unique):
         """Run ``fn`` on the device thread and return its result."""
         return self.thread.call(fn)
 
-    def finish(self) -> None:
-        """Wait until all queued work is done."""
+    def synchronize(self) -> None:
+        """Wait until all queued work is done. No result needs it: the queue orders writes, kernels, runs and reads."""
         self.memory.finish()
+
+    def event(self) -> Event:
+        """A point in the queue that can be timed by the GPU's clock.
+
+        Raises:
+            KernelError: the device has no timestamp queries.
+        """
+        require_timestamps(self.features, self.adapter)
+        return Event(self.memory)
 
     def _count_subgroup(self) -> int:
         """Size of a subgroup, counted because drivers report a range; 0 if its lanes are not contiguous."""

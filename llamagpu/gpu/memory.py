@@ -122,14 +122,15 @@ class Memory:
     def read(self, part: Part) -> bytes:
         """The bytes of a window, guard included."""
 
-        def read() -> bytes:
-            slot = self.take_slot(part.size)
-            encoder = self.encoder()
-            encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, 0, part.size)
-            self.gate.submit(encoder, (part.buffer,), slot)
-            return self.read_slot(slot, part.size)
+        return self.call(lambda: self.read_slot(self.copy_out(part), part.size))
 
-        return self.call(read)
+    def copy_out(self, part: Part) -> Slot:
+        """Queue a copy of a window to a staging buffer; ``read_slot`` waits for it. On the device thread."""
+        slot = self.take_slot(part.size)
+        encoder = self.encoder()
+        encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, 0, part.size)
+        self.gate.submit(encoder, (part.buffer,), slot)
+        return slot
 
     def read_slot(self, slot: Slot, size: int) -> bytes:
         """Wait for a slot, take its first ``size`` bytes, and give it back. On the device thread."""

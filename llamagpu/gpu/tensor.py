@@ -16,6 +16,7 @@ from llamagpu.gpu.dtypes import ITEM_SIZE, NUMPY, Array, narrow_bf16, widen_bf16
 from llamagpu.gpu.ledger import Part
 from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import UPLOAD_BYTES, Memory
+from llamagpu.gpu.readback import Readback
 from llamagpu.gpu.tuning import Tuning
 
 ROW_ALIGN = 16
@@ -163,10 +164,26 @@ class Tensor:
         Raises:
             KernelError: the tensor is quantized; ``kernels.dequantize`` widens it.
         """
+        self._refuse_quantized()
+        memory = self.device.memory
+        return self._unpack([memory.read(p)[: p.size - p.tail] for p in self.parts])
+
+    def numpy_async(self) -> Readback:
+        """As ``numpy``, but only queues the copy: ``result()`` waits for the values, and so does ``await``. They are
+        those of this point of the queue, whatever is written later.
+
+        Raises:
+            KernelError: the tensor is quantized.
+        """
+        self._refuse_quantized()
+        return Readback(self.device.memory, self.parts, self._unpack)
+
+    def _refuse_quantized(self) -> None:
         if self.affine is not None:
             raise KernelError(f"{self!r} is quantized.", "", "Use kernels.dequantize(tensor).numpy().")
-        memory = self.device.memory
-        whole = [memory.read(p)[: p.size - p.tail] for p in self.parts]
+
+    def _unpack(self, whole: list[bytes]) -> Array:
+        """The values from the bytes of every part."""
         if not self.woven:
             return unpack_rows(b"".join(whole), self.shape, self.dtype)
         shape = (-1, self.stride * ITEM_SIZE[self.dtype])

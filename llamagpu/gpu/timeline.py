@@ -14,8 +14,8 @@ from llamagpu.errors import KernelError
 from llamagpu.gpu import native
 from llamagpu.gpu.device import Device
 from llamagpu.gpu.encode import Dispatch
+from llamagpu.gpu.events import TIMESTAMPS
 from llamagpu.gpu.plan import Plan
-from llamagpu.gpu.timing import TIMESTAMPS
 
 INSIDE_PASSES = "timestamp-query-inside-passes"
 _MOST_QUERIES = 4096  # WebGPU's limit for a query set

@@ -12,10 +12,10 @@ import numpy as np
 
 from llamagpu.gpu import native
 from llamagpu.gpu.device import Device
+from llamagpu.gpu.events import TIMESTAMPS
 from llamagpu.gpu.plan import Plan
 
 K = TypeVar("K", bound=Hashable)
-TIMESTAMPS = "timestamp-query"
 WARM_SECONDS = 0.5
 _SIZE = 256  # alignment of the target when a query set is resolved
 
@@ -40,7 +40,7 @@ class Stopwatch:
         """Wait for all earlier work, run a plan, and return its seconds."""
         if self._set is None:
             return time_once(self._device, lambda: self._device.call(plan.run))
-        self._device.finish()
+        self._device.synchronize()
         return self._device.call(lambda: self._run(plan))
 
     def _run(self, plan: Plan) -> float:
@@ -98,10 +98,10 @@ def time_calls(
 
 def time_once(device: Device, call: Callable[[], None]) -> float:
     """Seconds from a call until the work it submitted is done, without earlier work."""
-    device.finish()
+    device.synchronize()
     start = time.perf_counter()
     call()
-    device.finish()
+    device.synchronize()
     return time.perf_counter() - start
 
 
@@ -114,7 +114,7 @@ def _warm_up(device: Device, plans: Sequence[Plan], seconds: float, before: Call
                 if before is not None:
                     before()
                 device.call(plan.run)
-        device.finish()
+        device.synchronize()
 
 
 def _in_turns(

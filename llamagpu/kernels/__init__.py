@@ -8,6 +8,7 @@ submodules.
 
 from llamagpu.kernels.attention_dense import attention
 from llamagpu.kernels.check import Report, check, random_dims
+from llamagpu.kernels.cross_entropy import cross_entropy
 from llamagpu.kernels.dequantize import dequantize
 from llamagpu.kernels.elementwise import add, multiply, scale, silu
 from llamagpu.kernels.gelu import gelu
@@ -26,6 +27,7 @@ __all__ = [
     "add",
     "attention",
     "check",
+    "cross_entropy",
     "dequantize",
     "gelu",
     "layer_norm",

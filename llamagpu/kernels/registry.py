@@ -4,6 +4,7 @@ from llamagpu.kernels.attention_cases import DECODE, PREFILL
 from llamagpu.kernels.attention_dense import KERNEL as ATTENTION
 from llamagpu.kernels.attention_spans import KERNEL as SPANS
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
+from llamagpu.kernels.cross_entropy import KERNEL as CROSS_ENTROPY
 from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
 from llamagpu.kernels.elementwise import ADD, MULTIPLY, RELU2, SCALE, SILU
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
@@ -25,12 +26,14 @@ from llamagpu.kernels.rope import KERNEL as ROPE
 from llamagpu.kernels.sampling_reference import KERNEL as SAMPLE
 from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
+from llamagpu.kernels.step_ids import STEP_IDS, VOID_ROWS
 from llamagpu.kernels.transpose import KERNEL as TRANSPOSE
 from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
 REGISTRY = {
     kernel.name: kernel
     for kernel in (
+        STEP_IDS,
         DEQUANTIZE,
         EMBEDDING,
         BEGIN_STEP,
@@ -52,6 +55,7 @@ REGISTRY = {
         GATE,
         GELU,
         SOFTMAX,
+        CROSS_ENTROPY,
         ADD,
         MULTIPLY,
         SCALE,
@@ -62,6 +66,7 @@ REGISTRY = {
         ATTENTION,
         SAMPLE,
         NOISE,
+        VOID_ROWS,
         COPY,
         MULTIPLY_ADD,
     )

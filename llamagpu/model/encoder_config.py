@@ -136,21 +136,7 @@ def parse_encoder(raw: Mapping[str, Any]) -> EncoderConfig:
     Raises:
         UnsupportedModelError: a value is missing, out of range or not supported; it is named.
     """
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ENCODERS:
-        raise UnsupportedModelError(
-            f"The architecture {shown(model_type)} is not an encoder that is supported.",
-            f"Supported: {', '.join(sorted(ENCODERS))}.",
-            "Choose another model.",
-        )
-    row = ENCODERS[model_type]
-    for key, neutral in _NEUTRAL.items():
-        if not neutral(raw.get(key)):
-            raise UnsupportedModelError(
-                f"config.json sets {key} to {shown(raw[key])}, which is not supported.",
-                "It changes the arithmetic, so ignoring it would give wrong vectors.",
-                "Choose another model.",
-            )
+    row = _row(raw)
     values = Values({name: raw.get(key) for name, key in row.keys.items()}, {"hidden_act": "gelu"})
     activation = values.get("hidden_act")
     if activation not in _ACTIVATIONS:
@@ -161,17 +147,13 @@ def parse_encoder(raw: Mapping[str, Any]) -> EncoderConfig:
         )
     sizes = {name: values.integer(name) for name in list(_KEYS)[:5]}
     _check_heads(sizes)
-    padding = raw.get("pad_token_id", 1)
-    first = (
-        Values({"pad_token_id": padding}, {}).token_id("pad_token_id", sizes["vocab_size"]) if row.after_padding else -1
-    )
-    first = (1 if first is None else first) + 1
+    first = _first_position(raw, sizes["vocab_size"]) if row.after_padding else 0
     positions = values.integer("max_position_embeddings") - first
     if positions < 1:
-        raise bad_config(f"max_position_embeddings leaves no position above pad_token_id {padding}.")
+        raise bad_config(f"max_position_embeddings leaves no position from {first} on.")
     types = raw.get("type_vocab_size", 2) if "types" in row.modules else 0
     return EncoderConfig(
-        model_type=model_type,
+        model_type=str(raw["model_type"]),
         **sizes,
         positions=positions,
         first_position=first,
@@ -179,6 +161,35 @@ def parse_encoder(raw: Mapping[str, Any]) -> EncoderConfig:
         layer_norm_eps=Values(raw, {"layer_norm_eps": 1e-12}).number("layer_norm_eps", 0.0, 1.0),
         activation=_ACTIVATIONS[activation],
     )
+
+
+def _row(raw: Mapping[str, Any]) -> EncoderArchitecture:
+    """The row of a config.
+
+    Raises:
+        UnsupportedModelError: there is none, or a key that the row does not read would change the arithmetic.
+    """
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ENCODERS:
+        raise UnsupportedModelError(
+            f"The architecture {shown(model_type)} is not an encoder that is supported.",
+            f"Supported: {', '.join(sorted(ENCODERS))}.",
+            "Choose another model.",
+        )
+    for key, neutral in _NEUTRAL.items():
+        if not neutral(raw.get(key)):
+            raise UnsupportedModelError(
+                f"config.json sets {key} to {shown(raw[key])}, which is not supported.",
+                "It changes the arithmetic, so ignoring it would give wrong vectors.",
+                "Choose another model.",
+            )
+    return ENCODERS[model_type]
+
+
+def _first_position(raw: Mapping[str, Any], vocab: int) -> int:
+    """The index of the first token's position, which follows that of padding."""
+    padding = Values(raw, {"pad_token_id": 1}).token_id("pad_token_id", vocab)
+    return (1 if padding is None else padding) + 1
 
 
 def _check_heads(sizes: Mapping[str, int]) -> None:

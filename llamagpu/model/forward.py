@@ -10,6 +10,7 @@ from llamagpu.gpu import Device, Plan, Tensor, Tuning
 from llamagpu.kernels.attention_paged import splits_for
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.sampling import choose, sampler_columns
+from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.cache import SLOTS, PagedCache
 from llamagpu.model.config import Config
 from llamagpu.model.decoder import Operations, decoder_head, decoder_layers
@@ -62,7 +63,7 @@ def arena_bytes(config: Config, rows: int, context: int, fused: bool) -> int:
     partials = partial_rows(context) * c.num_attention_heads * (c.head_dim + 4)
     head = HEAD_ROWS * (c.hidden_size + c.vocab_size + sum(sampler_columns(c.vocab_size).values()))
     slots = 2 * (SLOTS + 1) * c.vocab_size
-    return 4 * (rows * (sum(activation_columns(c, fused).values()) + 4) + partials + head + slots)
+    return 4 * (rows * (sum(activation_columns(c, fused).values()) + 5) + partials + head + slots)
 
 
 def make_arena(device: Device, config: Config, rows: int, context: int, fused: bool) -> Arena:
@@ -96,6 +97,7 @@ class Forward:
         fused: bool = True,
     ):
         self.device, self.tuning, self.state, self.logits = device, tuning, arena.state, arena.logits
+        self.hidden_states = arena.activations["normed"]
         self._weights, self._cache, self._arena, self._fused = weights, cache, arena, fused
         self._space = Workspace(config, rotations, cache.table, arena.state.rows, arena.activations, arena.partials)
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -103,6 +105,16 @@ class Forward:
     def prefill(self, rows: int) -> Plan:
         """All layers over ``rows`` (a bucket) consecutive positions of one sequence; x keeps the residual stream."""
         return self._plan(("prefill", rows), lambda: self._prompt(rows))
+
+    def prefill_ids(self, rows: int) -> Plan:
+        """As ``prefill``, with the tokens of ``state.ids``. From the first one on that is not in the vocabulary, x is
+        NaN."""
+        return self._plan(("prefill_ids", rows), lambda: self._prompt_of_ids(rows))
+
+    def last_norm(self, rows: int) -> Plan:
+        """The last hidden states, which the head reads: x after the final norm, in ``hidden_states``."""
+        norm = self._weights.norm
+        return self._plan(("last_norm", rows), lambda: FusedPrompt(self._space, rows).norm(norm))
 
     def head(self, rows: int) -> Plan:
         """Logits of the picked rows of x."""
@@ -132,6 +144,12 @@ class Forward:
     def _prompt(self, rows: int) -> None:
         ops: Operations[Any] = (FusedPrompt if self._fused else Unfused)(self._space, rows)
         decoder_layers(ops, self._weights, self._space.config.layers, self._cache.layers)
+
+    def _prompt_of_ids(self, rows: int) -> None:
+        state = self.state
+        step_ids(state.ids, state.rows.head(rows), state.broken, self._space.config.vocab_size, state.dump)
+        self._prompt(rows)
+        void_rows(self._arena.activations["x"].head(rows), state.rows.head(rows), state.broken)
 
     def _step(self, batch: int, splits: int, plain: bool) -> None:
         ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space, batch, splits)

@@ -45,24 +45,31 @@ class Reading:
 class StepState:
     """The buffers of a step's state, for at most ``rows`` rows, of which at most ``sampled`` sample a token.
 
-    Writes and reads run on the device thread. Padding rows use the slot ``dump``.
+    Writes and reads run on the device thread. Padding rows use the slot ``dump``. ``ids`` and ``broken`` take token ids
+    that are on the GPU, see ``kernels.step_ids``.
     """
 
     def __init__(self, device: Device, rows: int, sampled: int, slots: int, vocab: int, dump: int):
-        self._memory, self._dump, self._vocab = device.memory, dump, vocab
+        self._memory, self.dump, self._vocab = device.memory, dump, vocab
         self.rows = device.empty((rows, ROW_WORDS), "u32", purpose="activations")
         self.picks = device.empty((sampled, ROW_WORDS), "u32", purpose="activations")
+        self.ids = device.empty((1, rows), "u32", purpose="activations")
+        self.broken = device.empty((1, ROW_WORDS), "u32", purpose="activations")
         self.sampler: Sampler = make_sampler(device, sampled, slots, vocab)
         self._biased: set[int] = set()  # slots whose row of the bias is not zero
 
     def write_prompt(self, tokens: Sequence[int], first: int, slot: int, rows: int) -> None:
         """Consecutive tokens of one sequence, the first at position ``first``; padding rows up to ``rows``."""
-        count = len(tokens)
-        state = step_rows([0] * rows, first + count - 1, self._dump)
-        state[:count, 0] = tokens
+        state = self.prompt_rows(len(tokens), first, slot, rows)
+        state[: len(tokens), 0] = tokens
+        self._write(self.rows, state)
+
+    def prompt_rows(self, count: int, first: int, slot: int, rows: int) -> Words:
+        """The state of ``write_prompt`` for ``count`` tokens, which are still 0."""
+        state = step_rows([0] * rows, first + count - 1, self.dump)
         state[:count, 1] = np.arange(first, first + count)
         state[:count, 2] = slot
-        self._write(self.rows, state)
+        return state
 
     def pick(self, rows: Sequence[int]) -> None:
         """The rows of a prompt whose logits are computed."""
@@ -71,7 +78,7 @@ class StepState:
     def write_rows(self, batch: Sequence[Row], rows: int) -> None:
         """One position each of several sequences; padding rows up to ``rows``. All settings are plain, or none is."""
         plain, padding = batch[0].settings.plain, rows - len(batch)
-        state = step_rows([0] * rows, 0, self._dump)
+        state = step_rows([0] * rows, 0, self.dump)
         for words, row in zip(state, batch, strict=False):
             words[:3] = row.token, row.position, row.slot
         draws = [r.settings.draw(plain, r.last_position, sorted(r.stop_ids)) for r in batch]
