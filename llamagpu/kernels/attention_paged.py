@@ -35,22 +35,15 @@ def attention_prefill(
     out = _check(q, cache, heads, out)
     require(spans is None or spans.shape == (q.rows, 2), "attention: spans must be [rows, 2]")
     mask = scores.libs if spans is None else (("mask", "span"), *scores.libs[1:])
-    more = {} if spans is None else parts(spans=spans)
-    d = cache.head_dim
-    libs = _libs(cache)
+    d, libs = cache.head_dim, _libs(cache)
     queries = _held_queries(d) if libs[0][1] == "neighbours" else min(16, QUERY_BYTES // (4 * d))
+    sizes = {"rows": q.rows, "heads": heads, "kv_heads": cache.kv_heads, "stride4": q.stride // 4}
+    windows = parts(step_rows=rows, pages=cache.pages, q=q, kv=cache.data, out=out)
     q.device.dispatch(
         Program("attention_prefill", (*libs, *mask), (*cache.consts, ("QUERIES", queries))),
         heads * -(-q.rows // queries),
-        {
-            "rows": q.rows,
-            "heads": heads,
-            "kv_heads": cache.kv_heads,
-            "stride4": q.stride // 4,
-            "table": cache.pages.stride,
-            **scores.params(d),
-        },
-        parts(step_rows=rows, pages=cache.pages, q=q, kv=cache.data, out=out) | more,
+        sizes | {"table": cache.pages.stride} | scores.params(d),
+        windows if spans is None else windows | parts(spans=spans),
         work=q.rows * heads * d * RUN,
     )
     return out
