@@ -12,7 +12,7 @@ import pytest
 import random_encoders
 from safetensors.numpy import load_file, save_file
 
-from llamagpu import CrossEncoder, Embedder, gpu
+from llamagpu import LLM, CrossEncoder, Embedder, gpu
 from llamagpu.errors import DeviceLostError, UnsupportedModelError, UsageError
 from llamagpu.model.encoder import Encoded, Encoder
 from llamagpu.model.encoder_config import parse_encoder
@@ -226,6 +226,12 @@ def test_cross_encoders(name: str, labels: int, device: gpu.Device, tmp_path: Pa
 def test_an_encoder_without_a_classifier_does_not_rank(device: gpu.Device, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="classifier"):
         CrossEncoder(write(tmp_path, "roberta"), device=device)
+
+
+def test_an_encoder_does_not_generate(device: gpu.Device, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="'bert' is not supported") as found:
+        LLM(write(tmp_path, "bert"), device=device)
+    assert "Embedder" in str(found.value.why)
 
 
 def test_pipelines_refused(model: Path, device: gpu.Device) -> None:

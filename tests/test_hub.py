@@ -17,12 +17,13 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+import random_encoders
 import random_models
 from hub_server import Files, Hub, model_files, wait_until
 from huggingface_hub import constants, file_download
 from safetensors.numpy import load_file, save_file
 
-from llamagpu import LLM, gpu
+from llamagpu import LLM, Embedder, gpu
 from llamagpu.cli.main import run
 from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UnsupportedModelError, UsageError
 from llamagpu.model import find_model
@@ -121,6 +122,23 @@ def test_the_needed_files_are_downloaded_once(hub: Hub, tiny: Files, device: gpu
     assert find_model(REPO, "main").name == hub.repos[REPO]["main"]
     for name in (*NEEDED, "model.safetensors"):
         assert (find_model(REPO) / name).read_bytes() == tiny[name]
+
+
+def test_an_encoder_comes_with_its_pipeline(hub: Hub, device: gpu.Device, tmp_path: Path) -> None:
+    raw = random_encoders.CONFIGS["bert"]
+    files = model_files(random_encoders.write_model(tmp_path / "bert", raw, random_encoders.tensors(raw, 1)))
+    kinds = ("Transformer", "Pooling")
+    modules = [
+        {"path": f"{i}_{k}" if i else "", "type": f"sentence_transformers.models.{k}"} for i, k in enumerate(kinds)
+    ]
+    files |= {"modules.json": json.dumps(modules).encode(), "1_Pooling/config.json": b'{"pooling_mode": "cls"}'}
+    hub.add(REPO, files | {"onnx/model.onnx": b"not needed"})
+    with Embedder(REPO, device=device) as embedder:
+        assert embedder.pipeline.pooling == ("cls",)
+        assert embedder.encode("a1 a2").shape == (48,)
+    assert sorted(hub.fetched()) == sorted(files)
+    Embedder(REPO, device=device).close()
+    assert hub.take_log() == []
 
 
 def test_the_hubs_own_library_finds_the_downloaded_files(hub: Hub, tiny: Files) -> None:

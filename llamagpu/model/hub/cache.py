@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError
-from llamagpu.model.sources.safetensors import INDEX, SINGLE, read_index
+from llamagpu.model.encoder_config import is_encoder
+from llamagpu.model.sources.safetensors import INDEX, SINGLE, load_json, read_index
 
 log = logging.getLogger("llamagpu")
 DEFAULT_REVISION = "main"
@@ -30,6 +31,7 @@ OPTIONAL = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+ENCODERS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")  # more of an encoder
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A shard, a copy of the weights under Mistral's own names, an adapter, and files of folders.
 _NOT_ALONE = re.compile(r".*-\d{5}-of-\d{5}\.|consolidated|adapter_|.*/")
@@ -139,7 +141,11 @@ class Snapshot:
 
     def unknown(self) -> list[str]:
         """Optional files that are not here, and of which nobody recorded that the repo has none."""
-        return [name for name in OPTIONAL if not ((self.path / name).exists() or self._absent(name).exists())]
+        try:
+            names = (*OPTIONAL, *ENCODERS) if is_encoder(load_json(self.path / CONFIG)) else OPTIONAL
+        except LlamaGPUError:  # opening the model reports the error
+            names = OPTIONAL
+        return [name for name in names if not ((self.path / name).exists() or self._absent(name).exists())]
 
     def has(self, names: list[str]) -> bool:
         """Whether these files are here."""

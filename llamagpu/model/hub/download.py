@@ -15,7 +15,8 @@ from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UnsupportedModelError, UsageError
 from llamagpu.model.config import parse_config
-from llamagpu.model.hub.cache import CONFIG, GENERATION, OPTIONAL, Repo, gguf_parts, offline
+from llamagpu.model.encoder_config import is_encoder, parse_encoder
+from llamagpu.model.hub.cache import CONFIG, ENCODERS, GENERATION, OPTIONAL, Repo, gguf_parts, offline
 from llamagpu.model.hub.errors import disk_full, not_cached, our_errors, status_of
 from llamagpu.model.hub.listing import Announced, Listing, ask_hub, check_revision, total_size
 from llamagpu.model.hub.logs import asking_hub, quiet
@@ -23,7 +24,8 @@ from llamagpu.model.sources.safetensors import INDEX, load_json, read_index
 from llamagpu.version import __version__
 
 log = logging.getLogger("llamagpu")
-_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+# Named chat templates, and the modules of sentence-transformers.
+_FOLDERS = re.compile(r"additional_chat_templates/[^/]+\.jinja|\d+_\w+/(config\.json|model\.safetensors)")
 
 
 def hub_model(model: str, revision: str | None = None, refresh: bool = False) -> Path:
@@ -99,9 +101,9 @@ def _download_model(listing: Listing) -> None:
     check_config(listing.snapshot.path)
     if not {"tokenizer.json", "tokenizer.model"} & set(listing.files):
         log.warning("%s has no tokenizer.json: it cannot generate text", listing.repo.id)
-    _download_small(listing, [name for name in listing.files if name in OPTIONAL or _TEMPLATE.fullmatch(name)])
+    _download_small(listing, [n for n in listing.files if n in (*OPTIONAL, *ENCODERS) or _FOLDERS.fullmatch(n)])
     _download_files(listing, _weights(listing))
-    listing.snapshot.record(listing.revision, [name for name in OPTIONAL if name not in listing.files])
+    listing.snapshot.record(listing.revision, [name for name in (*OPTIONAL, *ENCODERS) if name not in listing.files])
 
 
 def _download_small(listing: Listing, names: list[str]) -> None:
@@ -114,11 +116,14 @@ def check_config(directory: Path) -> None:
     """Refuse an unsupported model before its weights are downloaded. Warnings are left to the loading.
 
     Raises:
-        UnsupportedModelError: see ``parse_config``.
+        UnsupportedModelError: see ``parse_config`` and ``parse_encoder``.
     """
-    generation = directory / GENERATION
+    config, generation = load_json(directory / CONFIG), directory / GENERATION
     with quiet():
-        parse_config(load_json(directory / CONFIG), load_json(generation) if generation.exists() else {})
+        if is_encoder(config):
+            parse_encoder(config)
+        else:
+            parse_config(config, load_json(generation) if generation.exists() else {})
 
 
 def _weights(listing: Listing) -> list[str]:
