@@ -1,5 +1,7 @@
-//! needs reduce
-// out[r, c] = x[r, c] · w[c] / sqrt(mean(x[r, :]²) + eps)   (Zhang and Sennrich 2019, arXiv:1910.07467)
+//! needs reduce next
+//! const ADD
+// RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467): y = x[r, c] · w[c] / sqrt(mean(x[r, :]²) + eps). With ADD 0 the
+// kernel stores out[r, c] = y. With ADD 1 it adds y to out, the residual. lib/next prepares the norm that reads out next.
 // Grid: one workgroup per row; an invocation takes every WORKGROUP-th vec4.
 struct Params {
     rows: u32,
@@ -29,7 +31,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let scale = 1.0 / sqrt(total / f32(params.columns) + params.eps);
     if (inside) {
         for (var c = local; c < params.columns4; c += WORKGROUP) {
-            out[base + c] = x[base + c] * scale * weight[c];
+            var v = x[base + c] * scale * weight[c];
+            if (ADD == 1u) {
+                v += out[base + c];
+            }
+            out[base + c] = v;
+            next_store(row, c, v);
         }
     }
 }

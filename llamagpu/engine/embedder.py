@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, whole_in
 from llamagpu.engine.encoding import EncoderEngine
-from llamagpu.errors import DeviceLostError, Unique, UnsupportedModelError, UsageError, shown
+from llamagpu.engine.session import Loaded
+from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.gpu.thread import wait
 from llamagpu.model import check_dtypes, find_model
 from llamagpu.model.encoder import Encoded, Encoder
@@ -44,7 +46,7 @@ class _Batch:
     cut: int
 
 
-class EncoderModel(Unique):
+class EncoderModel(Loaded):
     """A loaded encoder with its tokenizer; the base of ``Embedder`` and ``CrossEncoder``.
 
     Args:
@@ -65,7 +67,6 @@ class EncoderModel(Unique):
         progress: Progress | None = None,
         ignored: tuple[str, ...] = (),
     ):
-        self.closed = True
         dtype, _ = check_dtypes(dtype, "auto")
         self.directory = find_model(model, revision)
         self.source = source = open_source(self.directory)
@@ -81,45 +82,16 @@ class EncoderModel(Unique):
         most = self.config.positions
         self.max_length = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
         self._tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
-        self._owns_device = not isinstance(device, gpu.Device)
-        self.device = gpu.open(device if isinstance(device, gpu.Device) else adapter_name(device))
-        with self.device.ledger.tracking() as self._buffers:
-            try:
-                make = lambda: Encoder(self.device, self.config, layout, self.device.tuning, progress)  # noqa: E731
-                self._encoder = self.device.call(make)
-            except BaseException:
-                self._free()
-                if self._owns_device:
-                    self.device.close()
-                raise
+        name = device if isinstance(device, gpu.Device) else adapter_name(device)
+        self._encoder = self._load(name, lambda: self.device.call(partial(self._make, layout, progress)))
         self._engine = EncoderEngine(self.device, self._encoder)
         self.closed = False
 
-    def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            self.close()
+    def _make(self, layout: EncoderLayout, progress: Progress | None) -> Encoder:
+        return Encoder(self.device, self.config, layout, self.device.tuning, progress)
 
-    def close(self) -> None:
-        """Free the model's memory. Running calls end with an error; closing twice is harmless."""
-        if self.closed:
-            return
-        self.closed = True
-
-        def close() -> None:
-            self._engine.close()
-            self._free()
-
-        try:
-            self.device.call(close)
-        except DeviceLostError:
-            pass  # the device was closed before the model
-        if self._owns_device:
-            self.device.close()
-
-    def _free(self) -> None:
-        for buffer in self._buffers:
-            self.device.free(buffer)
-        self._buffers.clear()
+    def _end(self) -> None:
+        self._engine.close()
 
     def _submit(self, texts: Sequence[str | tuple[str, str]], modes: tuple[str, ...]) -> tuple[Future[Floats], int]:
         """Tokenize texts and queue them; the vectors to come, and the number of texts that were cut."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 from llamagpu import gpu
 from llamagpu.engine.engine import Engine
@@ -12,9 +14,60 @@ from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
 
 log = logging.getLogger("llamagpu")
+T = TypeVar("T")
 
 
-class Session(Unique):
+class Loaded(Unique):
+    """Something that was loaded on a device. Closing it frees its buffers, and the device if it opened that."""
+
+    device: gpu.Device
+    closed = True
+
+    def _load(self, device: str | gpu.Device, load: Callable[[], T]) -> T:
+        """Open the device (an open one is shared, and stays open), and load onto it."""
+        self._owns_device = not isinstance(device, gpu.Device)
+        self.device = gpu.open(device)
+        with self.device.ledger.tracking() as self._buffers:
+            try:
+                return load()
+            except BaseException:
+                self._free()
+                if self._owns_device:
+                    self.device.close()
+                raise
+
+    def _end(self) -> None:
+        """Stop what runs; on the device thread."""
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        if not self.closed:
+            self.close()
+
+    def close(self) -> None:
+        """Free the memory. Running requests end with an error; closing twice is harmless."""
+        if self.closed:
+            return
+        self.closed = True
+
+        def close() -> None:  # one call, so that an interrupt during the wait cannot skip a part
+            self._end()
+            self._free()
+
+        try:
+            self.device.call(close)
+        except DeviceLostError:
+            pass  # the device was closed before the model, or belongs to the parent process
+        if self._owns_device:
+            self.device.close()
+
+    def _free(self) -> None:
+        for buffer in self._buffers:
+            self.device.free(buffer)
+        self._buffers.clear()
+
+
+class Session(Loaded):
     """A prepared model, loaded and ready for requests. Close it, or use it as a context manager.
 
     Args:
@@ -23,7 +76,6 @@ class Session(Unique):
         at_once: the least capacity of the cache, in tokens of all sequences together.
     """
 
-    device: gpu.Device
     model: Model
     engine: Engine
 
@@ -39,46 +91,16 @@ class Session(Unique):
         progress: Progress | None = None,
         at_once: int = 0,
     ):
-        self.closed = True
-        self._owns_device = not isinstance(device, gpu.Device)
-        self.device = gpu.open(device)
-        with self.device.ledger.tracking() as self._buffers:
-            try:
-                tuning = self._tuned(prepared) if tune else self.device.tuning
-                self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
-            except BaseException:
-                self._free()
-                if self._owns_device:
-                    self.device.close()
-                raise
+        def load() -> Model:
+            tuning = self._tuned(prepared) if tune else self.device.tuning
+            return load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
+
+        self.model = self._load(device, load)
         self.engine = Engine(self.device, self.model)
         self.closed = False
 
-    def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            self.close()
-
-    def close(self) -> None:
-        """Free the model's memory. Running requests end with an error; closing twice is harmless."""
-        if self.closed:
-            return
-        self.closed = True
-
-        def close() -> None:  # one call, so that an interrupt during the wait cannot skip a part
-            self.engine.close()
-            self._free()
-
-        try:
-            self.device.call(close)
-        except DeviceLostError:
-            pass  # the device was closed before the model, or belongs to the parent process
-        if self._owns_device:
-            self.device.close()
-
-    def _free(self) -> None:
-        for buffer in self._buffers:
-            self.device.free(buffer)
-        self._buffers.clear()
+    def _end(self) -> None:
+        self.engine.close()
 
     def _tuned(self, prepared: Prepared) -> gpu.Tuning:
         tuning = measure(self.device, prepared.layout)

@@ -34,7 +34,7 @@ def post_norm(
     require(out.shape == x.shape, f"post_norm: out must have the shape of {x!r}")
     libs, more = next_norm("post_norm", following, x.rows, x.columns)
     device.dispatch(
-        Program("post_norm", (("reduce", device.tuning.reduce), *libs), (("WORKGROUP", WORKGROUP), ("ADD", int(add)))),
+        Program("rms_norm", (("reduce", device.tuning.reduce), *libs), (("WORKGROUP", WORKGROUP), ("ADD", int(add)))),
         x.rows,
         {"rows": x.rows, "columns": x.columns, "columns4": x.stride // 4, "eps": eps},
         parts(x=x, weight=weight, out=out, **more),

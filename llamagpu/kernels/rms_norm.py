@@ -24,7 +24,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     require_vectors("rms_norm", x.columns, weight=weight)
     require(out.shape == x.shape, f"rms_norm: out must have the shape of {x!r}")
     device.dispatch(
-        Program("rms_norm", (("reduce", device.tuning.reduce),), (("WORKGROUP", WORKGROUP),)),
+        Program(
+            "rms_norm", (("reduce", device.tuning.reduce), ("next", "none")), (("WORKGROUP", WORKGROUP), ("ADD", 0))
+        ),
         x.rows,
         {"rows": x.rows, "columns": x.columns, "columns4": x.stride // 4, "eps": eps},
         parts(x=x, weight=weight, out=out),
