@@ -443,6 +443,7 @@ def script(name: str) -> object:
     return module
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs() -> None:
     code = (ROOT / "docs" / "binding.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)

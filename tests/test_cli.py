@@ -70,6 +70,7 @@ def test_prompts_from_files_and_standard_input(tmp_path: Path) -> None:
     assert run("generate", "-f", "-", "-n", "8", stdin=b"Once upon a time").stdout == expected
 
 
+@pytest.mark.slow
 def test_the_final_line_break_of_a_prompt_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +151,7 @@ def test_help_and_version() -> None:
     assert run("--version").stdout.startswith(b"llamagpu, version ")
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_fails_soon(tmp_path: Path) -> None:
     """By default, the hub's library retries for 23 seconds."""
     there = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
@@ -268,6 +270,7 @@ def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "because" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code"),
     [

@@ -198,7 +198,7 @@ def test_link_errors_name_the_missing_part() -> None:
     with pytest.raises(KernelError, match=r"lib/weights\.wgsl"):
         link(Program("embedding"))
     with pytest.raises(KernelError, match="WORKGROUP"):
-        link(Program("rms_norm", (("reduce", "workgroup"),)))
+        link(Program("layer_norm", (("reduce", "workgroup"),)))
     with pytest.raises(KernelError, match=r"no shader nonsense\.wgsl"):
         link(Program("nonsense"))
 

@@ -145,6 +145,7 @@ def test_folded_grids_of_the_other_family(device: gpu.Device) -> None:
         assert max(groups for _, groups in calls) > MOST_GROUPS, name
 
 
+@pytest.mark.slow
 def test_a_batch_changes_no_bit_of_a_product(device: gpu.Device) -> None:
     """A vector's product has the same bits alone and in a batch, in every variant."""
     rng = np.random.default_rng(5)

@@ -202,6 +202,7 @@ def test_perplexity_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert run(["perplexity", str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_compare_dtypes_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)

@@ -50,6 +50,7 @@ def test_perplexity(
 
 
 @on_both
+@pytest.mark.slow
 def test_doctor(
     terminal: bool,
     stderr_is: Callable[[bool], None],
