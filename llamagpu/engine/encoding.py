@@ -63,15 +63,18 @@ class EncoderEngine:
 
     def _step(self) -> bool:
         """One pack."""
-        self._waiting = deque(item for item in self._waiting if not item[0].done.done())  # cancelled ones
+        while self._waiting and self._waiting[0][0].done.done():  # its job failed in an earlier pack
+            self._waiting.popleft()
         if not self._waiting:
             return False
         modes = self._waiting[0][0].modes
         taken: list[tuple[Job, int]] = []
         pack: list[Encoded] = []
+        rows = positions = 0
         while self._waiting and self._waiting[0][0].modes == modes:
             job, i = self._waiting[0]
-            if pack and not self._encoder.fits(pack, job.texts[i]):
+            rows, positions = rows + len(job.texts[i].ids), positions + job.texts[i].positions
+            if pack and not self._encoder.fits(rows, positions):
                 break
             taken.append(self._waiting.popleft())
             pack.append(job.texts[i])

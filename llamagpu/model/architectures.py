@@ -277,6 +277,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         DEFAULTS | {"rms_norm_eps": 1e-5, "attention_bias": False},
         lambda c, i: LayerSpec(c["attention_bias"], c["attention_bias"], qk_norm="head_last"),
         NEUTRAL,
+        rope_types={"dynamic": "ntk_alpha"},
         modules=MODULES
         | {
             "q_norm": "model.layers.{i}.self_attn.query_layernorm",

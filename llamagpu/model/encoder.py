@@ -85,10 +85,9 @@ class Encoder:
         self._cache = Cache(data, table, c.num_attention_heads, c.head_dim)
         self._plans: dict[tuple[int, str | None], Plan] = {}
 
-    def fits(self, pack: Sequence[Encoded], more: Encoded) -> bool:
-        """Whether a text can join a pack."""
-        rows = sum(len(e.ids) for e in pack) + len(more.ids)
-        return rows <= self.rows and sum(e.positions for e in pack) + more.positions <= _SPREAD * self.rows
+    def fits(self, rows: int, positions: int) -> bool:
+        """Whether a pack may have this many tokens, and positions of the cache."""
+        return rows <= self.rows and positions <= _SPREAD * self.rows
 
     def pooled(self, pack: Sequence[Encoded], mode: str) -> npt.NDArray[np.float32]:
         """One vector for each text of a pack, float32 [texts, hidden]."""

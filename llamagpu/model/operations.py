@@ -102,8 +102,8 @@ class _Operations:
     def _prefill(self, q: Tensor, spec: LayerSpec, cache: Cache) -> Tensor:
         return attention_prefill(q, self._state, cache, self._heads, self._take("attended"), scores_of(spec))
 
-    def _product(self, value: Source, w: Tensor, out: Tensor, many: bool) -> None:
-        """Logits."""
+    def _logits(self, value: Source, w: Tensor, out: Tensor, many: bool) -> None:
+        """Logits, scaled and capped as the model has them."""
         outer = self._config.outer
         product(value, w, None, store(out, outer.logit_scale, outer.logit_cap), many)
 
@@ -165,7 +165,7 @@ class Unfused(_Operations):
         self._x, self._other = self._other, self._x
 
     def logits(self, value: Tensor, head: Tensor, out: Tensor) -> None:
-        self._product(plain(value), head, out, self._splits is None and self._rows > MAX_VECTORS)
+        self._logits(plain(value), head, out, self._splits is None and self._rows > MAX_VECTORS)
 
 
 class _Fused(_Operations):
@@ -202,7 +202,7 @@ class _Fused(_Operations):
         return plain(gated)
 
     def logits(self, value: Source, head: Tensor, out: Tensor) -> None:
-        self._product(value, head, out, self._many)
+        self._logits(value, head, out, self._many)
 
 
 class FusedPrompt(_Fused):

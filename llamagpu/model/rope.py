@@ -16,12 +16,14 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "dynamic": (),
+    "ntk_alpha": (),  # Hunyuan's name in transformers for its own dynamic
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": (),
 }
 _OPTIONAL: dict[str, tuple[str, ...]] = {
-    "dynamic": ("alpha", "factor"),
+    "dynamic": ("factor",),
+    "ntk_alpha": ("alpha", "factor"),
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     "longrope": ("factor", "attention_factor"),
 }

@@ -17,7 +17,7 @@ def inverse_frequencies(rope: Rope, positions: int) -> Floats:
     """Angle per position for every rotated pair, float32 [rotary / 2], in the arithmetic of transformers
     (``modeling_rope_utils``).
 
-    ``linear`` divides by the factor. ``dynamic`` changes nothing up to the model's context; with ``alpha`` (Hunyuan) it
+    ``linear`` divides by the factor. ``dynamic`` changes nothing up to the model's context; ``ntk_alpha`` (Hunyuan)
     raises theta. ``longrope`` divides by its long factors if ``positions``, the context, exceeds the original one, and
     by the short ones otherwise.
     """
