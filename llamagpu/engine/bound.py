@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from llamagpu.errors import ContextFullError, DeviceLostError, KernelError, Unique, UsageError, shown
 from llamagpu.gpu import Device, Part, Tensor
 from llamagpu.model.bound import INPUT, Argument
 
-if TYPE_CHECKING:
-    from llamagpu.engine.session import Session
-
 Bindings = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
 
-class Bound(Unique):
-    """A model bound to tensors on its device; ``LLM.bind`` makes one. Use it as a context manager, from any thread.
+class Binder(Protocol):
+    """What runs bound tensors: an engine. From any thread."""
 
-    ``run`` reads ``input_ids`` and writes the outputs, any number of times. It holds a slot of the cache, with pages
-    for the ids, until ``close`` or garbage collection gives them back.
+    def bind(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Prepare runs over checked tensors."""
+
+    def run(self, made: Any) -> None:
+        """Submit a run of what ``bind`` made, and wait for nothing."""
+
+    def unbind(self, made: Any) -> None:
+        """Give back what ``bind`` took."""
+
+
+class Bound(Unique):
+    """A model bound to tensors on its device; ``LLM.bind`` or ``Embedder.bind`` makes one. Use it as a context manager,
+    from any thread.
+
+    ``run`` reads ``input_ids`` and writes the outputs, any number of times. Of a decoder it holds a slot of the cache,
+    with pages for the ids, until ``close`` or garbage collection gives them back.
 
     Attributes:
         tensors: the bound tensors by name.
     """
 
-    def __init__(self, session: Session, tensors: dict[str, Tensor]):
-        self.tensors, self._session = tensors, session
-        self._prompt = session.engine.bind(tensors)
-        self._free = weakref.finalize(self, session.engine.unbind, self._prompt)
+    def __init__(self, binder: Binder, tensors: dict[str, Tensor]):
+        self.tensors, self._binder = tensors, binder
+        self._made = binder.bind(tensors)
+        self._free = weakref.finalize(self, binder.unbind, self._made)
         self._free.atexit = False  # the device frees everything then
 
     def __repr__(self) -> str:
@@ -40,8 +51,8 @@ class Bound(Unique):
         """Queue the forward pass over the ids that ``input_ids`` holds at this point of the queue. It waits for nothing
         and reads nothing; later calls on the tensors see its results.
 
-        The results are those of ``LLM.logits``, bit for bit. From the first id on that is not in the vocabulary, they
-        are NaN.
+        The results are those of ``LLM.logits`` or ``Embedder.encode``, bit for bit. From the first id on that is not in
+        the vocabulary, those of a decoder are NaN; those of an encoder are all NaN then.
 
         Raises:
             DeviceLostError: the bound session, its model or the device is closed.
@@ -49,7 +60,7 @@ class Bound(Unique):
         """
         if not self._free.alive:
             raise DeviceLostError("This bound session is closed.", "", "Bind the tensors again.")
-        self._session.engine.run(self._prompt)
+        self._binder.run(self._made)
 
     def close(self) -> None:
         """Give the slot and the pages back, after the runs that are queued. Closing twice is harmless."""
@@ -106,7 +117,7 @@ def check_bindings(
         raise ContextFullError(f"{INPUT} has {ids.columns} tokens; the context has {context}.")
     for name, tensor in tensors.items():
         if name != INPUT:
-            _check_shape(name, tensor, ids.columns, arguments[name].columns)
+            _check_shape(name, tensor, ids.columns, arguments[name])
     _check_apart(tensors)
 
 
@@ -126,13 +137,13 @@ def _check_tensor(name: str, tensor: Tensor, argument: Argument, device: Device)
         raise KernelError(f"{name} was freed.", "", "Bind a live tensor.")
 
 
-def _check_shape(name: str, tensor: Tensor, count: int, columns: int | None) -> None:
-    allowed = [(rows, columns) for rows in sorted({1, count})]
+def _check_shape(name: str, tensor: Tensor, count: int, argument: Argument) -> None:
+    allowed = argument.shapes(count)
     shape = tensor.shape[1:] if len(tensor.shape) == 3 and tensor.shape[0] == 1 else tensor.shape
     if shape not in allowed:
         raise UsageError(
             f"{name} is {tensor!r}.",
-            f"With {count} ids its shape must be {' or '.join(str(list(s)) for s in reversed(allowed))}.",
+            f"With {count} ids its shape must be {' or '.join(str(list(s)) for s in allowed)}.",
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.arguments import items, whole_in
-from llamagpu.engine.embedder import EncoderModel
+from llamagpu.engine.encoder_model import EncoderModel
 from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.gpu import widen_bf16
 from llamagpu.gpu.thread import wait
@@ -66,8 +66,8 @@ class CrossEncoder(EncoderModel):
         given = items(sentences, "a list of pairs")
         single = len(given) == 2 and all(isinstance(text, str) for text in given)
         pairs = [_pair(p, i) for i, p in enumerate([given] if single else given)]
-        jobs = [self._submit(pairs[i : i + batch_size], ("cls",))[0] for i in range(0, len(pairs), batch_size)]
-        first = [wait(job) for job in jobs]
+        queued = [self.texts.submit(pairs[i : i + batch_size], ("cls",)) for i in range(0, len(pairs), batch_size)]
+        first = [wait(batch.vectors) for batch in queued]
         scores = self._score(np.concatenate(first)) if first else np.empty((0, self.num_labels), np.float32)
         scores = self._activated(scores, activation)
         scores = scores[:, 0] if self.num_labels == 1 else scores

@@ -1,59 +1,49 @@
-"""Embeddings of texts: an encoder, its tokenizer and sentence-transformers' pipeline as one object."""
+"""``Embedder``: a model that gives vectors of texts."""
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from llamagpu import gpu
-from llamagpu.engine.arguments import adapter_name, whole_in
-from llamagpu.engine.encoding import EncoderEngine
-from llamagpu.engine.session import Loaded
-from llamagpu.errors import UnsupportedModelError, UsageError, shown
-from llamagpu.gpu.thread import wait
-from llamagpu.model import check_dtypes, find_model
-from llamagpu.model.encoder import Encoded, Encoder
-from llamagpu.model.encoder_config import ENCODERS, is_encoder, parse_encoder
-from llamagpu.model.encoder_layout import EncoderLayout
+from llamagpu.engine.bound import Bindings, Bound
+from llamagpu.engine.embeddings import Embeddings
+from llamagpu.engine.encoder_model import EncoderModel
+from llamagpu.engine.language_model import LanguageModel
+from llamagpu.errors import Unique
+from llamagpu.model import find_model
+from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
-from llamagpu.model.sentence_transformers import normalized, read_pipeline
+from llamagpu.model.sentence_transformers import read_pipeline
 from llamagpu.model.weights import Progress
-from llamagpu.text import Tokenizer
-
-log = logging.getLogger("llamagpu")
-Floats = npt.NDArray[np.float32]
-Precision = Literal["float32", "int8", "binary"]
-_AHEAD = 2  # batches that are submitted before the oldest one is read
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Texts on their way: the vectors to come, the texts that are there, and the number that was cut."""
+class DecoderModel(LanguageModel):
+    """A decoder without the matrix that makes logits."""
 
-    vectors: Future[Floats]
-    kept: list[int]
-    count: int
-    cut: int
+    _head = False
 
 
-class EncoderModel(Loaded):
-    """A loaded encoder with its tokenizer; the base of ``Embedder`` and ``CrossEncoder``.
+class Embedder(Embeddings, Unique):
+    """Vectors of texts, by an encoder or by a decoder (Qwen3-Embedding, E5-Mistral).
+
+        with Embedder("sentence-transformers/all-MiniLM-L6-v2") as embedder:
+            vectors = embedder.encode(["A cat.", "A dog."], normalize_embeddings=True)
+
+    Directories of sentence-transformers are read whole: pooling, dense layers, normalization, prompts, the most tokens.
+    Calls from several threads run together, each with the results of a lone one, bit for bit.
 
     Args:
-        model: a directory or a hub id.
+        model: a directory, a hub id, or a GGUF file.
         device, dtype, revision, progress: as ``LLM`` takes them.
-        max_length: the most tokens of a text, special ones included; None is the model's.
-        ignored: patterns of tensors that are not the encoder's.
+        pooling: cls, mean, max, last, weightedmean or mean_sqrt_len, in place of the model's own. An encoder without
+            ``modules.json`` has mean, as sentence-transformers has it; a decoder needs one of them.
+        max_seq_length: the most tokens of a text, special ones included; None is the model's, and of a decoder at most
+            4,096.
+
+    Raises:
+        UsageError: an argument is out of its range, or a decoder has no pooling.
+        LlamaGPUError: the model cannot be loaded; see ``LLM``.
     """
 
     def __init__(
@@ -63,176 +53,57 @@ class EncoderModel(Loaded):
         device: str | int | gpu.Device = "auto",
         dtype: Any = "auto",
         revision: str | None = None,
-        max_length: int | None = None,
+        pooling: str | None = None,
+        max_seq_length: int | None = None,
         progress: Progress | None = None,
-        ignored: tuple[str, ...] = (),
     ):
-        dtype, _ = check_dtypes(dtype, "auto")
-        self.directory = find_model(model, revision)
-        self.source = source = open_source(self.directory)
-        if not is_encoder(source.config()):
-            kind = shown(source.config().get("model_type"))
-            raise UnsupportedModelError(
-                f"{source.name} is not an encoder ({kind}).",
-                f"Supported: {', '.join(sorted(ENCODERS))}.",
-                "Generate text with LLM, or choose another model.",
-            )
-        self.config, self.name = parse_encoder(source.config()), source.name
-        layout = EncoderLayout(self.config, source, dtype, ignored)
-        most = self.config.positions
-        self.max_length = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
-        self._tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
-        name = device if isinstance(device, gpu.Device) else adapter_name(device)
-        self._encoder = self._load(name, lambda: self.device.call(partial(self._make, layout, progress)))
-        self._engine = EncoderEngine(self.device, self._encoder)
-        self.closed = False
+        directory = find_model(model, revision)
+        encoder = is_encoder(open_source(directory).config())
+        pipeline = read_pipeline(directory, pooling, "mean" if encoder else None)
+        most = max_seq_length or pipeline.max_length
+        self._model: EncoderModel | DecoderModel
+        if encoder:
+            self._model = EncoderModel(directory, device=device, dtype=dtype, max_length=most, progress=progress)
+            super().__init__(pipeline, self._model.texts)
+        else:
+            self._model = DecoderModel(directory, device=device, dtype=dtype, context=most, progress=progress)
+            super().__init__(pipeline, self._model.texts())
 
-    def _make(self, layout: EncoderLayout, progress: Progress | None) -> Encoder:
-        return Encoder(self.device, self.config, layout, self.device.tuning, progress)
+    def __repr__(self) -> str:
+        return f"<Embedder {self.name} on {self.device.adapter}{' closed' if self._model.closed else ''}>"
 
-    def _end(self) -> None:
-        self._engine.close()
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._model.name
 
-    def _submit(self, texts: Sequence[str | tuple[str, str]], modes: tuple[str, ...]) -> tuple[Future[Floats], int]:
-        """Tokenize texts and queue them; the vectors to come, and the number of texts that were cut."""
-        found = self._tokenizer.encode_pairs(texts, self.max_length)
-        encoded = [
-            Encoded(tuple(ids), tuple(min(t, max(0, self.config.type_vocab_size - 1)) for t in types), cut)
-            for ids, types, cut in found
-        ]
-        return self._engine.submit(encoded, modes), sum(e.cut > 0 for e in encoded)
+    @property
+    def device(self) -> gpu.Device:
+        """The device that the model is on."""
+        return self._model.device
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._model.closed
 
-class Embedder(EncoderModel):
-    """Vectors of texts.
-
-        with Embedder("sentence-transformers/all-MiniLM-L6-v2") as embedder:
-            vectors = embedder.encode(["A cat.", "A dog."], normalize_embeddings=True)
-
-    Directories of sentence-transformers are read whole: pooling, dense layers, normalization, prompts, the most tokens.
-    Calls from several threads run together, each with the results of a lone one, bit for bit.
-    """
-
-    def __init__(self, model: str | Path, *, max_seq_length: int | None = None, **options: Any):
-        self.pipeline = read_pipeline(find_model(model, options.get("revision")))
-        super().__init__(model, max_length=max_seq_length or self.pipeline.max_length, **options)
-
-    def encode(
-        self,
-        sentences: str | Iterable[str],
-        batch_size: int = 32,
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        precision: Precision = "float32",
-        too_long: Literal["cut", "error"] = "cut",
-        errors: Literal["raise", "skip"] = "raise",
-    ) -> Any:
-        """Vectors of texts: of a string, float32 [dimension]; of a list, [texts, dimension] in its order; of another
-        iterable, an iterator of vectors, which reads ahead by a few batches.
+    def bind(self, bindings: Bindings = (), /, **tensors: gpu.Tensor) -> Bound:
+        """Bind tensors on the model's device to its input and outputs, for runs that move nothing to the host; see
+        ``LLM.bind``, which also describes the errors and a decoder's outputs.
 
         Args:
-            batch_size: texts that are tokenized and queued together; the device makes its own packs.
-            prompt_name, prompt: a prompt of the model, or a text, that is put before every text.
-            truncate_dim: the first elements of every vector (Matryoshka).
-            precision: ``int8`` (normalized, times 127) or ``binary`` (signs, packed: uint8 [dimension / 8]).
-            too_long: texts of more tokens than ``max_length`` are cut, with a warning, or are an error.
-            errors: ``skip`` gives NaN for items that are not text, with a warning, instead of an error.
-
-        Raises:
-            UsageError: an item is not text, or an argument is not allowed.
+            input_ids: u32 [n] or [1, n], n up to ``max_length``, with the special tokens; of token type 0.
+            hidden_states: f32 [n, hidden_size], the last layer's vectors (transformers' ``last_hidden_state``).
+            pooled: f32 [1, hidden_size], of encoders: the pooled vector, before dense layers and normalization.
         """
-        _check(batch_size, precision, truncate_dim)
-        before = self._prompt(prompt_name, prompt)
-        texts = [sentences] if isinstance(sentences, str) else sentences
-        batches = self._batches(iter(texts), batch_size, before, too_long, errors)
-        done = (self._finish(b, normalize_embeddings, truncate_dim, precision) for b in batches)
-        if isinstance(sentences, str):
-            return next(done)[0]
-        if isinstance(sentences, (list, tuple, np.ndarray)):
-            found = list(done)
-            return np.concatenate(found) if found else np.empty((0, 0), np.float32)
-        return (vector for vectors in done for vector in vectors)
+        if isinstance(self._model, EncoderModel):
+            return self._model.bind(self.pipeline.pooling, bindings, tensors)
+        return self._model.bind(bindings, **tensors)
 
-    def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
-        """Similarities of all pairs, float32 [a, b], by the model's function (cosine, dot, euclidean, manhattan); the
-        last two are negative distances."""
-        x, y = (np.atleast_2d(np.asarray(v, np.float32)) for v in (a, b))
-        kind = self.pipeline.similarity
-        if kind == "cosine":
-            return np.asarray(normalized(x) @ normalized(y).T)
-        if kind == "dot":
-            return np.asarray(x @ y.T)
-        difference = x[:, None] - y[None]
-        return np.asarray(-(np.abs(difference).sum(-1) if kind == "manhattan" else np.linalg.norm(difference, axis=-1)))
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as ``encode`` makes them, with special tokens, cut to ``max_length``."""
+        return list(self._texts.tokenize([self._prepared(text)])[0].ids)
 
-    def _prompt(self, name: str | None, prompt: str | None) -> str:
-        if prompt is not None:
-            return prompt
-        name = name or self.pipeline.default_prompt
-        if name is None:
-            return ""
-        if name not in self.pipeline.prompts:
-            known = ", ".join(self.pipeline.prompts) or "none"
-            raise UsageError(f"The model has no prompt {shown(name)}.", f"Its prompts: {known}.")
-        return self.pipeline.prompts[name]
-
-    def _batches(
-        self, texts: Iterator[Any], size: int, before: str, too_long: str, errors: str
-    ) -> Iterator[tuple[Floats, list[int], int]]:
-        """Pooled vectors of each batch, the places of its texts, and its size. Batches are queued ahead."""
-        ahead: deque[_Batch] = deque()
-        first, cut, skipped = 0, 0, 0
-        more = True
-        while more or ahead:
-            while more and len(ahead) < _AHEAD:
-                given = list(islice(texts, size))
-                more = len(given) == size
-                if given:
-                    ahead.append(self._queue(given, first, before, too_long, errors))
-                    first += len(given)
-            if ahead:
-                batch = ahead.popleft()
-                cut, skipped = cut + batch.cut, skipped + batch.count - len(batch.kept)
-                yield wait(batch.vectors), batch.kept, batch.count
-        if cut:
-            log.warning("%d of %d texts were cut to %d tokens", cut, first, self.max_length)
-        if skipped:
-            log.warning("%d of %d items are not text; their vectors are NaN", skipped, first)
-
-    def _queue(self, given: list[Any], first: int, before: str, too_long: str, errors: str) -> _Batch:
-        kept = [i for i, text in enumerate(given) if isinstance(text, str)]
-        if len(kept) < len(given) and errors != "skip":
-            bad = next(i for i, text in enumerate(given) if not isinstance(text, str))
-            raise UsageError(
-                f"Item {first + bad} is {shown(given[bad])}, not text.", "", 'errors="skip" leaves such items out.'
-            )
-        lower = self.pipeline.lower_case
-        texts = [before + (given[i].lower() if lower else given[i]) for i in kept]
-        vectors, cut = self._submit(texts, self.pipeline.pooling)
-        if cut and too_long == "error":
-            raise UsageError(f"{cut} texts have more than {self.max_length} tokens.", "", "Shorten them, or cut them.")
-        return _Batch(vectors, kept, len(given), cut)
-
-    def _finish(
-        self, batch: tuple[Floats, list[int], int], normalize: bool, dimension: int | None, precision: Precision
-    ) -> npt.NDArray[Any]:
-        pooled, kept, count = batch
-        made = self.pipeline.finish(pooled)
-        made = made if dimension is None else made[:, :dimension]
-        made = normalized(made) if normalize or (dimension is not None and None in self.pipeline.steps) else made
-        out = np.full((count, made.shape[1]), np.nan, np.float32)
-        out[kept] = made
-        if precision == "binary":
-            return np.packbits(out > 0, axis=1)
-        return out if precision == "float32" else np.round(normalized(out) * 127).astype(np.int8)
-
-
-def _check(batch_size: Any, precision: Any, truncate_dim: Any) -> None:
-    whole_in("batch_size", batch_size, 1)
-    if precision not in ("float32", "int8", "binary"):
-        raise UsageError(f"precision is {shown(precision)}.", "It is float32, int8 or binary.")
-    if truncate_dim is not None:
-        whole_in("truncate_dim", truncate_dim, 1)
+    def close(self) -> None:
+        """Free the memory. Running calls end with an error; closing twice is harmless."""
+        self._model.close()

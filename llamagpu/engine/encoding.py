@@ -1,23 +1,24 @@
-"""The loop of an encoder on the device thread: texts of all calls are packed together in the order of their arrival."""
+"""The loop of packs on the device thread: texts of all calls are packed together in the order of their arrival."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
+from llamagpu.engine.request import NotFinite
 from llamagpu.errors import DeviceLostError
-from llamagpu.gpu import Device
-from llamagpu.model.encoder import Encoded, Encoder
+from llamagpu.gpu import Device, Readback
+from llamagpu.model.packs import Encoded, Floats, PackModel
 
-Floats = npt.NDArray[np.float32]
+_IN_FLIGHT = 2  # packs that are submitted before the oldest is read
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """The texts of one submission. ``done`` gets their pooled vectors, float32 [texts, hidden of every mode]."""
 
@@ -27,12 +28,26 @@ class Job:
     vectors: dict[int, Floats] = field(default_factory=dict)
 
 
-class EncoderEngine:
-    """Runs the texts of all calls in packs. Everything but ``submit`` is on the device thread."""
+@dataclass
+class _Flight:
+    """A submitted pack: the jobs and the numbers of its texts, and its vectors to come."""
 
-    def __init__(self, device: Device, encoder: Encoder):
-        self._thread, self._encoder = device.thread, encoder
+    taken: list[tuple[Job, int]]
+    vectors: list[Readback]
+
+
+class EncoderEngine:
+    """Runs the texts of all calls in packs. Everything but ``submit`` is on the device thread.
+
+    A text whose vector is not finite may have spoiled its neighbours in the pack. So all such texts run again alone,
+    and only those that are not finite then are errors.
+    """
+
+    def __init__(self, device: Device, model: PackModel):
+        self._thread, self._model = device.thread, model
         self._waiting: deque[tuple[Job, int]] = deque()
+        self._alone: deque[tuple[Job, int]] = deque()
+        self._flights: deque[_Flight] = deque()
         self._closed: DeviceLostError | None = None
         self._thread.add(self._step)
 
@@ -40,7 +55,7 @@ class EncoderEngine:
         """Queue texts. Longer ones go first, because neighbours of one length share their attention's blocks."""
         job = Job(texts, modes)
         if not texts:
-            job.done.set_result(np.empty((0, len(modes) * self._encoder.config.hidden_size), np.float32))
+            job.done.set_result(np.empty((0, len(modes) * self._model.hidden_size), np.float32))
             return job.done
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
 
@@ -53,43 +68,77 @@ class EncoderEngine:
         self._thread.post(enter)
         return job.done
 
+    @property
+    def rows(self) -> int:
+        """Tokens of the largest pack."""
+        return self._model.rows
+
     def close(self) -> None:
         """End every job with an error and stop."""
         self._thread.remove(self._step)
         self._closed = DeviceLostError("The model was closed.", "It was still encoding.", "Load it again.")
-        self._fail({id(job): job for job, _ in self._waiting}.values(), self._closed)
+        self._fail((job for job, _ in (*self._alone, *self._waiting)), self._closed)
+        self._alone.clear()
         self._waiting.clear()
-        self._encoder.free()
+        while self._flights:
+            self._land()
+        self._model.free()
 
     def _step(self) -> bool:
-        """One pack."""
-        while self._waiting and self._waiting[0][0].done.done():  # its job failed in an earlier pack
-            self._waiting.popleft()
-        if not self._waiting:
+        """Launch a pack, or read the oldest one."""
+        launched = len(self._flights) < _IN_FLIGHT and self._launch()
+        if self._flights and not launched:
+            self._land()
+        return bool(self._alone or self._waiting or self._flights)
+
+    def _launch(self) -> bool:
+        """Submit the next pack, if there is one that can run now."""
+        texts = self._alone or self._waiting
+        while texts and texts[0][0].done.done():  # its job failed in an earlier pack
+            texts.popleft()
+        if not texts:
             return False
-        modes = self._waiting[0][0].modes
-        taken: list[tuple[Job, int]] = []
-        pack: list[Encoded] = []
-        rows = positions = 0
-        while self._waiting and self._waiting[0][0].modes == modes:
-            job, i = self._waiting[0]
-            rows, positions = rows + len(job.texts[i].ids), positions + job.texts[i].positions
-            if pack and not self._encoder.fits(rows, positions):
-                break
-            taken.append(self._waiting.popleft())
-            pack.append(job.texts[i])
+        taken = [texts[0]]
         try:
-            found = np.concatenate([self._encoder.pooled(pack, mode) for mode in modes], axis=1)
+            count = self._model.most(self._lengths(texts))
+            taken = [texts.popleft() for _ in range(count)]
+            if taken:
+                vectors = self._model.launch([job.texts[i] for job, i in taken], taken[0][0].modes)
+                self._flights.append(_Flight(taken, vectors))
         except Exception as e:  # the jobs of this pack get the error, of any kind
-            self._fail({id(job): job for job, _ in taken}.values(), e)
-            return bool(self._waiting)
-        for (job, i), vector in zip(taken, found, strict=True):
+            self._fail((job for job, _ in taken), e)
+        return bool(taken)
+
+    def _lengths(self, texts: deque[tuple[Job, int]]) -> Iterator[int]:
+        """Tokens of the next texts that may share a pack."""
+        modes = texts[0][0].modes
+        for job, i in islice(texts, 1 if texts is self._alone else None):
+            if job.modes != modes:
+                return
+            yield len(job.texts[i].ids)
+
+    def _land(self) -> None:
+        """Read the oldest pack, and end the jobs whose last texts it held."""
+        flight = self._flights.popleft()
+        try:
+            found = np.concatenate([readback.result() for readback in flight.vectors], axis=1)
+        except Exception as e:
+            self._fail((job for job, _ in flight.taken), e)
+            return
+        finite = np.isfinite(found).all(axis=1)
+        if not finite.all():
+            self._model.clean()
+        for (job, i), vector, good in zip(flight.taken, found, finite, strict=True):
+            if not good and len(flight.taken) > 1:
+                self._alone.append((job, i))
+                continue
+            if not good:
+                self._fail([job], NotFinite.of_text(len(job.texts[i].ids)))
             job.vectors[i] = vector
             if len(job.vectors) == len(job.texts) and not job.done.done():
                 job.done.set_result(np.stack([job.vectors[n] for n in range(len(job.texts))]))
-        return bool(self._waiting)
 
-    def _fail(self, jobs: object, error: Exception) -> None:
-        for job in jobs:  # type: ignore[attr-defined]
+    def _fail(self, jobs: Iterable[Job], error: Exception) -> None:
+        for job in jobs:
             if not job.done.done():
                 job.done.set_exception(error)

@@ -14,6 +14,7 @@ from llamagpu.errors import DeviceLostError, OutOfMemoryError
 from llamagpu.gpu import Device, Tensor
 from llamagpu.model import Model
 from llamagpu.model.bound import INPUT, BoundPrompt
+from llamagpu.model.decoder_packs import DecoderPacks
 
 IN_FLIGHT = 2  # steps that are submitted before the oldest is read
 
@@ -105,6 +106,13 @@ class Engine:
             self._thread.post(give)
         except DeviceLostError:
             pass  # the device freed everything
+
+    def packs(self) -> DecoderPacks:
+        """What runs packs of texts for their pooled hidden states, beside the generation of this engine."""
+        runner = self._runner
+        return DecoderPacks(
+            runner.device, self._model, lambda: bool(self._active), runner.unsettle, lambda: runner.segment_work
+        )
 
     def _check_open(self) -> None:
         if self._closed is not None:

@@ -26,17 +26,24 @@ class Token:
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
+_NOT_FINITE = (
+    "The model computed a NaN or an infinity: its weights are broken, or values exceed float16.",
+    "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
+)
+
+
 class NotFinite(LlamaGPUError):
-    """The logits of a sequence hold NaN or infinity."""
+    """The logits of a sequence, or the vector of a text, hold NaN or infinity."""
 
     @classmethod
     def after(cls, tokens: int) -> NotFinite:
         """The error for a sequence of this many tokens."""
-        return cls(
-            f"The logits are not finite after {tokens} tokens.",
-            "The model computed a NaN or an infinity: its weights are broken, or values exceed float16.",
-            "Check the checkpoint, or use --dtype float32 and --kv-dtype float32.",
-        )
+        return cls(f"The logits are not finite after {tokens} tokens.", *_NOT_FINITE)
+
+    @classmethod
+    def of_text(cls, tokens: int) -> NotFinite:
+        """The error for the vector of a text of this many tokens."""
+        return cls(f"The vector of a text of {tokens} tokens is not finite.", *_NOT_FINITE)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from llamagpu import gpu
+from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
 from llamagpu.model import Model, Prepared, load_model
@@ -97,10 +98,23 @@ class Session(Loaded):
 
         self.model = self._load(device, load)
         self.engine = Engine(self.device, self.model)
+        self._packs: EncoderEngine | None = None
         self.closed = False
+
+    def packs(self) -> EncoderEngine:
+        """The engine that embeds texts; made at the first call."""
+
+        def make() -> EncoderEngine:
+            if self._packs is None:
+                self._packs = EncoderEngine(self.device, self.engine.packs())
+            return self._packs
+
+        return self.device.call(make)
 
     def _end(self) -> None:
         self.engine.close()
+        if self._packs is not None:
+            self._packs.close()
 
     def _tuned(self, prepared: Prepared) -> gpu.Tuning:
         tuning = measure(self.device, prepared.layout)

@@ -14,6 +14,7 @@ from llamagpu.model.rope import Rope
 Test = Callable[[Any], bool]
 FULL, SLIDING = "full_attention", "sliding_attention"
 LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING}
+BASE = "model."  # prefix of the decoder in checkpoints of models with a head
 MODULES = {
     "embed": "model.embed_tokens",
     "norm": "model.norm",
@@ -144,7 +145,8 @@ class Architecture:
 
     def rotated(self, name: str) -> str | None:
         """The role of a checkpoint's tensor whose rows are rotated in pairs, or None."""
-        return next((role for role, pattern in self._rotated.items() if pattern.fullmatch(name)), None)
+        names = (name, BASE + name)  # base models are stored without the prefix
+        return next((role for role, p in self._rotated.items() if any(map(p.fullmatch, names))), None)
 
 
 def one_of(*values: Any) -> Test:

@@ -21,19 +21,35 @@ INPUT = "input_ids"
 
 @dataclass(frozen=True)
 class Argument:
-    """A name that a tensor can be bound to: an input u32 [n], or an output f32 [n, columns] or [1, columns]."""
+    """A name that a tensor can be bound to: an input u32 [n], or an output f32 with a row for every id or one row.
+
+    Attributes:
+        each, one: whether an output may have a row for every id, or one row alone.
+    """
 
     dtype: str
     columns: int | None = None
+    each: bool = True
+    one: bool = True
+
+    def shapes(self, count: int) -> list[tuple[int, int | None]]:
+        """The shapes of an output for ``count`` ids."""
+        return [(rows, self.columns) for rows in dict.fromkeys((count,) * self.each + (1,) * self.one)]
 
 
-def decoder_arguments(config: Config) -> dict[str, Argument]:
-    """The input, then the outputs of a decoder."""
+def encoder_arguments(hidden_size: int) -> dict[str, Argument]:
+    """The input, then the outputs of an encoder."""
     return {
         INPUT: Argument("u32"),
-        "logits": Argument("f32", config.vocab_size),
-        "hidden_states": Argument("f32", config.hidden_size),
+        "hidden_states": Argument("f32", hidden_size, one=False),
+        "pooled": Argument("f32", hidden_size, each=False),
     }
+
+
+def decoder_arguments(config: Config, head: bool) -> dict[str, Argument]:
+    """The input, then the outputs of a decoder; without ``head`` it computes no logits."""
+    logits = {"logits": Argument("f32", config.vocab_size)} if head else {}
+    return {INPUT: Argument("u32")} | logits | {"hidden_states": Argument("f32", config.hidden_size)}
 
 
 @dataclass
@@ -91,7 +107,7 @@ class BoundPrompt:
         """The tokens ``first`` to ``first + count``, and the results of their rows."""
         forward, script, rows = self._forward, self._script, bucket(count)
         script.write(forward.state.prompt_rows(count, first, self.pages.slot, rows), forward.state.rows)
-        script.steps += [_copy_ids(self._tensors[INPUT], first, forward.state.ids, count)]
+        script.steps += [copy_ids(self._tensors[INPUT], first, forward.state.ids, count)]
         blocks = self._blocks(first, count)
         if blocks:
             self._picks(count, blocks[0])
@@ -140,8 +156,8 @@ def _padded(block: range) -> int:
     return bucket(len(block), BATCHES)
 
 
-def _copy_ids(ids: Tensor, first: int, target: Tensor, count: int) -> Copy:
-    """A copy of consecutive ids of one row."""
+def copy_ids(ids: Tensor, first: int, target: Tensor, count: int) -> Copy:
+    """A copy of ``count`` consecutive ids, u32 [1, …]."""
     size = count * ITEM_SIZE["u32"]
     source, out = ids.part, target.part
     begin = source.offset + first * ITEM_SIZE["u32"]

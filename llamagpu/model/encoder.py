@@ -7,13 +7,13 @@ bits alone and in any pack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.gpu import Device, Plan, Tensor, Tuning
+from llamagpu.gpu import Device, Plan, Readback, Tensor, Tuning
 from llamagpu.kernels.attention_paged import attention_prefill
 from llamagpu.kernels.attention_spans import packed_positions
 from llamagpu.kernels.elementwise import add
@@ -21,43 +21,35 @@ from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.glu import activated
 from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
 from llamagpu.kernels.layer_norm import layer_norm
-from llamagpu.kernels.pool import pool
 from llamagpu.kernels.product import Epilogue, plain, product
 from llamagpu.kernels.qkv import qkv
 from llamagpu.kernels.residual import add_to
 from llamagpu.kernels.scores import BLOCK
 from llamagpu.kernels.step import step_rows
+from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.encoder_config import EncoderConfig
 from llamagpu.model.encoder_layout import EncoderLayout
+from llamagpu.model.packs import Encoded, Floats, Pooling
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.tensor_layout import Key
 from llamagpu.model.weights import Progress, load_tensors
 
+DUMP = 1  # the slot of padding rows
 _SMALLEST = 16  # rows of the smallest plan
 _SPREAD = 4  # positions of the cache for every row: short sequences leave gaps
 _BUDGETS = {"software": 512, "integrated": 2048, "discrete": 8192, "other": 2048}  # tokens of a pack
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A tokenized text: ids, and the token type of each; and how many tokens were cut off its end."""
+class BoundIds:
+    """Where the ids of bound tensors enter: u32 [1, rows], and the position of the first bad one (``step_ids``)."""
 
-    ids: tuple[int, ...]
-    types: tuple[int, ...]
-    cut: int = 0
-
-    @property
-    def positions(self) -> int:
-        """Positions of the cache that the text takes in a pack."""
-        return -(-len(self.ids) // BLOCK) * BLOCK
+    ids: Tensor
+    broken: Tensor
 
 
 class Encoder:
-    """An encoder's weights, buffers and plans on a device. Calls are on the device thread, but for ``fits``.
-
-    Attributes:
-        rows: tokens of the largest pack.
-    """
+    """An encoder's weights, buffers and plans on a device; see ``PackModel``."""
 
     def __init__(
         self,
@@ -74,38 +66,63 @@ class Encoder:
         self.rows = _bucket(max(_BUDGETS[device.adapter.kind], c.positions))
         self._positions = _SPREAD * self.rows + BLOCK
         h, columns = c.hidden_size, cache_columns(c.num_attention_heads, c.head_dim)
-        floats = {"x": h, "y": h, "z": h, "q": h, "attended": h, "inner": c.intermediate_size, "pooled": h}
+        self.hidden_size = h
+        floats = {"x": h, "y": h, "z": h, "q": h, "attended": h, "inner": c.intermediate_size}
         self._buffers = {name: device.empty((self.rows, n), purpose="activations") for name, n in floats.items()}
-        words = {"words": 4, "places": 4, "state": 4, "spans": 2, "sequences": 2}
+        words = {"words": 4, "places": 4, "state": 4, "spans": 2}
         self._words = {name: device.empty((self.rows, n), "u32", purpose="activations") for name, n in words.items()}
         pages = np.arange(-(-self._positions // PAGE), dtype=np.uint32)[None]
         self._rotation = device.tensor(rope_table(None, c.head_dim, self._positions), "f32", purpose="activations")
         data = device.empty((pages.size, columns), purpose="kv")
         table = device.tensor(pages, "u32", purpose="kv")
         self._cache = Cache(data, table, c.num_attention_heads, c.head_dim)
-        self._plans: dict[tuple[int, str | None], Plan] = {}
+        self.pooling = Pooling(device, self.rows, h)
+        self._plans: dict[tuple[int, tuple[str, ...], bool], Plan] = {}
+        self._bound: BoundIds | None = None
 
-    def fits(self, rows: int, positions: int) -> bool:
-        """Whether a pack may have this many tokens, and positions of the cache."""
-        return rows <= self.rows and positions <= _SPREAD * self.rows
+    def most(self, lengths: Iterable[int]) -> int:
+        """See ``PackModel.most``."""
+        count = rows = positions = 0
+        for length in lengths:
+            rows, positions = rows + length, positions - -length // BLOCK * BLOCK
+            if rows > self.rows or positions > _SPREAD * self.rows:
+                break
+            count += 1
+        return count
 
-    def pooled(self, pack: Sequence[Encoded], mode: str) -> npt.NDArray[np.float32]:
-        """One vector for each text of a pack, float32 [texts, hidden]."""
-        self._run(pack, mode)
-        return self._buffers["pooled"].head(len(pack)).numpy().astype(np.float32, copy=False)
+    def launch(self, pack: Sequence[Encoded], modes: Sequence[str]) -> list[Readback]:
+        """See ``PackModel.launch``."""
+        self._run(pack, tuple(modes))
+        return self.pooling.read(len(pack), modes)
 
-    def hidden(self, pack: Sequence[Encoded]) -> npt.NDArray[np.float32]:
+    def bound_ids(self) -> BoundIds:
+        """Where the ids of all bound sessions enter; made at the first call."""
+        if self._bound is None:
+            ids = self.device.empty((1, self.rows), "u32", purpose="activations")
+            self._bound = BoundIds(ids, self.device.empty((1, 4), "u32", purpose="activations"))
+        return self._bound
+
+    def hidden(self, pack: Sequence[Encoded]) -> Floats:
         """The last layer's vectors of all tokens, one text after another, float32 [tokens, hidden]."""
-        self._run(pack, None)
+        self._run(pack, ())
         return self._buffers["x"].head(sum(len(e.ids) for e in pack)).numpy().astype(np.float32, copy=False)
 
+    def clean(self) -> None:
+        """See ``PackModel.clean``. A weight of 0 times NaN is NaN."""
+        self._cache.data.write(np.zeros(self._cache.data.shape, np.float32))
+
     def free(self) -> None:
-        """Free the plans."""
+        """Free the plans, and the buffers that were made later."""
         for plan in self._plans.values():
             plan.free()
         self._plans.clear()
+        self.pooling.free()
+        if self._bound is not None:
+            self._bound.ids.free()
+            self._bound.broken.free()
 
-    def _run(self, pack: Sequence[Encoded], mode: str | None) -> None:
+    def words(self, pack: Sequence[Encoded]) -> dict[str, npt.NDArray[np.uint32]]:
+        """What the plan of a pack reads, by the names of ``buffer``. Padding rows have the slot ``DUMP``."""
         lengths = [len(e.ids) for e in pack]
         count, rows = sum(lengths), _bucket(sum(lengths))
         positions, spans = packed_positions(lengths)
@@ -117,25 +134,38 @@ class Encoder:
             [np.arange(n) + self.config.positions * np.asarray(e.types) for n, e in zip(lengths, pack, strict=True)]
         )
         padding = [0] * (rows - count)
-        begins = np.cumsum([0, *lengths])[:-1]
-        sequences = np.zeros((rows, 2), np.uint32)
-        sequences[: len(pack)] = np.stack([begins, lengths], axis=1)
-        for name, values in (
-            ("words", step_rows([i for e in pack for i in e.ids] + padding, 0)),
-            ("places", step_rows([*within.tolist(), *padding], 0)),
-            ("state", state),
-            ("spans", np.concatenate([spans, np.full((rows - count, 2), dump, np.uint32)])),
-            ("sequences", sequences),
-        ):
-            self._words[name].head(rows).write(values)
-        if (rows, mode) not in self._plans:
-            self._plans[rows, mode] = self.device.record(lambda: self._forward(rows, mode), self._tuning)
-        self._plans[rows, mode].run()
+        return {
+            "words": step_rows([i for e in pack for i in e.ids] + padding, 0, [0] * count + [DUMP] * (rows - count)),
+            "places": step_rows([*within.tolist(), *padding], 0),
+            "state": state,
+            "spans": np.concatenate([spans, np.full((rows - count, 2), dump, np.uint32)]),
+            "sequences": self.pooling.words(np.cumsum([0, *lengths])[:-1], lengths, rows),
+        }
 
-    def _forward(self, rows: int, mode: str | None) -> None:
+    def buffer(self, name: str) -> Tensor:
+        """The buffer of some words, or of the last layer's vectors (``x``)."""
+        return (self._buffers | self._words)[name] if name != "sequences" else self.pooling.sequences
+
+    def plan(self, rows: int, modes: tuple[str, ...], bound: BoundIds | None = None) -> Plan:
+        """The pass over ``rows`` rows and its pooling. With ``bound``, the ids come from there, and everything is NaN
+        if one is not in the vocabulary."""
+        key = (rows, modes, bound is not None)
+        if key not in self._plans:
+            self._plans[key] = self.device.record(lambda: self._forward(rows, modes, bound), self._tuning)
+        return self._plans[key]
+
+    def _run(self, pack: Sequence[Encoded], modes: tuple[str, ...]) -> None:
+        words = self.words(pack)
+        for name, values in words.items():
+            self.buffer(name).head(len(values)).write(values)
+        self.plan(len(words["words"]), modes).run()
+
+    def _forward(self, rows: int, modes: tuple[str, ...], bound: BoundIds | None) -> None:
         take = {name: t.head(rows) for name, t in (self._buffers | self._words).items()}
         eps, heads = self.config.layer_norm_eps, self.config.num_attention_heads
         x, y, z = take["x"], take["y"], take["z"]
+        if bound is not None:
+            step_ids(bound.ids, take["words"], bound.broken, self.config.vocab_size, DUMP)
         embedding(self._weights[Key("words")], take["words"], x)
         embedding(self._table, take["places"], y)
         add(x, y, z)
@@ -150,8 +180,9 @@ class Encoder:
             self._product(y, "up", i, activated(take["inner"], self.config.activation))
             self._product(take["inner"], "down", i, add_to(y))
             self._layer_norm("mlp_norm", i, y, x, eps)
-        if mode is not None:
-            pool(x, take["sequences"], mode, take["pooled"])
+        if bound is not None:
+            void_rows(x, take["words"], bound.broken)
+        self.pooling.pool(x, rows, modes)
 
     def _product(self, x: Tensor, role: str, i: int, epilogue: Epilogue) -> None:
         w, bias = self._weights[Key(role, i)], self._weights[Key(f"{role}_bias", i)]

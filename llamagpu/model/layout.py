@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llamagpu.model.architecture import BASE
 from llamagpu.model.architectures import ARCHITECTURES
 from llamagpu.model.config import Config
 from llamagpu.model.sources import Rows, Source
@@ -17,16 +18,19 @@ class Layout(TensorLayout):
 
     Matrices that are multiplied with the same vectors are fused: q, k and v one after another (``qkv``), gate and up
     interleaved by rows (``gate_up``).
+
+    Args:
+        head: whether logits are computed. Without it, an embedding model needs no matrix for them.
     """
 
-    def __init__(self, config: Config, source: Source, dtype: str = "auto"):
+    def __init__(self, config: Config, source: Source, dtype: str = "auto", head: bool = True):
         self._row = ARCHITECTURES[config.model_type]
         super().__init__(source, dtype, self._row.ignored)
-        self.config = config
+        self.config, self._has_head = config, head
         self._outer()
         for i in range(config.num_hidden_layers):
             self._layer(i)
-        if config.tie_word_embeddings:  # tied tensors may be stored twice
+        if config.tie_word_embeddings or not head:  # tied tensors may be stored twice
             self._seen |= {self._row.tensor(role) for role in ("head", "embed")}
         self._refuse_unknown()
 
@@ -37,12 +41,12 @@ class Layout(TensorLayout):
 
     def with_dtype(self, dtype: str) -> Layout:
         """The same model in another dtype."""
-        return Layout(self.config, self.source, dtype)
+        return Layout(self.config, self.source, dtype, self._has_head)
 
     def _outer(self) -> None:
         c, h = self.config, self.config.hidden_size
         self._matrix(Key("embed"), h, [("embed", np.arange(c.vocab_size))])
-        if not c.tie_word_embeddings:
+        if self._has_head and not c.tie_word_embeddings:
             self._matrix(Key("head"), h, [("head", np.arange(c.vocab_size))])
         self._norm(Key("norm"), [("norm", np.arange(h))])
         if c.outer.embed_norm:
@@ -82,7 +86,8 @@ class Layout(TensorLayout):
         name = self._row.tensor(role, layer, suffix)
         if role == "embed" and self.config.tie_word_embeddings and name not in self._stored:
             name = self._row.tensor("head")  # tied tensors may be stored under either name
-        return name
+        bare = name.removeprefix(BASE)  # base models are stored without the prefix
+        return bare if name not in self._stored and bare in self._stored else name
 
 
 def _gate_up(size: int) -> list[tuple[str, Rows]]:

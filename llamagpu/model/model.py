@@ -70,12 +70,13 @@ def _dtype_name(dtype: Any, option: str, known: tuple[str, ...]) -> str:
     return name
 
 
-def prepare(source: Source | Path, dtype: str = "auto") -> Prepared:
-    """Read a source's config and headers, and check them against one another. A path is one of ``find_model``."""
+def prepare(source: Source | Path, dtype: str = "auto", head: bool = True) -> Prepared:
+    """Read a source's config and headers, and check them against one another. A path is one of ``find_model``. Without
+    ``head``, the matrix that makes logits is left out, and need not be there."""
     if isinstance(source, Path):
         source = open_source(source)
     config = parse_config(source.config(), source.generation_config())
-    return Prepared(source, config, Layout(config, source, dtype))
+    return Prepared(source, config, Layout(config, source, dtype, head))
 
 
 def prepare_shape(name: str, dtype: str = "auto") -> Prepared:

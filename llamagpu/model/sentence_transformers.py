@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.errors import UnsupportedModelError, shown
+from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.kernels.pool import MODES
 from llamagpu.model.sources.safetensors import load_json, load_objects, open_checkpoint
 
@@ -79,12 +79,19 @@ def normalized(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
 
-def read_pipeline(directory: Path) -> Pipeline:
-    """The pipeline of a model's directory; mean pooling without ``modules.json``, as sentence-transformers has it.
+def read_pipeline(directory: Path, pooling: str | None = None, default: str | None = None) -> Pipeline:
+    """The pipeline of a model's directory.
+
+    Args:
+        pooling: a mode of ``kernels.pool``, in place of the model's own.
+        default: the mode of a model without ``modules.json``.
 
     Raises:
+        UsageError: no pooling is given, and the model has none; or it is not known.
         UnsupportedModelError: a module or a value is not supported; it is named.
     """
+    if pooling is not None and pooling not in MODES:
+        raise UsageError(f"The pooling {shown(pooling)} is not known.", f"It is one of {', '.join(MODES)}.")
     config = _optional(directory / "config_sentence_transformers.json")
     limits = _optional(directory / "sentence_bert_config.json")
     prompts = {k: v for k, v in (config.get("prompts") or {}).items() if isinstance(v, str)}
@@ -97,23 +104,34 @@ def read_pipeline(directory: Path) -> Pipeline:
     )
     path = directory / "modules.json"
     if not path.exists():
-        log.warning("%s has no modules.json: texts are pooled by their mean", directory.name)
-        return common
-    pooling: tuple[str, ...] | None = None
+        return replace(common, pooling=(pooling or _default(default, directory.name),))
+    found: tuple[str, ...] | None = None
     steps: list[Dense | None] = []
     for module in load_objects(path):
         kind, folder = str(module.get("type", "")).rpartition(".")[2], directory / str(module.get("path", ""))
-        if kind == "Pooling" and pooling is None:
-            pooling = _pooling(load_json(folder / "config.json"))
-        elif kind == "Dense" and pooling is not None:
+        if kind == "Pooling" and found is None:
+            found = (pooling,) if pooling else _pooling(load_json(folder / "config.json"))
+        elif kind == "Dense" and found is not None:
             steps.append(_dense(folder))
-        elif kind == "Normalize" and pooling is not None:
+        elif kind == "Normalize" and found is not None:
             steps.append(None)
         elif kind != "Transformer":
             raise _unsupported(f"The module {shown(kind)} of modules.json", "Transformer, Pooling, Dense, Normalize")
-    if pooling is None:
+    if found is None:
         raise _unsupported("A modules.json without Pooling", "models that give one vector for a text")
-    return replace(common, pooling=pooling, steps=tuple(steps))
+    return replace(common, pooling=found, steps=tuple(steps))
+
+
+def _default(mode: str | None, name: str) -> str:
+    """The pooling of a model without ``modules.json``."""
+    if mode is None:
+        raise UsageError(
+            f"{name} does not say how it embeds texts.",
+            "It has no modules.json of sentence-transformers, so no pooling is known.",
+            f'Choose an embedding model, or give pooling, such as "mean" or "last" (of {", ".join(MODES)}).',
+        )
+    log.warning("%s has no modules.json: texts are pooled by their %s", name, mode)
+    return mode
 
 
 def _optional(path: Path) -> dict[str, Any]:
