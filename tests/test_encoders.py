@@ -13,7 +13,7 @@ import random_encoders
 from safetensors.numpy import load_file, save_file
 
 from llamagpu import LLM, CrossEncoder, Embedder, gpu
-from llamagpu.errors import DeviceLostError, UnsupportedModelError, UsageError
+from llamagpu.errors import DeviceLostError, LlamaGPUError, UnsupportedModelError, UsageError
 from llamagpu.model.encoder import Encoded, Encoder
 from llamagpu.model.encoder_config import parse_encoder
 from llamagpu.model.encoder_layout import EncoderLayout
@@ -63,6 +63,7 @@ def test_hidden_states_match_transformers(name: str, device: gpu.Device, tmp_pat
         ("bert", {"num_attention_heads": 12}),
         ("roberta", {"pad_token_id": 2}),
         ("distilbert", {"activation": "gelu_new"}),
+        ("data2vec-text", {"pad_token_id": 2}),
     ],
 )
 def test_the_tolerance_detects_every_field(
@@ -162,6 +163,19 @@ def test_calls_overlap(model: Path, tmp_path: Path, device: gpu.Device) -> None:
         one.encode("a1")
 
 
+def test_vectors_that_are_not_finite(tmp_path: Path, device: gpu.Device) -> None:
+    """They are an error that names the model, and leave nothing behind."""
+    raw = random_encoders.CONFIGS["bert"]
+    weights = random_encoders.tensors(raw, 1)
+    weights["embeddings.word_embeddings.weight"][5] = np.nan
+    random_encoders.write_model(tmp_path / "broken", raw, weights)
+    with Embedder(tmp_path / "broken", device=device) as embedder:
+        expected = embedder.encode(["a1 a2", "a3", "a4"])
+        with pytest.raises(LlamaGPUError, match="vectors of broken are not finite"):
+            embedder.encode(["a6 a5 " * 20, "a1"])
+        assert (embedder.encode(["a1 a2", "a3", "a4"]) == expected).all()
+
+
 def test_wrong_items(model: Path, device: gpu.Device, caplog: pytest.LogCaptureFixture) -> None:
     with Embedder(model, device=device) as embedder:
         with pytest.raises(UsageError, match="Item 1 is None, not text"):
@@ -187,6 +201,13 @@ def test_wrong_items(model: Path, device: gpu.Device, caplog: pytest.LogCaptureF
         ({"num_hidden_layers": 2}, "does not account for"),
         ({"max_position_embeddings": 141}, "has the shape"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
+        ({"type_vocab_size": -1}, "type_vocab_size is -1"),
+        ({"model_type": "electra", "embedding_size": 24}, "embedding_size to 24"),
+        ({"model_type": "electra"}, "embedding_size to 128"),
+        ({"model_type": "mpnet", "relative_attention_num_buckets": 16}, "relative_attention_num_buckets to 16"),
+        ({"model_type": "modernbert"}, "has local attention, rotary embeddings"),
+        ({"model_type": "nomic_bert"}, "has rotary embeddings and gated MLPs"),
+        ({"model_type": "new"}, "has rotary embeddings and gated MLPs"),
     ],
 )
 def test_refused(changes: dict[str, Any], message: str, tmp_path: Path, device: gpu.Device) -> None:

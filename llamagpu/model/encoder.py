@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan, Tensor, Tuning
 from llamagpu.kernels.attention_paged import attention_prefill
 from llamagpu.kernels.attention_spans import packed_positions
@@ -70,7 +71,10 @@ class Encoder:
         c = self.config = config
         self.device, self._tuning = device, tuning
         self._weights = load_tensors(layout, device, tuning.order == "woven", progress)
+        self._name = layout.source.name
         self._table = device.tensor(layout.positions, "f32", purpose="weights")
+        bias = layout.relative
+        self._relative = None if bias is None else device.tensor(bias, "f32", purpose="weights")
         self.rows = _bucket(max(_BUDGETS[device.adapter.kind], c.positions))
         self._positions = _SPREAD * self.rows + BLOCK
         h, columns = c.hidden_size, cache_columns(c.num_attention_heads, c.head_dim)
@@ -90,14 +94,34 @@ class Encoder:
         return rows <= self.rows and positions <= _SPREAD * self.rows
 
     def pooled(self, pack: Sequence[Encoded], mode: str) -> npt.NDArray[np.float32]:
-        """One vector for each text of a pack, float32 [texts, hidden]."""
+        """One vector for each text of a pack, float32 [texts, hidden].
+
+        Raises:
+            LlamaGPUError: a vector holds NaN or infinity.
+        """
         self._run(pack, mode)
-        return self._buffers["pooled"].head(len(pack)).numpy().astype(np.float32, copy=False)
+        return self._read("pooled", len(pack))
 
     def hidden(self, pack: Sequence[Encoded]) -> npt.NDArray[np.float32]:
-        """The last layer's vectors of all tokens, one text after another, float32 [tokens, hidden]."""
+        """The last layer's vectors of all tokens, one text after another, float32 [tokens, hidden].
+
+        Raises:
+            LlamaGPUError: a vector holds NaN or infinity.
+        """
         self._run(pack, None)
-        return self._buffers["x"].head(sum(len(e.ids) for e in pack)).numpy().astype(np.float32, copy=False)
+        return self._read("x", sum(len(e.ids) for e in pack))
+
+    def _read(self, name: str, rows: int) -> npt.NDArray[np.float32]:
+        found = self._buffers[name].head(rows).numpy().astype(np.float32, copy=False)
+        if np.isfinite(found).all():
+            return found
+        # Masked positions have the weight 0, and 0 · NaN is NaN: the next pack must not find it in the cache.
+        self._cache.data.write(np.zeros(self._cache.data.shape, np.float32))
+        raise LlamaGPUError(
+            f"The vectors of {self._name} are not finite.",
+            "The model computed a NaN or an infinity: its weights are broken, or values exceed float16.",
+            "Check the checkpoint, or load it with dtype float32.",
+        )
 
     def free(self) -> None:
         """Free the plans."""
@@ -143,8 +167,8 @@ class Encoder:
         for i in range(self.config.num_hidden_layers):
             epilogue = qkv(take["q"], take["state"], self._rotation, self._cache, heads)
             self._product(x, "qkv", i, epilogue)
-            spans = take["spans"]
-            attention_prefill(take["q"], take["state"], self._cache, heads, take["attended"], spans=spans)
+            spans, out = take["spans"], take["attended"]
+            attention_prefill(take["q"], take["state"], self._cache, heads, out, spans=spans, relative=self._relative)
             self._product(take["attended"], "o", i, add_to(x))
             self._layer_norm("attn_norm", i, x, y, eps)
             self._product(y, "up", i, activated(take["inner"], self.config.activation))
