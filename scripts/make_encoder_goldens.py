@@ -34,7 +34,7 @@ def main() -> None:
             sys.exit(f"{name}: {wrong}")
         for ids, types in random_encoders.texts(raw, seed):
             given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-            if raw["model_type"] != "distilbert":
+            if "type_vocab_size" in raw:
                 given["token_type_ids"] = torch.tensor([types])
             with torch.no_grad():
                 hidden = model.eval()(**given).last_hidden_state[0].numpy()
@@ -48,7 +48,8 @@ def main() -> None:
         scores = []
         for ids, _ in random_encoders.texts(raw, seed):
             with torch.no_grad():
-                types = {"token_type_ids": torch.tensor([[0] * (len(ids) - 1) + [1]])} if name == "bert" else {}
+                pair = {"token_type_ids": torch.tensor([[0] * (len(ids) - 1) + [1]])}
+                types = pair if raw.get("type_vocab_size") == 2 else {}
                 scores.append(model.eval()(input_ids=torch.tensor([ids]), **types).logits[0].numpy())
         kept[f"{name}.scores"] = np.stack(scores)
     save_file(kept, TESTS / "goldens_encoders.safetensors")

@@ -28,12 +28,16 @@ fn flash_query(i: u32, c: u32) -> vec4<f32> {
     return q[row_of(i) * params.stride4 + head * D4 + c] * params.scale;
 }
 
+fn flash_position(i: u32) -> u32 {
+    return step_rows[row_of(i)].y;
+}
+
 fn flash_first(i: u32) -> u32 {
-    return mask_begin(row_of(i), step_rows[row_of(i)].y);
+    return mask_begin(row_of(i), flash_position(i));
 }
 
 fn flash_last(i: u32) -> u32 {
-    return mask_last(row_of(i), step_rows[row_of(i)].y);
+    return mask_last(row_of(i), flash_position(i));
 }
 
 fn flash_store(i: u32, c: u32, acc: vec4<f32>, sum: f32) {

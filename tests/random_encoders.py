@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from llamagpu.model.encoder_config import ENCODERS, parse_encoder
+from llamagpu.model.encoder_config import BUCKETS, ENCODERS, parse_encoder
 
-LENGTHS = (1, 2, 31, 120)  # of the texts of one pack
-CLASSIFIERS = {"bert": 1, "roberta": 3, "distilbert": 2}  # labels
+LENGTHS = (1, 2, 31, 120, 300)  # of the texts of one pack, as far as the model goes
+CLASSIFIERS = {"bert": 1, "roberta": 3, "distilbert": 2, "electra": 1, "ernie": 2, "mpnet": 1}  # labels
 
 
 def config(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -51,7 +51,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sinusoidal_pos_embds": False,
         "pad_token_id": 0,
     },
+    "data2vec-text": config("data2vec-text", type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5),
+    "electra": config("electra", embedding_size=48),
+    "ernie": config("ernie", use_task_id=True, task_type_vocab_size=3),
+    "ernie-plain": config("ernie", use_task_id=False, hidden_size=64),
+    "mpnet": config("mpnet", pad_token_id=1, layer_norm_eps=1e-5, max_position_embeddings=302),
 }
+del CONFIGS["mpnet"]["type_vocab_size"]
 
 
 def tensors(raw: dict[str, Any], seed: int, gain: float = 1.5) -> dict[str, np.ndarray]:
@@ -70,6 +76,10 @@ def tensors(raw: dict[str, Any], seed: int, gain: float = 1.5) -> dict[str, np.n
     put("positions", None, raw["max_position_embeddings"], h, size=0.7)
     if c.type_vocab_size:
         put("types", None, c.type_vocab_size, h, size=0.5)
+    if c.task_type_vocab_size:
+        put("tasks", None, c.task_type_vocab_size, h, size=0.5)
+    if "relative" in row.modules:
+        put("relative", None, BUCKETS, c.num_attention_heads, size=2)
     layer_norm("embed_norm", None)
     for i in range(c.num_hidden_layers):
         for role, rows, columns in (
@@ -95,6 +105,9 @@ def classifier(raw: dict[str, Any], labels: int, seed: int) -> dict[str, np.ndar
         "bert": {"bert.pooler.dense": h, "classifier": labels},
         "roberta": {"classifier.dense": h, "classifier.out_proj": labels},
         "distilbert": {"pre_classifier": h, "classifier": labels},
+        "electra": {"classifier.dense": h, "classifier.out_proj": labels},
+        "ernie": {"ernie.pooler.dense": h, "classifier": labels},
+        "mpnet": {"classifier.dense": h, "classifier.out_proj": labels},
     }[kind]
     out = {f"{row.prefix}{name}": values for name, values in tensors(raw, seed).items()}
     for name, rows in shapes.items():
@@ -110,6 +123,7 @@ def texts(raw: dict[str, Any], seed: int) -> list[tuple[list[int], list[int]]]:
     return [
         (rng.integers(first, raw["vocab_size"], n).tolist(), rng.integers(0, max(1, types), n).tolist())
         for n in LENGTHS
+        if n <= parse_encoder(raw).positions
     ]
 
 

@@ -64,6 +64,7 @@ def test_hidden_states_match_transformers(name: str, device: gpu.Device, tmp_pat
         ("bert", {"num_attention_heads": 12}),
         ("roberta", {"pad_token_id": 2}),
         ("distilbert", {"activation": "gelu_new"}),
+        ("data2vec-text", {"pad_token_id": 2}),
     ],
 )
 def test_the_tolerance_detects_every_field(
@@ -190,6 +191,13 @@ def test_wrong_items(model: Path, device: gpu.Device, caplog: pytest.LogCaptureF
         ({"num_hidden_layers": 2}, "does not account for"),
         ({"max_position_embeddings": 141}, "has the shape"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
+        ({"type_vocab_size": -1}, "type_vocab_size is -1"),
+        ({"model_type": "electra", "embedding_size": 24}, "embedding_size to 24"),
+        ({"model_type": "electra"}, "embedding_size to 128"),
+        ({"model_type": "mpnet", "relative_attention_num_buckets": 16}, "relative_attention_num_buckets to 16"),
+        ({"model_type": "modernbert"}, "has local attention, rotary embeddings"),
+        ({"model_type": "nomic_bert"}, "has rotary embeddings and gated MLPs"),
+        ({"model_type": "new"}, "has rotary embeddings and gated MLPs"),
     ],
 )
 def test_refused(changes: dict[str, Any], message: str, tmp_path: Path, device: gpu.Device) -> None:

@@ -14,6 +14,7 @@ from llamagpu.engine.encoder_model import EncoderModel
 from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.gpu import widen_bf16
 from llamagpu.gpu.thread import wait
+from llamagpu.kernels.activations import ACTIVATIONS
 
 Floats = npt.NDArray[np.float32]
 Activation = Literal["auto", "sigmoid", "softmax", "identity"]
@@ -23,10 +24,13 @@ _HEADS: dict[str, tuple[tuple[str, str], ...]] = {
     "roberta": (("classifier.dense", "tanh"), ("classifier.out_proj", "")),
     "distilbert": (("pre_classifier", "relu"), ("classifier", "")),
 }
-_HEADS |= dict.fromkeys(("xlm-roberta", "camembert"), _HEADS["roberta"])
+_HEADS |= dict.fromkeys(("xlm-roberta", "camembert", "data2vec-text", "mpnet"), _HEADS["roberta"])
+_HEADS["electra"] = (("classifier.dense", "gelu"), ("classifier.out_proj", ""))
+_HEADS["ernie"] = (("ernie.pooler.dense", "tanh"), ("classifier", ""))
 _FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: np.asarray(ACTIVATIONS["gelu"](x.astype(np.float64))[0], np.float32),
     "": lambda x: x,
     "identity": lambda x: x,
     "sigmoid": lambda x: np.asarray(1 / (1 + np.exp(-x.astype(np.float64))), np.float32),

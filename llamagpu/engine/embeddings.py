@@ -107,14 +107,13 @@ class Embeddings:
         Args:
             batch_size: texts that are tokenized and queued together; the device makes its own packs.
             prompt_name, prompt: a prompt of the model, or a text, that is put before every text.
-            show_progress_bar: on standard error; None shows it if the log level is INFO or DEBUG.
+            show_progress_bar: on standard error; None shows it if the log level is INFO or lower.
             truncate_dim: the first elements of every vector (Matryoshka).
             precision: ``int8`` (normalized, times 127) or ``binary`` (signs, packed: uint8 [dimension / 8]).
             convert_to_numpy: False gives a list of vectors for a list.
             too_long: texts of more tokens than ``max_length`` are cut, with a warning and with ``cut_tokens`` of the
                 result (``Vectors``), or are an error.
-            errors: ``skip`` gives NaN (0 in int8 and binary) for items that are not text, with a warning, instead of an
-                error.
+            errors: ``skip`` gives NaN (0 in int8 and binary) for items that are not text, with a warning.
 
         Raises:
             UsageError: an item is not text, or an argument is not allowed.
@@ -122,23 +121,22 @@ class Embeddings:
         """
         _check(batch_size, precision, truncate_dim, too_long, errors)
         form = _Form(normalize_embeddings, truncate_dim, precision)
-        before, single = self._prompt(prompt_name, prompt), isinstance(sentences, str)
-        given = [sentences] if single else sentences
-        batches = self._batches(iter(given), batch_size, before, too_long, errors)
+        given = [sentences] if isinstance(sentences, str) else sentences
+        batches = self._batches(iter(given), batch_size, self._prompt(prompt_name, prompt), too_long, errors)
         if not isinstance(given, (list, tuple, np.ndarray)):
             return (vector for one in batches for vector in self._finish(one, form))
-        with _progress(len(given), show_progress_bar) as show:
-            out = self._gather(batches, form, show)
-        return out.one() if single else out if convert_to_numpy else list(out)
+        out = self._gather(batches, form, len(given), show_progress_bar)
+        return out.one() if given is not sentences else out if convert_to_numpy else list(out)
 
-    def _gather(self, batches: Iterator[_Given], form: _Form, show: Callable[[int], None]) -> Vectors:
+    def _gather(self, batches: Iterator[_Given], form: _Form, total: int, shown: bool | None) -> Vectors:
         """The vectors of all batches, with what was cut."""
         empty = self._finish(_Given(self._texts.submit([], self.pipeline.pooling), [], 0), form)
         found, cut = [empty], list[int]()
-        for one in batches:
-            found.append(self._finish(one, form))
-            cut += one.cut_tokens
-            show(len(cut))
+        with _progress(total, shown) as show:
+            for one in batches:
+                found.append(self._finish(one, form))
+                cut += one.cut_tokens
+                show(len(cut))
         out = np.concatenate(found).view(Vectors)
         out.cut_tokens = tuple(cut)
         return out

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llamagpu.gpu import Program, Tensor
-from llamagpu.kernels.arguments import float_format, parts, require, require_floats
+from llamagpu.kernels.arguments import Consts, Pairs, float_format, parts, require, require_floats
 from llamagpu.kernels.kv_write import Cache
-from llamagpu.kernels.scores import PLAIN, RUN, Scores
+from llamagpu.kernels.scores import PLAIN, REACH, RUN, Scores
 
 QUERY_BYTES = 8192  # workgroup memory of a tile of queries
 _WHOLE_QUERIES = 704  # elements of queries that fit the workgroup memory of attention_decode_whole
@@ -19,6 +19,7 @@ def attention_prefill(
     out: Tensor | None = None,
     scores: Scores = PLAIN,
     spans: Tensor | None = None,
+    relative: Tensor | None = None,
 ) -> Tensor:
     """Attention of rows whose keys and values are in the cache: causal, of consecutive positions of one sequence; or,
     with ``spans``, in both directions, of rows of several sequences that share a slot.
@@ -31,22 +32,38 @@ def attention_prefill(
         rows: u32 [rows, 4], the step's state, positions ascending, one slot.
         out: f32 [rows, heads · head_dim].
         spans: u32 [rows, 2], the first and the last position of each row's sequence, ascending.
+        relative: f32 [heads, 2 · REACH], added to the scores by the distance from query to key, from -REACH on.
     """
     out = _check(q, cache, heads, out)
-    require(spans is None or spans.shape == (q.rows, 2), "attention: spans must be [rows, 2]")
-    mask = scores.libs if spans is None else (("mask", "span"), *scores.libs[1:])
+    choices, consts, more = _variant(q, heads, scores, spans, relative)
     d, libs = cache.head_dim, _libs(cache)
     queries = _held_queries(d) if libs[0][1] == "neighbours" else min(16, QUERY_BYTES // (4 * d))
     sizes = {"rows": q.rows, "heads": heads, "kv_heads": cache.kv_heads, "stride4": q.stride // 4}
-    windows = parts(step_rows=rows, pages=cache.pages, q=q, kv=cache.data, out=out)
     q.device.dispatch(
-        Program("attention_prefill", (*libs, *mask), (*cache.consts, ("QUERIES", queries))),
+        Program("attention_prefill", (*libs, *choices), (*cache.consts, ("QUERIES", queries), *consts)),
         heads * -(-q.rows // queries),
         sizes | {"table": cache.pages.stride} | scores.params(d),
-        windows if spans is None else windows | parts(spans=spans),
+        parts(step_rows=rows, pages=cache.pages, q=q, kv=cache.data, out=out, **more),
         work=q.rows * heads * d * RUN,
     )
     return out
+
+
+def _variant(
+    q: Tensor, heads: int, scores: Scores, spans: Tensor | None, relative: Tensor | None
+) -> tuple[Pairs, Consts, dict[str, Tensor]]:
+    """The libraries of mask and scores, and their constants and tensors."""
+    mask, score = scores.libs
+    consts: Consts = ()
+    tensors = {}
+    if spans is not None:
+        require(spans.shape == (q.rows, 2), "attention: spans must be [rows, 2]")
+        mask, tensors["spans"] = ("mask", "span"), spans
+    if relative is not None:
+        require(relative.shape == (heads, 2 * REACH), "attention: relative must be [heads, 2 · REACH]")
+        require(scores.cap is None, "attention: scores with a relative bias have no cap")
+        score, consts, tensors["relative"] = ("score", "relative"), (("REACH", REACH),), relative
+    return (mask, score), consts, tensors
 
 
 def splits_for(positions: int) -> int:

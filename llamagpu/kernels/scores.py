@@ -8,6 +8,7 @@ from llamagpu.kernels.arguments import Pairs, require
 
 RUN = 256  # positions of one run, which one workgroup of attention_decode takes
 BLOCK = 32  # positions of a block of flash attention
+REACH = 128  # distances of a relative bias: those beyond it have the bias of the last one
 
 
 @dataclass(frozen=True)

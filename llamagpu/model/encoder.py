@@ -63,6 +63,8 @@ class Encoder:
         self.device, self._tuning = device, tuning
         self._weights = load_tensors(layout, device, tuning.order == "woven", progress)
         self._table = device.tensor(layout.positions, "f32", purpose="weights")
+        bias = layout.relative
+        self._relative = None if bias is None else device.tensor(bias, "f32", purpose="weights")
         self.rows = _bucket(max(_BUDGETS[device.adapter.kind], c.positions))
         self._positions = _SPREAD * self.rows + BLOCK
         h, columns = c.hidden_size, cache_columns(c.num_attention_heads, c.head_dim)
@@ -173,8 +175,8 @@ class Encoder:
         for i in range(self.config.num_hidden_layers):
             epilogue = qkv(take["q"], take["state"], self._rotation, self._cache, heads)
             self._product(x, "qkv", i, epilogue)
-            spans = take["spans"]
-            attention_prefill(take["q"], take["state"], self._cache, heads, take["attended"], spans=spans)
+            spans, out = take["spans"], take["attended"]
+            attention_prefill(take["q"], take["state"], self._cache, heads, out, spans=spans, relative=self._relative)
             self._product(take["attended"], "o", i, add_to(x))
             self._layer_norm("attn_norm", i, x, y, eps)
             self._product(y, "up", i, activated(take["inner"], self.config.activation))

@@ -37,6 +37,14 @@ _DISTILBERT = {
     "down": "transformer.layer.{i}.ffn.lin2",
     "mlp_norm": "transformer.layer.{i}.output_layer_norm",
 }
+_MPNET = {role: name for role, name in _BERT.items() if role != "types"} | {
+    "relative": "encoder.relative_attention_bias",
+    "q": "encoder.layer.{i}.attention.attn.q",
+    "k": "encoder.layer.{i}.attention.attn.k",
+    "v": "encoder.layer.{i}.attention.attn.v",
+    "o": "encoder.layer.{i}.attention.attn.o",
+    "attn_norm": "encoder.layer.{i}.attention.LayerNorm",
+}
 _KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -47,12 +55,15 @@ _KEYS = {
     "hidden_act": "hidden_act",
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+_MOST_TYPES = 1024
+BUCKETS = 32  # of distances, each with a bias for every head (MPNet)
 _NEUTRAL: Mapping[str, Test] = {
     "position_embedding_type": one_of(None, "absolute"),
     "is_decoder": one_of(None, False),
     "add_cross_attention": one_of(None, False),
     "chunk_size_feed_forward": anything,
 }
+_IGNORED = (r".*position_ids", r"(.*\.)?pooler\..*", r"cls\..*", r"lm_head\..*", r"vocab_.*")
 
 
 @dataclass(frozen=True)
@@ -63,23 +74,41 @@ class EncoderArchitecture:
         prefix: of names in checkpoints of models with a head; those of base models lack it.
         modules: names by role; ``{i}`` is the layer.
         keys: names of config keys, by their names in BERT's configs.
-        after_padding: whether position 0 has the index pad_token_id + 1, as in RoBERTa.
+        first_position: the row of the position table of a sequence's first token; None is pad_token_id + 1, as in
+            RoBERTa.
+        neutral: further keys, with tests for values that change nothing.
+        square: keys of widths, with their defaults, that must equal hidden_size.
         ignored: patterns of tensors that no embedding needs: heads, poolers, constant buffers.
     """
 
     prefix: str
     modules: Mapping[str, str] = field(default_factory=lambda: dict(_BERT))
     keys: Mapping[str, str] = field(default_factory=lambda: dict(_KEYS))
-    after_padding: bool = False
-    ignored: tuple[str, ...] = (r".*position_ids", r"(.*\.)?pooler\..*", r"cls\..*", r"lm_head\..*", r"vocab_.*")
+    first_position: int | None = 0
+    neutral: Mapping[str, Test] = field(default_factory=dict)
+    square: Mapping[str, int] = field(default_factory=dict)
+    ignored: tuple[str, ...] = _IGNORED
 
 
-_ROBERTA = EncoderArchitecture("roberta.", after_padding=True)
+_ROBERTA = EncoderArchitecture("roberta.", first_position=None)
 ENCODERS: dict[str, EncoderArchitecture] = {
     "bert": EncoderArchitecture("bert."),
     "roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "data2vec-text": EncoderArchitecture("data2vec_text.", first_position=None),
+    "electra": EncoderArchitecture(
+        "electra.",
+        square={"embedding_size": 128},
+        ignored=(*_IGNORED, r"discriminator_predictions\..*", r"generator_.*"),
+    ),
+    "ernie": EncoderArchitecture("ernie.", {**_BERT, "tasks": "embeddings.task_type_embeddings"}),
+    "mpnet": EncoderArchitecture(
+        "mpnet.",
+        _MPNET,
+        first_position=2,
+        neutral={"relative_attention_num_buckets": one_of(None, BUCKETS)},
+    ),
     "distilbert": EncoderArchitecture(
         "distilbert.",
         _DISTILBERT,
@@ -94,6 +123,16 @@ ENCODERS: dict[str, EncoderArchitecture] = {
         },
     ),
 }
+_GATED = "rotary embeddings and gated MLPs"
+REFUSED_ENCODERS: dict[str, str] = {
+    "modernbert": f"local attention, {_GATED}",
+    **dict.fromkeys(("nomic_bert", "new", "eurobert"), _GATED),  # "new" is GTE's NewModel
+    **dict.fromkeys(("deberta", "deberta-v2"), "attention between contents and positions"),
+    **dict.fromkeys(("xlm-roberta-xl", "roberta-prelayernorm", "megatron-bert"), "norms before the products"),
+    "albert": "layers that share their weights",
+    "mobilebert": "bottlenecks",
+    **dict.fromkeys(("longformer", "big_bird"), "sparse attention"),
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +143,7 @@ class EncoderConfig:
         positions: the longest sequence.
         first_position: the row of the position table of a sequence's first token.
         type_vocab_size: token types; 0 if there are none.
+        task_type_vocab_size: task types, of which the first one is used (ERNIE); 0 if there are none.
         activation: a file of ``shaders/lib/activation``.
     """
 
@@ -116,6 +156,7 @@ class EncoderConfig:
     positions: int
     first_position: int
     type_vocab_size: int
+    task_type_vocab_size: int
     layer_norm_eps: float
     activation: str
 
@@ -126,8 +167,8 @@ class EncoderConfig:
 
 
 def is_encoder(raw: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of an encoder."""
-    return raw.get("model_type") in ENCODERS
+    """Whether a config.json is that of an encoder, also of one that ``parse_encoder`` refuses."""
+    return raw.get("model_type") in ENCODERS.keys() | REFUSED_ENCODERS.keys()
 
 
 def parse_encoder(raw: Mapping[str, Any]) -> EncoderConfig:
@@ -147,17 +188,22 @@ def parse_encoder(raw: Mapping[str, Any]) -> EncoderConfig:
         )
     sizes = {name: values.integer(name) for name in list(_KEYS)[:5]}
     _check_heads(sizes)
-    first = _first_position(raw, sizes["vocab_size"]) if row.after_padding else 0
+    for key, default in row.square.items():
+        if raw.get(key, default) != sizes["hidden_size"]:
+            raise _refused(key, raw.get(key, default))
+    first = _first_position(raw, sizes["vocab_size"]) if row.first_position is None else row.first_position
     positions = values.integer("max_position_embeddings") - first
     if positions < 1:
         raise bad_config(f"max_position_embeddings leaves no position from {first} on.")
-    types = raw.get("type_vocab_size", 2) if "types" in row.modules else 0
+    types = _count(raw, "type_vocab_size", 2) if "types" in row.modules else 0
+    tasks = _count(raw, "task_type_vocab_size", 3) if "tasks" in row.modules and raw.get("use_task_id") else 0
     return EncoderConfig(
         model_type=str(raw["model_type"]),
         **sizes,
         positions=positions,
         first_position=first,
-        type_vocab_size=types if types == 0 else Values({"num_hidden_layers": types}, {}).integer("num_hidden_layers"),
+        type_vocab_size=types,
+        task_type_vocab_size=tasks,
         layer_norm_eps=Values(raw, {"layer_norm_eps": 1e-12}).number("layer_norm_eps", 0.0, 1.0),
         activation=_ACTIVATIONS[activation],
     )
@@ -171,19 +217,33 @@ def _row(raw: Mapping[str, Any]) -> EncoderArchitecture:
     """
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in ENCODERS:
+        reason = REFUSED_ENCODERS.get(model_type) if isinstance(model_type, str) else None
         raise UnsupportedModelError(
             f"The architecture {shown(model_type)} is not an encoder that is supported.",
-            f"Supported: {', '.join(sorted(ENCODERS))}.",
+            f"{f'It has {reason}. ' if reason else ''}Supported: {', '.join(sorted(ENCODERS))}.",
             "Choose another model.",
         )
-    for key, neutral in _NEUTRAL.items():
+    row = ENCODERS[model_type]
+    for key, neutral in (*_NEUTRAL.items(), *row.neutral.items()):
         if not neutral(raw.get(key)):
-            raise UnsupportedModelError(
-                f"config.json sets {key} to {shown(raw[key])}, which is not supported.",
-                "It changes the arithmetic, so ignoring it would give wrong vectors.",
-                "Choose another model.",
-            )
-    return ENCODERS[model_type]
+            raise _refused(key, raw[key])
+    return row
+
+
+def _refused(key: str, value: Any) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"config.json sets {key} to {shown(value)}, which is not supported.",
+        "It changes the arithmetic, so ignoring it would give wrong vectors.",
+        "Choose another model.",
+    )
+
+
+def _count(raw: Mapping[str, Any], key: str, default: int) -> int:
+    """The size of a small table of embeddings, which may be 0."""
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TYPES:
+        raise bad_config(f"{key} is {shown(value)}; it must be a whole number from 0 to {_MOST_TYPES:,}.")
+    return value
 
 
 def _first_position(raw: Mapping[str, Any], vocab: int) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.model.encoder_config import ENCODERS, EncoderConfig
+from llamagpu.kernels.scores import REACH
+from llamagpu.model.encoder_config import BUCKETS, ENCODERS, EncoderConfig
 from llamagpu.model.sources import Rows, Source
 from llamagpu.model.tensor_layout import Key, TensorLayout
 from llamagpu.model.weights import wide_rows
@@ -30,6 +31,7 @@ class EncoderLayout(TensorLayout):
         for i in range(config.num_hidden_layers):
             self._layer(i)
         self.positions = self._position_table()
+        self.relative = self._relative_bias() if "relative" in self._row.modules else None
         self._refuse_unknown()
 
     def with_dtype(self, dtype: str) -> EncoderLayout:
@@ -63,12 +65,29 @@ class EncoderLayout(TensorLayout):
 
     def _position_table(self) -> npt.NDArray[np.float32]:
         """What is added to a word's embedding: float32 [types · positions, hidden], for every token type the embeddings
-        of the type and of each position."""
+        of the type, of each position, and of the first task."""
         c, h = self.config, self.config.hidden_size
         count = c.first_position + c.positions
         piece = self._piece("positions", None, np.arange(count), h)
         table = wide_rows(self, piece, np.arange(c.first_position, count))
+        if c.task_type_vocab_size:
+            table += wide_rows(self, self._piece("tasks", None, np.arange(c.task_type_vocab_size), h), np.arange(1))
         if not c.type_vocab_size:
             return table
         types = self._piece("types", None, np.arange(c.type_vocab_size), h)
         return np.concatenate([table + row for row in wide_rows(self, types, np.arange(c.type_vocab_size))])
+
+    def _relative_bias(self) -> npt.NDArray[np.float32]:
+        """What is added to the scores: float32 [heads, 2 · REACH], for every distance from query to key."""
+        piece = self._piece("relative", None, np.arange(BUCKETS), self.config.num_attention_heads)
+        return np.ascontiguousarray(wide_rows(self, piece, _buckets(np.arange(-REACH, REACH))).T)
+
+
+def _buckets(distances: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The bucket of each distance from query to key (``relative_position_bucket`` of transformers' MPNet, with its
+    greatest distance of 128): half of them for keys behind the query, and of each half the first half for single
+    distances, the second for ranges that grow logarithmically."""
+    half, single = BUCKETS // 2, BUCKETS // 4
+    n = np.abs(distances)
+    ranges = single + (np.log(np.maximum(n, 1) / single) / np.log(REACH / single) * (half - single)).astype(np.int64)
+    return np.where(distances > 0, half, 0) + np.where(n < single, n, np.minimum(ranges, half - 1))

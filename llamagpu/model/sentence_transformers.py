@@ -105,8 +105,7 @@ def read_pipeline(directory: Path, pooling: str | None = None, default: str | No
     path = directory / "modules.json"
     if not path.exists():
         return replace(common, pooling=(pooling or _default(default, directory.name),))
-    found: tuple[str, ...] | None = None
-    steps: list[Dense | None] = []
+    found, steps = None, list[Dense | None]()
     for module in load_objects(path):
         kind, folder = str(module.get("type", "")).rpartition(".")[2], directory / str(module.get("path", ""))
         if kind == "Pooling" and found is None:

@@ -1,10 +1,11 @@
 """Architectures that this engine does not run, and what keeps it from them: errors name it."""
 
-from llamagpu.model.encoder_config import ENCODERS
+from llamagpu.model.encoder_config import ENCODERS, REFUSED_ENCODERS
 
 _EXPERTS, _VISION = "mixture of experts", "vision parts"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(ENCODERS, "no decoder: Embedder and CrossEncoder run it"),
+    **REFUSED_ENCODERS,
     **dict.fromkeys(
         ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "granitemoe", "granitemoeshared"), _EXPERTS
     ),

@@ -70,7 +70,7 @@ fn flash_softmax(f: ptr<function, Flash>, q: u32, position: u32, end: u32) {
     let last = min(flash_last(q) + 1u, end);
     let at = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = (at < vec4<u32>(last)) & (at >= vec4<u32>(flash_first(q)));
-    let score = select(vec4<f32>(FLASH_LOWEST), score_cap(f.weight[q]), seen);
+    let score = select(vec4<f32>(FLASH_LOWEST), score_at(f.weight[q], q, position), seen);
     let top = max(f.top[q], neighbours_max(max(max(score.x, score.y), max(score.z, score.w))));
     let keep = exp(f.top[q] - top);
     let weight = select(vec4<f32>(), exp(score - vec4<f32>(top)), seen);

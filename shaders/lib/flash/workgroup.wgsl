@@ -33,7 +33,7 @@ fn flash_scores(local: u32, table: u32, kv_head: u32, kv_heads: u32, first: u32,
             for (var c = 0u; c < D4; c++) {
                 sum = fma(flash_queries[q * D4 + c], kv_load(key + c), sum);
             }
-            score = score_cap(vec4<f32>((sum.x + sum.y) + (sum.z + sum.w))).x;
+            score = score_at(vec4<f32>((sum.x + sum.y) + (sum.z + sum.w)), q, position).x;
         }
         flash_score[item] = score;
     }
