@@ -70,6 +70,11 @@ class _Form:
     dimension: int | None
     precision: Precision
 
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, "float32", "int8", "binary")
+        if self.dimension is not None:
+            whole_in("truncate_dim", self.dimension, 1)
+
 
 class Embeddings:
     """Vectors of texts by one model; the base of ``Embedder``, and behind ``LLM.embed``.
@@ -119,10 +124,9 @@ class Embeddings:
             UsageError: an item is not text, or an argument is not allowed.
             NotFinite: the model computed a NaN or an infinity.
         """
-        _check(batch_size, precision, truncate_dim, too_long, errors)
         form = _Form(normalize_embeddings, truncate_dim, precision)
         given = [sentences] if isinstance(sentences, str) else sentences
-        batches = self._batches(iter(given), batch_size, self._prompt(prompt_name, prompt), too_long, errors)
+        batches = self._batches(given, batch_size, self._prompt(prompt_name, prompt), too_long, errors)
         if not isinstance(given, (list, tuple, np.ndarray)):
             return (vector for one in batches for vector in self._finish(one, form))
         out = self._gather(batches, form, len(given), show_progress_bar)
@@ -164,8 +168,15 @@ class Embeddings:
             raise UsageError(f"The model has no prompt {shown(name)}.", f"Its prompts: {known}.")
         return self.pipeline.prompts[name]
 
-    def _batches(self, items: Iterator[Any], size: int, before: str, too_long: str, errors: str) -> Iterator[_Given]:
-        """Every batch, in order. The next ones are queued while it is on its way."""
+    def _batches(self, given: Iterable[Any], size: Any, before: str, too_long: Any, errors: Any) -> Iterator[_Given]:
+        """Every batch, in order."""
+        whole_in("batch_size", size, 1)
+        _one_of("too_long", too_long, "cut", "error")
+        _one_of("errors", errors, "raise", "skip")
+        return self._queued(iter(given), size, before, too_long, errors)
+
+    def _queued(self, items: Iterator[Any], size: int, before: str, too_long: str, errors: str) -> Iterator[_Given]:
+        """Every batch. The next ones are queued while it is on its way."""
         ahead: deque[_Given] = deque()
         first, cut, skipped, more = 0, 0, 0, True
         while more or ahead:
@@ -230,14 +241,6 @@ def _progress(total: int, shown: bool | None) -> Iterator[Callable[[int], None]]
         yield lambda done: bar.update(task, completed=done)
 
 
-def _check(batch_size: Any, precision: Any, truncate_dim: Any, too_long: Any, errors: Any) -> None:
-    whole_in("batch_size", batch_size, 1)
-    for name, value, allowed in (
-        ("precision", precision, ("float32", "int8", "binary")),
-        ("too_long", too_long, ("cut", "error")),
-        ("errors", errors, ("raise", "skip")),
-    ):
-        if value not in allowed:
-            raise out_of_range(name, value, " or ".join(allowed))
-    if truncate_dim is not None:
-        whole_in("truncate_dim", truncate_dim, 1)
+def _one_of(name: str, value: Any, *allowed: str) -> None:
+    if value not in allowed:
+        raise out_of_range(name, value, " or ".join(allowed))
