@@ -348,7 +348,7 @@ LOSS = """
 import numpy as np
 from llamagpu import gpu, kernels
 from llamagpu.errors import DeviceLostError
-device = gpu.open()
+device = gpu.open(recover=False)
 other = gpu.open()
 a = device.tensor(np.ones((2, 8), "f4"))
 plan = device.record(lambda: kernels.add(a, a, device.empty((2, 8))) and None)

@@ -21,7 +21,7 @@ class EncoderBinder:
     def __init__(self, device: Device, encoder: Encoder, modes: tuple[str, ...]):
         self._thread, self._encoder, self._modes = device.thread, encoder, modes
         self._bound: set[BoundText] = set()
-        self._closed = False
+        self._closed: Exception | None = None
 
     def bind(self, tensors: Mapping[str, Tensor]) -> BoundText:
         """Prepare runs over checked tensors.
@@ -43,6 +43,8 @@ class EncoderBinder:
 
         def run() -> None:
             self._check_open()
+            if made not in self._bound:
+                raise DeviceLostError("The bound tensors were lost with their device.", "", "Bind new ones.")
             made.commands.run()
 
         self._thread.call(run)
@@ -60,13 +62,18 @@ class EncoderBinder:
         except DeviceLostError:
             pass  # the device freed everything
 
-    def close(self) -> None:
-        """Free everything that is bound."""
-        self._closed = True
+    def restart(self, encoder: Encoder) -> None:
+        """Bind to an encoder that was loaded again. What was bound is lost."""
+        self._encoder = encoder
+        self._bound.clear()
+
+    def close(self, error: Exception | None = None) -> None:
+        """Free everything that is bound. Later calls raise the error."""
+        self._closed = error or DeviceLostError("This model is closed.", "", "Load it again.")
         for made in self._bound:
             made.free()
         self._bound.clear()
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise DeviceLostError("This model is closed.", "", "Load it again.")
+        if self._closed is not None:
+            raise self._closed

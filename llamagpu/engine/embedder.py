@@ -35,7 +35,7 @@ class Embedder(Embeddings, Unique):
 
     Args:
         model: a directory, a hub id, or a GGUF file.
-        device, dtype, revision, progress: as ``LLM`` takes them.
+        device, dtype, revision, progress, recover: as ``LLM`` takes them.
         pooling: cls, mean, max, last, weightedmean or mean_sqrt_len, in place of the model's own. An encoder without
             ``modules.json`` has mean, as sentence-transformers has it; a decoder needs one of them.
         max_seq_length: the most tokens of a text, special ones included; None is the model's, and of a decoder at most
@@ -56,17 +56,19 @@ class Embedder(Embeddings, Unique):
         pooling: str | None = None,
         max_seq_length: int | None = None,
         progress: Progress | None = None,
+        recover: bool = True,
     ):
         directory = find_model(model, revision)
         encoder = is_encoder(open_source(directory).config())
         pipeline = read_pipeline(directory, pooling, "mean" if encoder else None)
         most = max_seq_length or pipeline.max_length
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "progress": progress, "recover": recover}
         self._model: EncoderModel | DecoderModel
         if encoder:
-            self._model = EncoderModel(directory, device=device, dtype=dtype, max_length=most, progress=progress)
+            self._model = EncoderModel(directory, max_length=most, **options)
             super().__init__(pipeline, self._model.texts)
         else:
-            self._model = DecoderModel(directory, device=device, dtype=dtype, context=most, progress=progress)
+            self._model = DecoderModel(directory, context=most, **options)
             super().__init__(pipeline, self._model.texts())
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ class EncoderModel(Loaded):
 
     Args:
         model: a directory or a hub id.
-        device, dtype, revision, progress: as ``LLM`` takes them.
+        device, dtype, revision, progress, recover: as ``LLM`` takes them.
         max_length: the most tokens of a text, special ones included; None is the model's.
         ignored: patterns of tensors that are not the encoder's.
     """
@@ -44,6 +44,7 @@ class EncoderModel(Loaded):
         revision: str | None = None,
         max_length: int | None = None,
         progress: Progress | None = None,
+        recover: bool = True,
         ignored: tuple[str, ...] = (),
     ):
         dtype, _ = check_dtypes(dtype, "auto")
@@ -62,10 +63,10 @@ class EncoderModel(Loaded):
         most = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
         tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
         name = device if isinstance(device, gpu.Device) else adapter_name(device)
-        self._encoder = self._load(name, lambda: self.device.call(partial(self._make, layout, progress)))
-        self._engine = EncoderEngine(self.device, self._encoder)
-        self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
+        self._layout = layout
         self._binders: dict[tuple[str, ...], EncoderBinder] = {}
+        self._load(name, lambda: self.device.call(partial(self._make, progress)), recover)
+        self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
         self.closed = False
 
     @property
@@ -81,8 +82,21 @@ class EncoderModel(Loaded):
             raise UsageError("pooled cannot be bound.", f"The model pools in {len(modes)} ways.", "Bind hidden_states.")
         return Bound(self._binders.setdefault(modes, EncoderBinder(self.device, self._encoder, modes)), named)
 
-    def _make(self, layout: EncoderLayout, progress: Progress | None) -> Encoder:
-        return Encoder(self.device, self.config, layout, self.device.tuning, progress)
+    def _make(self, progress: Progress | None) -> None:
+        self._encoder = Encoder(self.device, self.config, self._layout, self.device.tuning, progress)
+        self._engine = EncoderEngine(self.device, self._encoder)
+
+    def _remake(self) -> None:
+        self._encoder = Encoder(self.device, self.config, self._layout, self.device.tuning)
+        self._engine.restart(self._encoder)
+        for binder in self._binders.values():
+            binder.restart(self._encoder)
+
+    def fail(self, error: Exception) -> None:
+        """End all calls with an error, for good; on the device thread."""
+        self._engine.fail(error)
+        for binder in self._binders.values():
+            binder.close(error)
 
     def _end(self) -> None:
         for binder in self._binders.values():

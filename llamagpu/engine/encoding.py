@@ -12,7 +12,7 @@ import numpy as np
 
 from llamagpu.engine.request import NotFinite
 from llamagpu.errors import DeviceLostError
-from llamagpu.gpu import Device, Readback
+from llamagpu.gpu import Device, Lost, Readback
 from llamagpu.model.packs import Encoded, Floats, PackModel
 
 _IN_FLIGHT = 2  # packs that are submitted before the oldest is read
@@ -48,7 +48,7 @@ class EncoderEngine:
         self._waiting: deque[tuple[Job, int]] = deque()
         self._alone: deque[tuple[Job, int]] = deque()
         self._flights: deque[_Flight] = deque()
-        self._closed: DeviceLostError | None = None
+        self._closed: Exception | None = None
         self._thread.add(self._step)
 
     def submit(self, texts: Sequence[Encoded], modes: tuple[str, ...]) -> Future[Floats]:
@@ -77,12 +77,27 @@ class EncoderEngine:
         """End every job with an error and stop."""
         self._thread.remove(self._step)
         self._closed = DeviceLostError("The model was closed.", "It was still encoding.", "Load it again.")
-        self._fail((job for job, _ in (*self._alone, *self._waiting)), self._closed)
-        self._alone.clear()
-        self._waiting.clear()
         while self._flights:
-            self._land()
+            try:
+                self._land()
+            except DeviceLostError:
+                break
+        self.fail(self._closed)
         self._model.free()
+
+    def restart(self, model: PackModel) -> None:
+        """Continue on a model that was loaded again; packs that were not read run again."""
+        self._model = model
+        self._waiting.extendleft(item for flight in reversed(self._flights) for item in reversed(flight.taken))
+        self._flights.clear()
+
+    def fail(self, error: Exception) -> None:
+        """End every job, and those to come, with an error."""
+        self._closed = error
+        taken = [item for flight in self._flights for item in flight.taken]
+        self._fail((job for job, _ in (*taken, *self._alone, *self._waiting)), error)
+        for queue in (self._flights, self._alone, self._waiting):
+            queue.clear()
 
     def _step(self) -> bool:
         """Launch a pack, or read the oldest one."""
@@ -98,13 +113,16 @@ class EncoderEngine:
             texts.popleft()
         if not texts:
             return False
-        taken = [texts[0]]
+        taken, count = [texts[0]], 0
         try:
             count = self._model.most(self._lengths(texts))
             taken = [texts.popleft() for _ in range(count)]
             if taken:
                 vectors = self._model.launch([job.texts[i] for job, i in taken], taken[0][0].modes)
                 self._flights.append(_Flight(taken, vectors))
+        except Lost:
+            texts.extendleft(reversed(taken[:count]))
+            raise
         except Exception as e:  # the jobs of this pack get the error, of any kind
             self._fail((job for job, _ in taken), e)
         return bool(taken)
@@ -122,6 +140,9 @@ class EncoderEngine:
         flight = self._flights.popleft()
         try:
             found = np.concatenate([readback.result() for readback in flight.vectors], axis=1)
+        except Lost:
+            self._flights.appendleft(flight)
+            raise
         except Exception as e:
             self._fail((job for job, _ in flight.taken), e)
             return

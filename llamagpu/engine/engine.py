@@ -11,7 +11,7 @@ import numpy as np
 from llamagpu.engine.request import NotFinite, Request, Sequence
 from llamagpu.engine.runner import Flight, Outcome, Runner
 from llamagpu.errors import DeviceLostError, OutOfMemoryError
-from llamagpu.gpu import Device, Tensor
+from llamagpu.gpu import Device, Lost, Tensor
 from llamagpu.model import Model
 from llamagpu.model.bound import INPUT, BoundPrompt
 from llamagpu.model.decoder_packs import DecoderPacks
@@ -29,18 +29,18 @@ class Engine:
     never read. The queue runs in order, so another sequence that gets its pages writes them after those steps.
 
     An error while a sequence is admitted or prefilled ends that sequence; an error in a step ends the sequences of the
-    step; a lost device ends all.
+    step. If the device is lost, the step raises, and ``restart`` continues every sequence from its tokens.
     """
 
     def __init__(self, device: Device, model: Model):
-        self._thread, self._model = device.thread, model
+        self._device, self._thread, self._model = device, device.thread, model
         self._runner = Runner(device, model)
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
         self._flights: deque[Flight] = deque()
         self._bound: set[BoundPrompt] = set()
         self._turn = 0
-        self._closed: DeviceLostError | None = None
+        self._closed: Exception | None = None
         self._thread.add(self._step)
 
     def submit(self, request: Request, **fields: Any) -> Sequence:
@@ -88,6 +88,8 @@ class Engine:
 
         def run() -> None:
             self._check_open()
+            if prompt not in self._bound:
+                raise DeviceLostError("The bound tensors were lost with their device.", "", "Bind new ones.")
             self._runner.unsettle()
             prompt.commands.run()
 
@@ -111,12 +113,12 @@ class Engine:
         """What runs packs of texts for their pooled hidden states, beside the generation of this engine."""
         runner = self._runner
         return DecoderPacks(
-            runner.device, self._model, lambda: bool(self._active), runner.unsettle, lambda: runner.segment_work
+            self._device, self._model, lambda: bool(self._active), runner.unsettle, lambda: runner.segment_work
         )
 
     def _check_open(self) -> None:
         if self._closed is not None:
-            raise DeviceLostError("This model is closed.", "", "Load it again.")
+            raise self._closed
 
     def close(self) -> None:
         """End every sequence with an error and stop."""
@@ -128,6 +130,22 @@ class Engine:
         self._bound.clear()
         self._model.forward.free()
 
+    def restart(self, model: Model) -> None:
+        """Continue on a model that was loaded again: every sequence from its tokens, in the order of before."""
+        self._model, self._runner = model, Runner(self._device, model)
+        self._flights.clear()
+        self._bound.clear()
+        self._waiting.extendleft(reversed(self._active))
+        self._active.clear()
+        for sequence in self._waiting:
+            sequence.restart()
+
+    def fail(self, error: Exception) -> None:
+        """End every sequence, and those to come, with an error."""
+        self._closed = error
+        self._fail_all(error)
+        self._bound.clear()
+
     def _step(self) -> bool:
         """One unit of work: a chunk of one prompt, and a token for a batch; returns whether there is more."""
         try:
@@ -135,6 +153,8 @@ class Engine:
             self._admit()
             self._prefill()
             self._decode()
+        except Lost:
+            raise
         except Exception as e:  # every sequence must get the error, of any kind
             self._fail_all(e)
         return bool(self._active or self._waiting or self._flights)

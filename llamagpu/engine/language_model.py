@@ -38,6 +38,7 @@ class LanguageModel(Unique):
         tune: bool = False,
         fused: bool = True,
         progress: Progress | None = None,
+        recover: bool = True,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
@@ -56,9 +57,8 @@ class LanguageModel(Unique):
             source.chat_templates(), chat_template, special_tokens(files[1]), self._tokenizer.special_texts
         )
         self._generation = source.generation_config()
-        self._session = Session(
-            prepared, device, context=context, kv_dtype=kv_dtype, tune=tune, fused=fused, progress=progress
-        )
+        options: dict[str, Any] = {"tune": tune, "fused": fused, "progress": progress, "recover": recover}
+        self._session = Session(prepared, device, context=context, kv_dtype=kv_dtype, **options)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
 
     def __repr__(self) -> str:

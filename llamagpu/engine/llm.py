@@ -44,6 +44,8 @@ class LLM(LanguageModel):
             fastest on this machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
         fused: False runs one kernel for each operation of the formula: slower, readable, and an oracle.
         progress: called with (bytes loaded, bytes in total).
+        recover: whether a lost device is opened again and the model loaded again, once in a minute. Generations
+            continue from their tokens; a shared device does as it was opened.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.

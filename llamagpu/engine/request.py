@@ -95,6 +95,11 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
 
+    def restart(self) -> None:
+        """Begin again from its tokens, without pages."""
+        self.pages, self.length, self.in_flight = None, 0, 0
+        self.logits.clear()
+
     @property
     def made(self) -> int:
         """New tokens."""

@@ -36,7 +36,6 @@ class Runner:
     """Writes the state of sequences to the GPU, runs plans, and reads tokens back."""
 
     def __init__(self, device: Device, model: Model):
-        self.device = device
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = _RATE[device.adapter.kind]

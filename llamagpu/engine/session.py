@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
 
 from llamagpu import gpu
 from llamagpu.engine.encoding import EncoderEngine
@@ -15,7 +14,6 @@ from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
 
 log = logging.getLogger("llamagpu")
-T = TypeVar("T")
 
 
 class Loaded(Unique):
@@ -24,18 +22,50 @@ class Loaded(Unique):
     device: gpu.Device
     closed = True
 
-    def _load(self, device: str | gpu.Device, load: Callable[[], T]) -> T:
-        """Open the device (an open one is shared, and stays open), and load onto it."""
+    def _load(self, device: str | gpu.Device, load: Callable[[], None], recover: bool = True) -> None:
+        """Open the device (an open one is shared, and stays open), and load onto it. If it is lost meanwhile, load once
+        more."""
         self._owns_device = not isinstance(device, gpu.Device)
-        self.device = gpu.open(device)
-        with self.device.ledger.tracking() as self._buffers:
+        self.device = gpu.open(device, recover=recover)
+        recovery, before = self.device.recovery, self.device.recovery.losses
+
+        def enter() -> None:
+            if recovery.losses != before:  # it was lost after the load
+                self.reload()
+            recovery.add(self)
+
+        try:
             try:
-                return load()
-            except BaseException:
+                self._track(load)
+            except gpu.Lost:
+                if not self.device.call(lambda: recovery.losses != before):  # it was not opened again
+                    raise
+                before = recovery.losses
                 self._free()
-                if self._owns_device:
-                    self.device.close()
-                raise
+                self._track(load)
+            self.device.call(enter)
+        except BaseException:
+            self._free()
+            if self._owns_device:
+                self.device.close()
+            raise
+
+    def _track(self, make: Callable[[], None]) -> None:
+        """Make something, and note its buffers."""
+        with self.device.ledger.tracking() as self._buffers:
+            make()
+
+    def reload(self) -> None:
+        """Make everything again on a device that was lost, and continue; on the device thread."""
+        self._track(self._remake)
+
+    def _remake(self) -> None:
+        """Load again, and hand what runs to the new model; on the device thread."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """End what runs with an error, for good; on the device thread."""
+        raise NotImplementedError
 
     def _end(self) -> None:
         """Stop what runs; on the device thread."""
@@ -52,6 +82,7 @@ class Loaded(Unique):
         self.closed = True
 
         def close() -> None:  # one call, so that an interrupt during the wait cannot skip a part
+            self.device.recovery.remove(self)
             self._end()
             self._free()
 
@@ -75,6 +106,7 @@ class Session(Loaded):
         device: as ``gpu.open`` takes it; an open device is shared, and stays open.
         tune: measure the kernel variants for this model first.
         at_once: the least capacity of the cache, in tokens of all sequences together.
+        recover: whether a lost device is opened again, if the session opens it.
     """
 
     model: Model
@@ -91,15 +123,32 @@ class Session(Loaded):
         fused: bool = True,
         progress: Progress | None = None,
         at_once: int = 0,
+        recover: bool = True,
     ):
-        def load() -> Model:
+        def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
-            return load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
+            self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
+            self.engine = Engine(self.device, self.model)
 
-        self.model = self._load(device, load)
-        self.engine = Engine(self.device, self.model)
+        self._prepared, self._fused = prepared, fused
         self._packs: EncoderEngine | None = None
+        self._load(device, load, recover)
         self.closed = False
+
+    def _remake(self) -> None:
+        old = self.model
+        self.model = load_model(
+            self._prepared, self.device, old.forward.tuning, None, "auto", fused=self._fused, sizes=old.sizes
+        )
+        self.engine.restart(self.model)
+        if self._packs is not None:
+            self._packs.restart(self.engine.packs())
+
+    def fail(self, error: Exception) -> None:
+        """End all generations with an error, for good; on the device thread."""
+        self.engine.fail(error)
+        if self._packs is not None:
+            self._packs.fail(error)
 
     def packs(self) -> EncoderEngine:
         """The engine that embeds texts; made at the first call."""

@@ -9,15 +9,17 @@ with gpu.open() as device:
 from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.commands import CommandList, Copy, copy_rows
-from llamagpu.gpu.device import Device, open_device
+from llamagpu.gpu.device import Device
 from llamagpu.gpu.dtypes import LONG_NAMES, dtype_name, narrow_bf16, widen_bf16
 from llamagpu.gpu.events import Event
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.ledger import Part
 from llamagpu.gpu.linker import Program, link, shader_root
-from llamagpu.gpu.native import version
+from llamagpu.gpu.native import Lost, version
+from llamagpu.gpu.opening import open_device
 from llamagpu.gpu.plan import Plan
 from llamagpu.gpu.readback import Readback
+from llamagpu.gpu.recovery import Resident
 from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, pack_rows, row_items
 from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.tuning_store import cache_folder, store_tuning, tuning_path
@@ -34,11 +36,13 @@ __all__ = [
     "Device",
     "Event",
     "Lanes",
+    "Lost",
     "Part",
     "Plan",
     "Program",
     "ReadTuning",
     "Readback",
+    "Resident",
     "Slot",
     "Tensor",
     "TunedLanes",

@@ -90,6 +90,19 @@ def list_adapters() -> list[Adapter]:
     return out
 
 
+def same_adapter(adapter: Adapter) -> Adapter:
+    """An adapter as the driver lists it now.
+
+    Raises:
+        NoAdapterError: it is not there any more.
+    """
+    known = (adapter.name, adapter.kind, adapter.backend, adapter.driver)
+    same = [a for a in list_adapters() if (a.name, a.kind, a.backend, a.driver) == known]
+    if not same:
+        raise NoAdapterError(f"{adapter} is not there any more.", "", "Choose another one with --device.")
+    return min(same, key=lambda a: abs(a.index - adapter.index))
+
+
 def choose_adapter(device: str = "auto", adapters: list[Adapter] | None = None) -> tuple[Adapter, str]:
     """The adapter for a request, and the reason for the choice in words.
 

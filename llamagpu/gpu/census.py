@@ -50,7 +50,7 @@ def census() -> Iterator[Census]:
 
         def call(*args: Any) -> Any:
             found.calls[name] += 1
-            if way:
+            if way and args[at]:
                 found.bytes[way] += int(args[at])
             return fn(*args)
 

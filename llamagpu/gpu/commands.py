@@ -59,7 +59,7 @@ class CommandList:
     """
 
     def __init__(self, memory: Memory, steps: Sequence[Plan | Copy], segment_work: float):
-        self._memory = memory
+        self._memory, self._generation = memory, memory.generation
         self._submissions = [(commands, _buffers(commands)) for commands in _cut(steps, segment_work)]
 
     def run(self) -> None:
@@ -68,6 +68,7 @@ class CommandList:
         Raises:
             KernelError: a buffer was freed.
         """
+        self._memory.require(self._generation)
         for commands, buffers in self._submissions:
             encoder = self._memory.encoder()
             for copies, group in groupby(commands, lambda c: isinstance(c, Copy)):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -13,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, Unique
-from llamagpu.gpu.adapter import Adapter, choose_adapter
+from llamagpu.gpu.adapter import Adapter, same_adapter
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
 from llamagpu.gpu.events import Event, require_timestamps
@@ -22,13 +20,13 @@ from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
 from llamagpu.gpu.plan import Call, Plan, checked_call
+from llamagpu.gpu.recovery import Recovery
 from llamagpu.gpu.tensor import WOVEN_ROWS, Tensor, allocated_rows, pack_rows, row_items
 from llamagpu.gpu.thread import DeviceThread
 from llamagpu.gpu.tuning import SUBGROUP, ReadTuning, Tuning, default_tuning
 from llamagpu.gpu.tuning_store import stored_tuning
 
 T = TypeVar("T")
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
 class _Kernels(threading.local):
@@ -44,22 +42,34 @@ class Device(Unique):
     Attributes:
         memory: its buffers; ``ledger`` counts them.
         features: the optional features that were requested and granted.
+        recovery: opens it again after a loss.
         measured: whether the default tuning was measured on this adapter.
         subgroup_size: counted on the device; 0 where lanes are not contiguous or subgroups are missing.
 
     Make one with ``llamagpu.gpu.open``.
     """
 
-    def __init__(self, adapter: Adapter, reason: str, *, baseline: bool = False, limit: int | None = None):
-        self.adapter, self.reason = adapter, reason
+    def __init__(
+        self, adapter: Adapter, reason: str, *, baseline: bool = False, limit: int | None = None, recover: bool = True
+    ):
+        self.adapter, self.reason, self._baseline = adapter, reason, baseline
         handle, self.features = adapter.request_device(baseline)
         self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
-        self.thread = DeviceThread()
+        self.recovery = Recovery(recover)
+        self.thread = DeviceThread(self.recovery.handle)
+        try:
+            self._set_up(handle, baseline)
+        except BaseException:
+            self.thread.close()
+            raise
+        self.recovery.watch(self)
+
+    def _set_up(self, handle: Any, baseline: bool) -> None:
+        adapter = self.adapter
         self.memory = Memory(handle, adapter, self.ledger, self.thread)
         self.pipelines = Pipelines(handle)
         self._kernels = _Kernels()
         self._closed = False
-        _open_devices.add(self)
         self._default, self.measured = Tuning(), False
         self.subgroup_size = self._count_subgroup() if SUBGROUP in self.features else 0
         stored = None if baseline else stored_tuning(adapter, self.features, self.subgroup_size)
@@ -86,6 +96,24 @@ class Device(Unique):
         self.memory.gate.fail(DeviceLostError("The device is closed.", "", "Open it again to use it."))
         self.pipelines.clear()
         self.memory.destroy()
+
+    def reopen(self) -> None:
+        """Open the adapter again after a loss, on the device thread. All buffers, plans and pipelines are gone.
+
+        Raises:
+            NoAdapterError: the adapter is not there any more.
+            DeviceLostError: the driver did not open it, or it has changed.
+        """
+        self.pipelines.clear()
+        self.memory.reopen(self._request_again)
+        self.pipelines = Pipelines(self.memory.handle)
+
+    def _request_again(self) -> tuple[Any, Adapter]:
+        self.adapter = same_adapter(self.adapter)
+        handle, features = self.adapter.request_device(self._baseline)
+        if features != self.features:
+            raise DeviceLostError("The adapter has other features now.", ", ".join(sorted(features ^ self.features)))
+        return handle, self.adapter
 
     def call(self, fn: Callable[[], T]) -> T:
         """Run ``fn`` on the device thread and return its result."""
@@ -262,29 +290,3 @@ class Device(Unique):
                 kernels.recorded = None
             trusted = self.tuning.trusted
         return self.call(lambda: Plan(self.memory, self.pipelines, calls, trusted))
-
-
-def open_device(device: str | Device = "auto", *, baseline: bool = False, memory_limit: int | None = None) -> Device:
-    """Open an adapter (see ``choose_adapter``); a Device is returned as it is.
-
-    Args:
-        baseline: request WebGPU's default limits and no features, as a test of portability.
-        memory_limit: bytes that buffers may take together; the default is the free memory of the machine.
-
-    Raises:
-        NoAdapterError: no adapter matches.
-        DeviceLostError: the driver did not open it.
-    """
-    if isinstance(device, Device):
-        return device
-    adapter, reason = choose_adapter(device)
-    return Device(adapter, reason, baseline=baseline, limit=memory_limit)
-
-
-@atexit.register
-def _close_all() -> None:
-    """Close the devices that are still open. Only daemon threads still run, and they are about to end. Those that wait
-    for tokens get no error, because they would only print it."""
-    for device in list(_open_devices):
-        device.thread.stop_steps()
-        device.close()

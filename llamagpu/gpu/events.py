@@ -22,7 +22,7 @@ class Event:
     """
 
     def __init__(self, memory: Memory):
-        self._memory = memory
+        self._memory, self._generation = memory, memory.generation
         with native.errors("making a query set"):
             self._set = memory.call(lambda: memory.handle.create_query_set(type="timestamp", count=2))
         self._resolved = memory.allocate(_SIZE, "queries")
@@ -36,6 +36,7 @@ class Event:
         self._memory.call(self._record)
 
     def _record(self) -> None:
+        self._memory.require(self._generation)
         encoder = self._memory.encoder()
         with native.errors("recording an event"):
             writes = {"query_set": self._set, "beginning_of_pass_write_index": 0, "end_of_pass_write_index": 1}
@@ -68,6 +69,7 @@ class Event:
         if not self._recorded:
             raise KernelError("The event was not recorded.", "", "Call its record() first.")
         if self._seconds is None:
+            self._slot.buffer.require_live("the event was read")
             ticks = struct.unpack("<QQ", self._memory.gate.read(self._slot, 16))
             self._seconds = ticks[1] * self._tick
         return self._seconds

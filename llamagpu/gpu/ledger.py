@@ -12,17 +12,38 @@ from typing import Any
 
 import psutil
 
-from llamagpu.errors import OutOfMemoryError, UsageError
+from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, UsageError
+
+
+def lost_values() -> DeviceLostError:
+    """The error for what was made before its device was lost."""
+    return DeviceLostError(
+        "The values were lost with their GPU device.", "It was opened again since then.", "Make them again."
+    )
 
 
 @dataclass(eq=False)
 class Buffer:
-    """One GPU buffer. Submitting commands that use a ``freed`` one would abort the process."""
+    """One GPU buffer. Submitting commands that use a ``freed`` one would abort the process. ``lost`` says that its
+    device was lost."""
 
     handle: Any
     size: int
     purpose: str
     freed: bool = False
+    lost: bool = False
+
+    def require_live(self, doing: str) -> None:
+        """Raise if the buffer is gone; ``doing`` says what would use it.
+
+        Raises:
+            DeviceLostError: its device was lost, and opened again since then.
+            KernelError: it was freed.
+        """
+        if self.lost:
+            raise lost_values()
+        if self.freed:
+            raise KernelError(f"A buffer ({self.purpose}) was freed before {doing}.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from llamagpu.errors import OutOfMemoryError
 from llamagpu.gpu import native
 from llamagpu.gpu.adapter import Adapter
 from llamagpu.gpu.gate import Gate, Slot
-from llamagpu.gpu.ledger import Buffer, Ledger, Part
+from llamagpu.gpu.ledger import Buffer, Ledger, Part, lost_values
 from llamagpu.gpu.thread import DeviceThread
 
 T = TypeVar("T")
@@ -19,10 +19,18 @@ _KEPT_SLOT_BYTES = 65536  # larger staging buffers are freed at once
 
 
 class Memory:
-    """The memory of one open device. Any thread may call it; the work runs on the device thread."""
+    """The memory of one open device. Any thread may call it; the work runs on the device thread.
+
+    Attributes:
+        generation: how often the device was lost and opened again.
+    """
 
     def __init__(self, handle: Any, adapter: Adapter, ledger: Ledger, thread: DeviceThread):
-        self.handle, self.adapter, self.ledger, self.thread = handle, adapter, ledger, thread
+        self.ledger, self.thread, self.generation = ledger, thread, 0
+        self._open(handle, adapter)
+
+    def _open(self, handle: Any, adapter: Adapter) -> None:
+        self.handle, self.adapter = handle, adapter
         limits = handle.limits
         self.max_binding: int = min(limits["max-storage-buffer-binding-size"], 2**32 - 4)
         self.max_buffer: int = limits["max-buffer-size"]
@@ -30,7 +38,7 @@ class Memory:
         self.gate = Gate(handle, spin=adapter.kind != "software")
         self._slots: list[Slot] = []
         self._pending_upload = 0
-        self._fence = self.allocate(16, "fence")
+        self._fence = self.gate.canary = self.allocate(16, "fence")
 
     @property
     def largest_binding(self) -> int:
@@ -126,6 +134,7 @@ class Memory:
 
     def copy_out(self, part: Part) -> Slot:
         """Queue a copy of a window to a staging buffer; ``read_slot`` waits for it. On the device thread."""
+        part.buffer.require_live("it was read")
         slot = self.take_slot(part.size)
         encoder = self.encoder()
         encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, 0, part.size)
@@ -134,6 +143,7 @@ class Memory:
 
     def read_slot(self, slot: Slot, size: int) -> bytes:
         """Wait for a slot, take its first ``size`` bytes, and give it back. On the device thread."""
+        slot.buffer.require_live("it was read")
         data = self.gate.read(slot, size)
         self.give_slot(slot)
         return data
@@ -142,6 +152,8 @@ class Memory:
         """Copy a window's bytes to another of the same size, by the driver's own copy."""
 
         def run() -> None:
+            for part in (source, target):
+                part.buffer.require_live("it was copied")
             encoder = self.encoder()
             ends = (source.buffer.handle, source.offset, target.buffer.handle, target.offset)
             encoder.copy_buffer_to_buffer(*ends, source.size)
@@ -162,6 +174,23 @@ class Memory:
             self.free(slot.buffer)
         else:
             self._slots.append(slot)
+
+    def reopen(self, request: Callable[[], tuple[Any, Adapter]]) -> None:
+        """Replace a lost device by that of ``request``. All buffers are lost. On the device thread."""
+        for buffer in self.ledger.live():
+            buffer.lost = True
+        self.destroy()
+        self.generation += 1
+        self._open(*request())
+
+    def require(self, generation: int) -> None:
+        """Refuse what was made for a device that was lost since then.
+
+        Raises:
+            DeviceLostError: ``generation`` is not the present one.
+        """
+        if generation != self.generation:
+            raise lost_values()
 
     def destroy(self) -> None:
         """Free every buffer and the device; later use raises the gate's error. On the device thread."""

@@ -29,6 +29,7 @@ import wgpu
 
 __all__ = [
     "BufferUsage",
+    "Lost",
     "error_log",
     "errors",
     "ffi",
@@ -122,9 +123,13 @@ def errors(doing: str) -> Iterator[None]:
         raise KernelError(f"The driver failed while {doing}.", str(e).strip()) from e
 
 
-def lost(detail: str) -> DeviceLostError:
+class Lost(DeviceLostError):
+    """The driver lost the device, or does not answer."""
+
+
+def lost(detail: str) -> Lost:
     """The error for a lost device."""
-    return DeviceLostError(
+    return Lost(
         "The GPU device was lost.",
         detail.strip().splitlines()[-1].strip() if detail.strip() else "The driver gave no reason.",
         "Close this model and load it again; if it happens again, try a smaller model or another --device.",

@@ -68,5 +68,6 @@ class Pipelines:
         if entries not in self._layouts:
             visibility = native.wgpu.ShaderStage.COMPUTE
             described = [{"binding": i, "visibility": visibility, "buffer": {"type": kind}} for i, kind in entries]
-            self._layouts[entries] = self._handle.create_bind_group_layout(entries=described)
+            with native.errors("making a bind group layout"):
+                self._layouts[entries] = self._handle.create_bind_group_layout(entries=described)
         return self._layouts[entries]

@@ -76,7 +76,7 @@ class Plan:
     """
 
     def __init__(self, memory: Memory, pipelines: Pipelines, calls: Sequence[Call], trusted: bool):
-        self._memory = memory
+        self._memory, self._generation = memory, memory.generation
         offsets: dict[bytes, int] = {}
         for call in calls:
             if call.params:
@@ -103,6 +103,7 @@ class Plan:
                 item = (b.index, self._uniform.handle, params_offset, max(16, len(call.params)))
             else:
                 part = call.bindings[b.name]
+                part.buffer.require_live("it was bound")
                 item = (b.index, part.buffer.handle, part.offset, part.size)
             bound.setdefault(b.group, []).append(item)
         out = []
@@ -134,6 +135,7 @@ class Plan:
                 None submits everything at once.
             cancelled: called between submissions; True stops.
         """
+        self._memory.require(self._generation)
         segments = self._segments(segment_work)
         fence: Slot | None = None
         for begin, end in segments[:-1]:

@@ -27,9 +27,14 @@ def wait(future: Future[T]) -> T:
 
 
 class DeviceThread:
-    """Runs posted calls in order. While none waits, the background steps take turns until none has work left."""
+    """Runs posted calls in order. While none waits, the background steps take turns until none has work left.
 
-    def __init__(self, name: str = "llamagpu-device"):
+    Args:
+        lost: called on the thread with every DeviceLostError of a call or of a step, and whether it was a step.
+    """
+
+    def __init__(self, lost: Callable[[DeviceLostError, bool], None], name: str = "llamagpu-device"):
+        self._lost = lost
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed, self._process = False, os.getpid()
         self._steps: list[Callable[[], bool]] = []
@@ -86,7 +91,7 @@ class DeviceThread:
         busy = False
         while True:
             if busy and self._calls.empty():
-                more = [step() for step in tuple(self._steps)]  # every one gets its turn
+                more = [self._take_step(step) for step in tuple(self._steps)]  # every one gets its turn
                 busy = any(more)
                 continue
             item = self._calls.get()
@@ -99,5 +104,15 @@ class DeviceThread:
                     future.set_result(fn())
                 except BaseException as e:
                     future.set_exception(e)
+                    if isinstance(e, DeviceLostError):
+                        self._lost(e, False)
             del fn, future
             busy = True
+
+    def _take_step(self, step: Callable[[], bool]) -> bool:
+        """Run a step; whether there is more to do."""
+        try:
+            return step()
+        except DeviceLostError as e:
+            self._lost(e, True)
+            return True

@@ -109,6 +109,7 @@ def load_model(
     progress: Progress | None = None,
     fused: bool = True,
     at_once: int = 0,
+    sizes: Sizes | None = None,
 ) -> Model:
     """Put a prepared model on a device.
 
@@ -116,9 +117,10 @@ def load_model(
         tuning: for the model's plans and the order of its weight rows; other models on the device may have another.
         fused: the form of the forward pass (``operations``).
         at_once: see ``plan_sizes``.
+        sizes: those of an earlier load, in place of a choice.
     """
     config, layout = prepared.config, prepared.layout
-    sizes = plan_sizes(layout, device, context, kv_dtype, fused=fused, at_once=at_once)
+    sizes = sizes or plan_sizes(layout, device, context, kv_dtype, fused=fused, at_once=at_once)
     if layout.unquantized:
         log.warning("not quantized, because groups do not divide their rows: %s", ", ".join(layout.unquantized))
     log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
