@@ -20,7 +20,7 @@ ROOMS = ("evaluation", "cli", "jobs", "bench", "engine", "model", "text", "kerne
 MAY_IMPORT = {
     "evaluation": {"cli", "engine", "text"},
     "cli": {"jobs", "bench", "engine", "model", "text", "kernels", "gpu"},
-    "jobs": {"engine"},
+    "jobs": {"engine", "model"},
     "bench": {"engine", "model", "kernels", "gpu"},
     "engine": {"model", "text", "kernels", "gpu"},
     "model": {"kernels", "gpu"},

@@ -57,6 +57,7 @@ class Encoder:
 
     Attributes:
         rows: tokens of the largest pack.
+        dtype: that of the weights as it was asked for: ``auto``, ``float16``, …
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Encoder:
         progress: Progress | None = None,
     ):
         c = self.config = config
-        self.device, self._tuning = device, tuning
+        self.device, self._tuning, self.dtype = device, tuning, layout.dtype
         self._weights = load_tensors(layout, device, tuning.order == "woven", progress)
         self._table = device.tensor(layout.positions, "f32", purpose="weights")
         self.rows = _bucket(max(_BUDGETS[device.adapter.kind], c.positions))
