@@ -27,7 +27,7 @@ PROMPTS = ["Once upon a time", "The sun", "Tom and his dog", "One day a cat"]
 def generator() -> Iterator[llamagpu.ray.Generator]:
     made = llamagpu.ray.Generator(context=64, max_tokens=6, errors="skip")
     yield made
-    made._llm.close()
+    made._model.close()
 
 
 def test_a_batch_keeps_its_columns_and_gets_the_results(generator: llamagpu.ray.Generator, story: LLM) -> None:

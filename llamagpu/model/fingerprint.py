@@ -28,7 +28,7 @@ def fingerprint(prepared: Prepared, chat_template: str | None = None) -> str:
 
 
 def encoder_fingerprint(source: Source, pipeline: Pipeline | None = None) -> str:
-    """The same of an encoder, of all float tensors of its files, and of what sentence-transformers keeps beside them."""
+    """The same of an encoder: of all its float tensors, and of what sentence-transformers keeps beside them."""
     digest = _Digest(source, [])
     for name, stored in sorted(source.tensors().items()):
         if stored.shape and (stored.format in FLOATS.values() or not isinstance(stored.format, str)):
