@@ -176,7 +176,7 @@ def process(
 
     Args:
         input, output: paths or URIs; the input ends with ``.jsonl`` or ``.parquet``, the output is a directory.
-        concurrency: workers, each with a model of its own.
+        concurrency: workers, each with a model of its own. The cluster needs another CPU to read and write files.
         batch_size: rows that a worker gets at once.
         resources: of a worker, as ``map_batches`` takes them, such as ``{"num_gpus": 1}``.
         options: the arguments of the worker.
