@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llamagpu.engine import Embedder
     from llamagpu.jobs import Embedding, Input
 
+_HINT = "Give texts, standard input or --input.", 'Try: llamagpu embed -m MODEL "A cat."'
+
 
 @click.command()
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
@@ -53,8 +55,7 @@ def embed(texts: tuple[str, ...], as_json: bool, **options: Any) -> int:
     load["max_seq_length"] = load.pop("max_length")
     if texts and options["input"] is not None:
         raise UsageError("--input and texts exclude one another.", "The data set holds the texts.")
-    hint = "Give texts, standard input or --input.", 'Try: llamagpu embed -m MODEL "A cat."'
-    job = take_job_options(options, lambda: texts_or_lines(texts, UsageError("No text was given.", *hint)))
+    job = take_job_options(options, lambda: texts_or_lines(texts, UsageError("No text was given.", *_HINT)))
     assert job is not None
 
     def open_embedder() -> Embedder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from llamagpu.cli.output import note, progress_bar
+from llamagpu.cli.output import Interrupted, note, progress_bar
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def run_job(options: JobOptions, load: Callable[[], M], make: Callable[[M], Job]
         except KeyboardInterrupt:
             if STANDARD not in (options.input, options.output):
                 note("The rows so far are kept. Run the same command again to continue.")
+                raise Interrupted from None
             raise
         seconds = time.perf_counter() - start
         note(f"{_counts(done)} in {seconds:.1f} s · {model.device.adapter}")

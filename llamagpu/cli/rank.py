@@ -72,13 +72,17 @@ def rank(query: str | None, documents: tuple[str, ...], top_k: int | None, as_js
 
     source = open_input(job.input)
     with open_encoder() as encoder:
-        best = _best(make(encoder), source, job, top_k)
-        if as_json:
-            facts = {"query": query, "model": encoder.name, "adapter": str(encoder.device.adapter)}
-            write_json(facts | {"documents": best})
-        else:
-            write("".join(f"{d['rank']}\t{d['score']:.6f}\t{' '.join(d['document'].split())}\n" for d in best))
+        facts = {"query": query, "model": encoder.name, "adapter": str(encoder.device.adapter)}
+        _print(_best(make(encoder), source, job, top_k), facts if as_json else None)
     return 0
+
+
+def _print(best: list[dict[str, Any]], facts: dict[str, Any] | None) -> None:
+    """A line for every document, or one JSON object with ``facts``."""
+    if facts is not None:
+        write_json(facts | {"documents": best})
+    else:
+        write("".join(f"{d['rank']}\t{d['score']:.6f}\t{' '.join(d['document'].split())}\n" for d in best))
 
 
 def _best(ranking: Ranking, source: Input, job: JobOptions, top_k: int | None) -> list[dict[str, Any]]:

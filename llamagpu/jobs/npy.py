@@ -10,23 +10,21 @@ from typing import Any
 import numpy as np
 
 from llamagpu.errors import LlamaGPUError
-from llamagpu.jobs.rows import vector_type
 
 
-def write_vectors(path: Path, rows: Iterable[dict[str, Any]], count: int, column: str, kind: str) -> None:
-    """Write [count, length] of a dtype, one row after another; rows with an error are NaN, or 0 in whole numbers.
+def write_vectors(
+    path: Path, rows: Iterable[dict[str, Any]], shape: tuple[int, int], column: str, dtype: np.dtype[Any]
+) -> None:
+    """Write the vectors of a column, one row after another; rows with an error are NaN, or 0 in whole numbers.
 
     Args:
-        kind: such as ``float32[384]``.
+        shape: the number of rows, and the length of a vector.
 
     Raises:
         LlamaGPUError: the file cannot be written.
     """
-    found = vector_type(kind)
-    assert found is not None
-    dtype, length = found
-    empty = np.full(length, np.nan if dtype.kind == "f" else 0, dtype)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, length)}
+    empty = np.full(shape[1], np.nan if dtype.kind == "f" else 0, dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     try:
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)

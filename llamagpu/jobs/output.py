@@ -25,7 +25,7 @@ def check_output(path: str | Path, arrays: bool = False) -> Path:
     """The path of an output, its format and directory checked; ``-`` is JSON Lines on standard output.
 
     Args:
-        arrays: whether it may be .npy, which holds the vectors of a job that has no other column.
+        arrays: whether it may be .npy, which holds the vectors of a job that has one column of them.
 
     Raises:
         UsageError: the format is not known, the directory does not exist, or the file cannot be written.

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llamagpu.errors import LlamaGPUError, UsageError, shown
+from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError, shown
 
 Outcome = dict[str, Any] | LlamaGPUError  # the columns of an output row, or why there are none
 
@@ -60,8 +60,8 @@ class Batches:
     """A job from a function of batches.
 
     Args:
-        function: takes the columns of up to ``size`` rows, and returns as many outcomes. If it raises a ``UsageError``,
-            each row is tried alone, so that a bad row does not spoil the others.
+        function: takes the columns of up to ``size`` rows, and returns as many outcomes. If it raises one of our
+            errors, but for a lost device, each row is tried alone, so that a bad row does not spoil the others.
         name, inputs, settings, columns, identity: see ``Job``.
         ahead: batches in progress at once, each in a thread; 0 runs one after the other in the caller's thread.
     """
@@ -113,7 +113,9 @@ class Batches:
     def _tried(self, batch: list[dict[str, Any]]) -> Sequence[Outcome]:
         try:
             return self._function(batch)
-        except UsageError as e:
+        except DeviceLostError:
+            raise
+        except LlamaGPUError as e:
             return [e] if len(batch) == 1 else [self._tried([one])[0] for one in batch]
 
 

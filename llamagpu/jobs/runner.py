@@ -36,15 +36,13 @@ def run(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Run a job on every row of a file, and write the results in the same order, with the row's number.
-
-    A job that was killed continues after the last row that it wrote, if input, model and settings are the same. The
-    memory that it takes does not depend on the number of rows.
+    """Run a job on every row of a file, and write the results in the same order. A job that was killed continues after
+    the last row that it wrote. The memory that it takes does not depend on the number of rows.
 
     Args:
         input: JSON Lines, text or Parquet, by the end of its name; ``-`` is JSON Lines from standard input.
-        output: JSON Lines or Parquet, or .npy for a job of vectors alone; ``-`` is JSON Lines on standard output. With
-            ``-`` nothing can be resumed.
+        output: JSON Lines or Parquet, or .npy for a job that has one column of vectors; ``-`` is JSON Lines on standard
+            output. With ``-`` nothing can be resumed.
         errors: ``stop`` ends the job at a bad row; ``skip`` writes the reason as the row's ``error``.
         overwrite: start anew, and delete an earlier output first.
         progress: called with (rows done, rows in all, or None if that is not known).
@@ -54,7 +52,7 @@ def run(
         LlamaGPUError: the output cannot be written, or the device was lost.
     """
     check_errors(errors)
-    source, path = open_input(input), check_output(output, arrays=list(job.columns) == list(vectors(job.columns)))
+    source, path = open_input(input), check_output(output, arrays=len(vectors(job.columns)) == 1)
     if isinstance(input, (str, Path)):
         _require_other(path, Path(input).expanduser())
     digest, total = source.scan(job)

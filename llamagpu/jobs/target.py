@@ -109,8 +109,8 @@ class Target:
             write_errors(self._draft, self.journal.read())
             _synced(self._draft)
             self._draft.replace(self._errors)
-        [(name, kind)] = self._columns.items()
-        write_vectors(self._draft, self.journal.read(), self.journal.rows, name, kind)
+        [(name, (dtype, length))] = vectors(self._columns).items()
+        write_vectors(self._draft, self.journal.read(), (self.journal.rows, length), name, dtype)
 
     def _require_new(self, identity: dict[str, Any] | None) -> None:
         """Refuse an output that would be mixed with other rows."""
