@@ -127,14 +127,20 @@ def texts(raw: dict[str, Any], seed: int) -> list[tuple[list[int], list[int]]]:
     ]
 
 
-def write_model(directory: Path, raw: dict[str, Any], weights: dict[str, np.ndarray]) -> Path:
-    """A model directory in Hugging Face layout, with a tokenizer of words a0, a1, …"""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def write_model(directory: Path, raw: dict[str, Any], weights: dict[str, np.ndarray], special: bool = False) -> Path:
+    """A model directory in Hugging Face layout, with a tokenizer of words a0, a1, …; ``special`` puts a1 and a2 around
+    texts, as BERT's tokenizers have it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(raw))
     save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, directory / "model.safetensors")
     made = Tokenizer(models.WordLevel({f"a{i}": i for i in range(raw["vocab_size"])}, unk_token="a0"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special:
+        tokens = [("a1", 1), ("a2", 2)]
+        made.post_processor = processors.TemplateProcessing(
+            single="a1 $A a2", pair="a1 $A a2 $B:1 a2:1", special_tokens=tokens
+        )
     made.save(str(directory / "tokenizer.json"))
     return directory

@@ -1,4 +1,4 @@
-"""Generation on Ray: the actor class as Ray calls it, and a cluster of two workers, one of which is killed."""
+"""Jobs on Ray: the actor class as Ray calls it, and a cluster of two workers, one of which is killed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_encoders
 
 import llamagpu.ray
-from llamagpu import LLM
+from llamagpu import LLM, CrossEncoder, Embedder
 from llamagpu.errors import UsageError
 from llamagpu.jobs.generation import row_seed
 
@@ -27,7 +28,7 @@ PROMPTS = ["Once upon a time", "The sun", "Tom and his dog", "One day a cat"]
 def generator() -> Iterator[llamagpu.ray.Generator]:
     made = llamagpu.ray.Generator(context=64, max_tokens=6, errors="skip")
     yield made
-    made._llm.close()
+    made._model.close()
 
 
 def test_a_batch_keeps_its_columns_and_gets_the_results(generator: llamagpu.ray.Generator, story: LLM) -> None:
@@ -158,3 +159,28 @@ def test_files_in_and_out(cluster: Any, generator: llamagpu.ray.Generator, tmp_p
         llamagpu.ray.generate(tmp_path / "in.jsonl", tmp_path / "out", **options)
     with pytest.raises(UsageError, match="format"):
         llamagpu.ray.generate(tmp_path / "in.csv", tmp_path / "new")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_embedding_and_ranking(cluster: Any, tmp_path: Path) -> None:
+    raw = random_encoders.CONFIGS["bert"]
+    model = random_encoders.write_model(tmp_path / "model", raw, random_encoders.classifier(raw, 1, 1), special=True)
+    rows = [{"id": i, "text": f"a{i + 3} a7", "document": f"a{i + 3}"} for i in range(40)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    options: dict[str, Any] = {"model": model, "concurrency": 1, "batch_size": 10}
+
+    def results(name: str) -> list[dict[str, Any]]:
+        got = [row for p in (tmp_path / name).glob("*.parquet") for row in pyarrow.parquet.read_table(p).to_pylist()]
+        assert {row["error"] for row in got} == {None}
+        return sorted(got, key=lambda row: row["id"])
+
+    encoder = random_encoders.write_model(tmp_path / "encoder", raw, random_encoders.tensors(raw, 1), special=True)
+    llamagpu.ray.embed(tmp_path / "in.parquet", tmp_path / "vectors", **options | {"model": encoder}, normalize=True)
+    with Embedder(encoder) as embedder:
+        expected = embedder.encode([row["text"] for row in rows], normalize_embeddings=True)
+    assert (np.float32([row["embedding"] for row in results("vectors")]) == expected).all()
+    llamagpu.ray.rank(tmp_path / "in.parquet", tmp_path / "scores", **options, query="a9")
+    with CrossEncoder(model) as ranker:
+        scores = ranker.predict([("a9", row["document"]) for row in rows])
+    assert (np.float32([row["score"] for row in results("scores")]) == scores).all()

@@ -70,7 +70,7 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option("--ignore-eos", is_flag=True, help="Continue when the model ends its text.")
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
-@job_options
+@job_options("prompts or messages. [default: prompt, or else messages]")
 def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any) -> int:
     """Continue PROMPT and print the new text as it comes.
 
@@ -89,7 +89,7 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
         _validate(options)
         from llamagpu.jobs import Generation
 
-        return run_job(job, load, lambda llm: Generation(llm, job.column, **options))
+        return run_job(job, lambda: open_model(load), lambda llm: Generation(llm, job.column, **options))
     if echo and as_json:
         raise UsageError("--echo and --json exclude one another.", "The JSON object holds the new text alone.")
     source = _prompt(text, prompt, file)

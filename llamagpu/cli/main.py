@@ -14,6 +14,7 @@ import click
 from llamagpu.cli.bench import bench
 from llamagpu.cli.chat import chat
 from llamagpu.cli.doctor import doctor
+from llamagpu.cli.embed import embed
 from llamagpu.cli.generate import generate
 from llamagpu.cli.inspect import inspect
 from llamagpu.cli.models import models
@@ -21,6 +22,7 @@ from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
 from llamagpu.cli.perplexity import perplexity
 from llamagpu.cli.profile import profile
 from llamagpu.cli.quantize import quantize
+from llamagpu.cli.rank import rank
 from llamagpu.cli.tune import tune
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 from llamagpu.version import __version__
@@ -60,7 +62,7 @@ def _more_verbose(context: click.Context, _option: click.Parameter, verbose: int
         _log(context.find_root().meta[_VERBOSE] + verbose)
 
 
-for command in (generate, chat, models, quantize, inspect, perplexity, bench, profile, tune, doctor):
+for command in (generate, chat, embed, rank, models, quantize, inspect, perplexity, bench, profile, tune, doctor):
     command.params.append(
         click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_more_verbose, help=_VERBOSE_HELP)
     )

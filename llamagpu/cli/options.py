@@ -40,6 +40,24 @@ def model_options(command: F) -> F:
     return command
 
 
+def encoder_options(command: F) -> F:
+    """The options of commands that load an encoder."""
+    model = click.option("-m", "--model", required=True, help="A directory of an encoder, or a hub id.")
+    most = click.option(
+        "--max-length",
+        type=click.IntRange(3),
+        help="Most tokens of a text, with special ones. [default: the model's]",
+    )
+    for option in (most, dtype_option, device_option, revision_option, model):
+        command = option(command)
+    return command
+
+
+def encoder_load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of ``encoder_options`` from a command's options, and return them."""
+    return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "max_length")}
+
+
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``model_options`` from a command's options, and return them."""
     return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}

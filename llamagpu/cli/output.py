@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ from llamagpu.errors import LlamaGPUError
 if TYPE_CHECKING:
     from llamagpu.engine import LLM
 
+M = TypeVar("M")
 _SHOW_PROGRESS_FROM = 50_000_000  # bytes; less is done at once
 
 
@@ -85,8 +86,13 @@ def open_model(options: dict[str, Any]) -> LLM:
     """Load a model, with progress if it takes a while."""
     from llamagpu.engine import LLM
 
+    return load_with_progress(LLM, options)
+
+
+def load_with_progress(kind: Callable[..., M], options: dict[str, Any]) -> M:
+    """Load a model of a kind, such as ``Embedder``, with progress if it takes a while."""
     with progress_bar("loading") as progress:
-        return LLM(options.pop("model"), **options, progress=progress)
+        return kind(options.pop("model"), **options, progress=progress)
 
 
 def error_lines(what: str, why: str = "", hint: str = "") -> str:

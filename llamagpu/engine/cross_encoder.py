@@ -15,6 +15,7 @@ from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.gpu import widen_bf16
 from llamagpu.gpu.thread import wait
 from llamagpu.kernels.activations import ACTIVATIONS
+from llamagpu.model.fingerprint import encoder_fingerprint
 
 Floats = npt.NDArray[np.float32]
 Activation = Literal["auto", "sigmoid", "softmax", "identity"]
@@ -52,6 +53,11 @@ class CrossEncoder(EncoderModel):
             self.close()
             raise
         self.num_labels = len(self._layers[-1][0][1])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the model's files, the same on every machine. It ignores dtypes."""
+        return encoder_fingerprint(self.source)
 
     def predict(
         self, sentences: Sequence[Any], batch_size: int = 32, *, activation: Activation = "auto"

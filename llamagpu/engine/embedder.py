@@ -14,6 +14,7 @@ from llamagpu.errors import Unique
 from llamagpu.model import find_model
 from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
+from llamagpu.model.fingerprint import encoder_fingerprint
 from llamagpu.model.sentence_transformers import read_pipeline
 from llamagpu.model.weights import Progress
 
@@ -83,6 +84,16 @@ class Embedder(Embeddings, Unique):
     def device(self) -> gpu.Device:
         """The device that the model is on."""
         return self._model.device
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights as it was asked for."""
+        return self._model.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the model's files and of its pooling, the same on every machine. It ignores dtypes."""
+        return encoder_fingerprint(self._model.source, self.pipeline)
 
     @property
     def closed(self) -> bool:

@@ -74,6 +74,11 @@ class EncoderModel(Loaded):
         """The most tokens of a text, special ones included."""
         return self.texts.max_length
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights as it was asked for."""
+        return self._layout.dtype
+
     def bind(self, modes: tuple[str, ...], bindings: Bindings, tensors: Mapping[str, gpu.Tensor]) -> Bound:
         """Bind tensors; see ``Embedder.bind``. ``modes`` are those of the pooled vector."""
         named = named_tensors(bindings, tensors)

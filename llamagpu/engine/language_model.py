@@ -47,7 +47,8 @@ class LanguageModel(Unique):
             context = whole_number(context, "a context length")
         self.directory = find_model(model, revision)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
-        source, self.config, self.name = prepared.source, prepared.config, prepared.name
+        self.source = source = prepared.source
+        self.config, self.name = prepared.config, prepared.name
         if chat_template is not None and not isinstance(chat_template, str):
             raise UsageError("chat_template is not text.", "It is Jinja, or the name of one of the model's templates.")
         self._chat_template = chat_template

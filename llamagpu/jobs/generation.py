@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 from llamagpu.engine import LLM, Stream
 from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, sampling_params
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError, shown
-from llamagpu.jobs.rows import Outcome, Row, missing_column, plain
+from llamagpu.jobs.rows import Outcome, Row, plain, value_of
 
 _AHEAD = 256  # rows in progress: a long one keeps the others of a batch of 32 waiting only after so many
 _WHOLE = ("max_tokens", "top_k", "seed")  # pandas stores whole numbers as floats where some are missing
@@ -86,7 +86,7 @@ class Generation:
             settings = self._given | {k: _setting(k, present[k]) for k in _ROW_SETTINGS if k in present}
             if "seed" not in present:
                 settings["seed"] = row_seed(self._seed, row.key)
-            return self._llm.stream(self._prompt(row.values, present), **cast(GenerateOptions, settings))
+            return self._llm.stream(self._prompt(row.values | values, present), **cast(GenerateOptions, settings))
         except DeviceLostError:
             raise
         except LlamaGPUError as e:
@@ -94,20 +94,14 @@ class Generation:
 
     def _prompt(self, row: Mapping[str, Any], present: Mapping[str, Any]) -> str | list[int]:
         """The prompt of a row: text, or token ids."""
-        found = [name for name in self.inputs if name in present]
-        if len(found) > 1:
+        if sum(name in present for name in self.inputs) > 1:
             raise UsageError("The row has a prompt and messages.", "Only one of them can be answered.")
-        if not found:
-            null = [name for name in self.inputs if name in row]
-            if null:
-                raise UsageError(f"The column {null[0]} is null.", "A row needs text, token ids or messages.")
-            raise missing_column(self.inputs, row)
-        value = present[found[0]]
+        name, value = value_of(self.inputs, row)
         if isinstance(value, str) or (value and isinstance(value, list) and not isinstance(value[0], dict)):
             return cast("str | list[int]", value)
         if not isinstance(value, list) or not value:
             raise UsageError(
-                f"The column {found[0]} is {shown(value)}.", "It must be text, a list of token ids, or messages."
+                f"The column {name} is {shown(value)}.", "It must be text, a list of token ids, or messages."
             )
         chat = {k: present[k] for k in _CHAT_SETTINGS if k in present}
         return self._llm.apply_chat_template([_without_nulls(m) for m in value], **chat)

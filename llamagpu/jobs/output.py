@@ -12,6 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.jobs.parquet import import_pyarrow
 from llamagpu.jobs.readers import JSON_LINES, STANDARD
@@ -19,8 +21,11 @@ from llamagpu.jobs.readers import JSON_LINES, STANDARD
 _SYNC_SECONDS = 1.0
 
 
-def check_output(path: str | Path) -> Path:
+def check_output(path: str | Path, arrays: bool = False) -> Path:
     """The path of an output, its format and directory checked; ``-`` is JSON Lines on standard output.
+
+    Args:
+        arrays: whether it may be .npy, which holds the vectors of a job that has one column of them.
 
     Raises:
         UsageError: the format is not known, the directory does not exist, or the file cannot be written.
@@ -31,8 +36,9 @@ def check_output(path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if path.is_dir():
         raise UsageError(f"The output {path} is a directory.", "It must be a file.")
-    if suffix not in (*JSON_LINES, ".parquet"):
-        raise UsageError(f"The format of {path.name} is not known.", "An output is .jsonl or .parquet.", "Rename it.")
+    if suffix not in (*JSON_LINES, ".parquet", *[".npy"] * arrays):
+        known = f"An output is .jsonl{', .npy' * arrays} or .parquet."
+        raise UsageError(f"The format of {path.name} is not known.", known, "Rename it.")
     if suffix == ".parquet":
         import_pyarrow()
     if not path.parent.is_dir():
@@ -50,18 +56,22 @@ def is_stream(path: Path) -> bool:
 class Journal:
     """Rows as JSON Lines: in order, appended one by one, each of them at once.
 
-    A kill can only tear the last line, and ``recover`` cuts it then.
+    A kill can only tear the last row, and ``recover`` cuts it then.
+
+    Args:
+        vectors: columns whose bytes follow the line of each row without an error, with their dtypes and lengths.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, vectors: Mapping[str, tuple[np.dtype[Any], int]] | None = None):
+        self._path, self._vectors = path, dict(vectors or {})
+        self._attached = sum(dtype.itemsize * length for dtype, length in self._vectors.values())
         self.rows, self.errors, self.resumed = 0, 0, 0
         self._file: BinaryIO | FileIO | None = None
         self._stream = is_stream(path)
         self._synced = time.monotonic()
 
     def recover(self) -> None:
-        """Count the rows of an earlier run, and cut a torn last line.
+        """Count the rows of an earlier run, and cut a torn last row.
 
         Raises:
             UsageError: a line is not the row that belongs there.
@@ -72,17 +82,21 @@ class Journal:
         with self._path.open("r+b") as file:
             for line in file:
                 number = self.rows + 1
-                if not (line.startswith(b'{"row": %d, ' % number) and line.endswith(b"}\n")):
+                if not (line.startswith((b'{"row": %d, ' % number, b'{"row": %d}' % number)) and line.endswith(b"}\n")):
                     if line.endswith(b"}\n") or file.read(1):  # it is not torn, or not the last one
                         raise UsageError(
-                            f"Line {number} of {self._path.name} is not row {number} of this job.",
+                            f"Row {number} of {self._path.name} is not row {number} of this job.",
                             "Something else has changed the file.",
                             "Restore it, or give --overwrite to start anew.",
                         )
                     break
-                whole += len(line)
+                is_error = line.startswith(b'{"row": %d, "error": ' % number)
+                attached = 0 if is_error else self._attached
+                if len(file.read(attached)) < attached:
+                    break
+                whole += len(line) + attached
                 self.rows = number
-                self.errors += line.startswith(b'{"row": %d, "error": ' % number)
+                self.errors += is_error
             file.truncate(whole)
         self.resumed = self.rows
 
@@ -92,9 +106,12 @@ class Journal:
         Raises:
             LlamaGPUError: the disk is full, or the file cannot be written.
         """
-        line = json.dumps({"row": self.rows + 1, **values}, ensure_ascii=False) + "\n"
+        shown, attached = {"row": self.rows + 1, **values}, b""
+        if "error" not in values:
+            attached = b"".join(shown.pop(n).astype(dtype).tobytes() for n, (dtype, _) in self._vectors.items())
+        line = json.dumps(shown, ensure_ascii=False, default=np.ndarray.tolist) + "\n"
         with self._reporting():
-            self._write(line.encode())
+            self._write(line.encode() + attached)
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
                 self._sync()
         self.rows += 1
@@ -142,7 +159,12 @@ class Journal:
             file.close()
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """All rows."""
+        """All rows, with their vectors as arrays."""
         if self._path.exists():
             with self._path.open("rb") as file:
-                yield from (json.loads(line) for line in file)
+                for line in file:
+                    row = json.loads(line)
+                    if "error" not in row:
+                        for name, (dtype, length) in self._vectors.items():
+                            row[name] = np.frombuffer(file.read(dtype.itemsize * length), dtype)
+                    yield row

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.jobs.rows import vector_type
 
 _ROWS = 1024  # read or written at once
 
@@ -73,9 +74,10 @@ class ParquetFile:
 
 
 def arrow_type(name: str) -> Any:
-    """An Arrow type by its name, such as ``int64``."""
+    """An Arrow type by its name, such as ``int64``, or ``float32[384]`` for a list of that length."""
     pyarrow, _ = import_pyarrow()
-    return pyarrow.type_for_alias(name)
+    vector = vector_type(name)
+    return pyarrow.type_for_alias(name) if vector is None else pyarrow.list_(pyarrow.from_numpy_dtype(vector[0]))
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]], columns: Mapping[str, str]) -> None:

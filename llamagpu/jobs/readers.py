@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +38,14 @@ class Input(Protocol):
         """The rows after the first ``first`` ones."""
 
 
-def open_input(path: str | Path) -> Input:
-    """An input by the end of its name; ``-`` is JSON Lines from standard input, which is read once.
+def open_input(path: str | Path | Input) -> Input:
+    """An input by the end of its name; ``-`` is JSON Lines from standard input, which is read once. An open one stays.
 
     Raises:
         UsageError: there is no such file, or its format is not known.
     """
+    if not isinstance(path, (str, Path)):
+        return path
     if str(path) == STANDARD:
         return _Lines(None, is_json=True)
     path = Path(path).expanduser()
@@ -57,6 +59,31 @@ def open_input(path: str | Path) -> Input:
     if suffix in (*JSON_LINES, *_TEXT) or not path.is_file():  # a pipe has no suffix
         return _Lines(path, is_json=suffix not in _TEXT)
     raise UsageError(f"The format of {path.name} is not known.", f"An input is {_FORMATS}.", "Convert or rename it.")
+
+
+def standard_lines() -> Input:
+    """Text from standard input with a row on every line, which is read once."""
+    return _Lines(None, is_json=False)
+
+
+class Texts:
+    """Rows of texts that are in memory.
+
+    Args:
+        name: what they are, in messages.
+    """
+
+    def __init__(self, texts: Sequence[str], name: str = "the texts"):
+        self.name, self._texts = name, list(texts)
+
+    def scan(self, job: Job) -> tuple[str | None, int | None]:
+        """See ``Input.scan``."""
+        return hashlib.sha256(json.dumps(self._texts).encode()).hexdigest(), len(self._texts)
+
+    def rows(self, job: Job, first: int) -> Iterator[Row]:
+        """See ``Input.rows``."""
+        for number, text in enumerate(self._texts[first:], start=first + 1):
+            yield Row(number, {job.inputs[0]: text}, str(number))
 
 
 class _Lines:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from llamagpu.errors import LlamaGPUError, UsageError
+import numpy as np
+
+from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError, shown
 
 Outcome = dict[str, Any] | LlamaGPUError  # the columns of an output row, or why there are none
 
@@ -35,7 +41,7 @@ class Job(Protocol):
         name: in messages and in the state of a job.
         inputs: columns of which a row needs one. Lines of a text file have the first one alone.
         settings: further columns that it reads.
-        columns: the columns of its output, with their Arrow types.
+        columns: the columns of its output, with their Arrow types, or ``float32[384]`` for vectors of a length.
     """
 
     name: str
@@ -54,9 +60,10 @@ class Batches:
     """A job from a function of batches.
 
     Args:
-        function: takes the columns of up to ``size`` rows, and returns as many outcomes. If it raises a ``UsageError``,
-            each row is tried alone, so that a bad row does not spoil the others.
+        function: takes the columns of up to ``size`` rows, and returns as many outcomes. If it raises one of our
+            errors, but for a lost device, each row is tried alone, so that a bad row does not spoil the others.
         name, inputs, settings, columns, identity: see ``Job``.
+        ahead: batches in progress at once, each in a thread; 0 runs one after the other in the caller's thread.
     """
 
     def __init__(
@@ -69,9 +76,12 @@ class Batches:
         settings: tuple[str, ...] = (),
         identity: Mapping[str, Any] | None = None,
         size: int = 32,
+        ahead: int = 0,
     ):
-        self.name, self.inputs, self.settings, self.columns = name, inputs, settings, dict(columns)
+        self.name, self.inputs, self.settings = name, inputs, settings
+        self.columns: Mapping[str, str] = dict(columns)
         self._function, self._size, self._identity = function, size, dict(identity or {})
+        self._ahead = ahead
 
     def identity(self) -> dict[str, Any]:
         """See ``Job.identity``."""
@@ -79,18 +89,81 @@ class Batches:
 
     def run(self, rows: Iterable[Row]) -> Generator[Outcome]:
         """See ``Job.run``."""
+        pool = ThreadPoolExecutor(self._ahead, "llamagpu-batch") if self._ahead else None
+        begun: deque[Callable[[], list[Outcome]]] = deque()
         remaining = iter(rows)
-        while batch := list(itertools.islice(remaining, self._size)):
-            good = [row.values for row in batch if not isinstance(row.values, LlamaGPUError)]
-            outcomes = iter(self._outcomes(good) if good else ())
-            for row in batch:
-                yield row.values if isinstance(row.values, LlamaGPUError) else next(outcomes)
+        try:
+            while batch := list(itertools.islice(remaining, self._size)):
+                todo = partial(self._outcomes, batch)
+                begun.append(todo if pool is None else partial(_result, pool.submit(todo)))
+                if len(begun) > self._ahead:
+                    yield from begun.popleft()()
+            while begun:
+                yield from begun.popleft()()
+        finally:
+            if pool is not None:  # what still runs ends with the model at the latest
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _outcomes(self, batch: list[dict[str, Any]]) -> Sequence[Outcome]:
+    def _outcomes(self, batch: list[Row]) -> list[Outcome]:
+        """The outcomes of a batch's rows, some of which could not be read."""
+        good = [row.values for row in batch if not isinstance(row.values, LlamaGPUError)]
+        found = iter(self._tried(good) if good else ())
+        return [row.values if isinstance(row.values, LlamaGPUError) else next(found) for row in batch]
+
+    def _tried(self, batch: list[dict[str, Any]]) -> Sequence[Outcome]:
         try:
             return self._function(batch)
-        except UsageError as e:
-            return [e] if len(batch) == 1 else [self._outcomes([one])[0] for one in batch]
+        except DeviceLostError:
+            raise
+        except LlamaGPUError as e:
+            return [e] if len(batch) == 1 else [self._tried([one])[0] for one in batch]
+
+
+def _result(future: Future[list[Outcome]]) -> list[Outcome]:
+    """Wait for a thread's result. It wakes often, so that Ctrl-C works on every platform."""
+    while not wait([future], timeout=0.2).done:
+        pass
+    return future.result()
+
+
+def value_of(names: Sequence[str], row: Mapping[str, Any]) -> tuple[str, Any]:
+    """The first of the columns ``names`` that is in a row and not null, and its value.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = next((name for name in names if row.get(name) is not None), None)
+    if found is not None:
+        return found, row[found]
+    null = next((name for name in names if name in row), None)
+    raise missing_column(names, row) if null is None else UsageError(f"The column {null} is null.", "It needs a value.")
+
+
+def text_of(names: Sequence[str], row: Mapping[str, Any]) -> str:
+    """The text in the first of the columns ``names`` that is in a row and not null; it may be empty.
+
+    Raises:
+        UsageError: there is none, or its value is not text.
+    """
+    name, value = value_of(names, row)
+    if not isinstance(value, str):
+        raise UsageError(f"The column {name} is {shown(value)}.", "It must be text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can write half of a character
+        raise UsageError(f"The column {name} is not text.", "It holds half of a Unicode character.") from None
+    return value
+
+
+def vector_type(kind: str) -> tuple[np.dtype[Any], int] | None:
+    """The dtype and the length of vectors of a type such as ``float32[384]``; None for types of other values."""
+    found = re.fullmatch(r"(\w+)\[(\d+)\]", kind)
+    return None if found is None else (np.dtype(found[1]), int(found[2]))
+
+
+def vectors(columns: Mapping[str, str]) -> dict[str, tuple[np.dtype[Any], int]]:
+    """The columns that hold vectors, with their dtypes and lengths."""
+    return {name: found for name, kind in columns.items() if (found := vector_type(kind)) is not None}
 
 
 def missing_column(names: Sequence[str], present: Iterable[str]) -> UsageError:

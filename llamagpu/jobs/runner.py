@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.jobs.output import Journal, check_output, is_stream
 from llamagpu.jobs.readers import Input, open_input
-from llamagpu.jobs.rows import Job
+from llamagpu.jobs.rows import Job, Row, vectors
 from llamagpu.jobs.target import Target
 
 Progress = Callable[[int, int | None], None]
@@ -27,21 +29,20 @@ class Summary:
 
 def run(
     job: Job,
-    input: str | Path,
+    input: str | Path | Input,
     output: str | Path,
     *,
     errors: str = "stop",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Run a job on every row of a file, and write the results in the same order, with the row's number.
-
-    A job that was killed continues after the last row that it wrote, if input, model and settings are the same. The
-    memory that it takes does not depend on the number of rows.
+    """Run a job on every row of a file, and write the results in the same order. A job that was killed continues after
+    the last row that it wrote. The memory that it takes does not depend on the number of rows.
 
     Args:
         input: JSON Lines, text or Parquet, by the end of its name; ``-`` is JSON Lines from standard input.
-        output: JSON Lines or Parquet; ``-`` is JSON Lines on standard output. With ``-`` nothing can be resumed.
+        output: JSON Lines or Parquet, or .npy for a job that has one column of vectors; ``-`` is JSON Lines on standard
+            output. With ``-`` nothing can be resumed.
         errors: ``stop`` ends the job at a bad row; ``skip`` writes the reason as the row's ``error``.
         overwrite: start anew, and delete an earlier output first.
         progress: called with (rows done, rows in all, or None if that is not known).
@@ -51,8 +52,9 @@ def run(
         LlamaGPUError: the output cannot be written, or the device was lost.
     """
     check_errors(errors)
-    source, path = open_input(input), check_output(output)
-    _require_other(path, Path(input).expanduser())
+    source, path = open_input(input), check_output(output, arrays=len(vectors(job.columns)) == 1)
+    if isinstance(input, (str, Path)):
+        _require_other(path, Path(input).expanduser())
     digest, total = source.scan(job)
     if is_stream(path):
         journal = Journal(path)
@@ -77,16 +79,36 @@ def _process(
     job: Job, source: Input, journal: Journal, errors: str, total: int | None, progress: Progress | None
 ) -> None:
     """Append the outcomes of the rows that the journal lacks."""
-    with closing(journal), closing(job.run(source.rows(job, journal.rows))) as outcomes:
-        for outcome in outcomes:
-            if isinstance(outcome, LlamaGPUError):
-                if errors == "stop":
-                    raise error_at(outcome, journal.rows + 1, source.name)
-                outcome = {"error": error_text(outcome)}
-            journal.append(outcome)
+    with closing(journal), closing(results(job, source, errors, journal.rows)) as found:
+        for _, values in found:
+            journal.append(values)
             if progress is not None:
                 progress(journal.rows, total)
         journal.end()
+
+
+def results(job: Job, source: Input, errors: str = "stop", first: int = 0) -> Generator[tuple[Row, dict[str, Any]]]:
+    """The rows of an input after the first ``first`` ones, with their results: columns by name, or an ``error``.
+
+    Args:
+        errors: as ``run`` takes it.
+
+    Raises:
+        LlamaGPUError: a row is bad, or the device was lost.
+    """
+    waiting: deque[Row] = deque()
+
+    def noted(rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            waiting.append(row)
+            yield row
+
+    with closing(job.run(noted(source.rows(job, first)))) as outcomes:
+        for outcome in outcomes:
+            row = waiting.popleft()
+            if isinstance(outcome, LlamaGPUError) and errors == "stop":
+                raise error_at(outcome, row.number, source.name)
+            yield row, {"error": error_text(outcome)} if isinstance(outcome, LlamaGPUError) else outcome
 
 
 def check_errors(errors: str) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import filelock
 
 from llamagpu.errors import UsageError, shown
+from llamagpu.jobs.npy import write_errors, write_vectors
 from llamagpu.jobs.output import Journal
 from llamagpu.jobs.parquet import write_parquet
+from llamagpu.jobs.rows import vectors
 
 _START_ANEW = "Give another output, or --overwrite to start anew."
 
@@ -21,15 +23,18 @@ _START_ANEW = "Give another output, or --overwrite to start anew."
 class Target:
     """An output file ``OUT``. Its state is ``OUT.job``, which stays: a finished job that is started again does nothing.
 
-    JSON Lines are their own journal. Parquet is written at the end, from the journal ``OUT.partial``.
+    JSON Lines are their own journal. Parquet and .npy are written at the end, from the journal ``OUT.partial``, which
+    holds vectors as bytes. An .npy has no place for errors; if there are any, they are in ``OUT.errors.jsonl``.
     """
 
     def __init__(self, path: Path, columns: Mapping[str, str]):
         self._path, self._columns = path, columns
-        self._state, self._lock, self._draft = (_beside(path, end) for end in (".job", ".lock", ".draft"))
-        self._parquet = path.suffix.lower() == ".parquet"
-        self._partial = _beside(path, ".partial") if self._parquet else path
-        self.journal = Journal(self._partial)
+        ends = (".job", ".lock", ".draft", ".errors.jsonl")
+        self._state, self._lock, self._draft, self._errors = (_beside(path, end) for end in ends)
+        self._suffix = path.suffix.lower()
+        self._drafted = self._suffix in (".parquet", ".npy")
+        self._partial = _beside(path, ".partial") if self._drafted else path
+        self.journal = Journal(self._partial, vectors(columns) if self._drafted else None)
         self._identity: dict[str, Any] | None = None
 
     @contextmanager
@@ -66,7 +71,7 @@ class Target:
         """
         self._identity = identity
         if overwrite:
-            for path in (self._state, self._partial, self._path):
+            for path in (self._state, self._partial, self._path, self._errors):
                 path.unlink(missing_ok=True)
         state = self._load()
         if state is None or identity is None:
@@ -85,16 +90,27 @@ class Target:
 
     def finish(self) -> None:
         """Make the final file from the journal, and note that the job is complete."""
-        if self._parquet:
-            columns = {"row": "int64", **self._columns, "error": "string"}
-            write_parquet(self._draft, self.journal.read(), columns)
+        if self._drafted:
+            self._draft_output()
             _synced(self._draft)
             self._draft.replace(self._path)
         else:
             self._path.touch()
         self._store(complete=True)
-        if self._parquet:
+        if self._drafted:
             self._partial.unlink(missing_ok=True)
+
+    def _draft_output(self) -> None:
+        """Write the output under another name, and the errors beside an .npy."""
+        if self._suffix == ".parquet":
+            write_parquet(self._draft, self.journal.read(), {"row": "int64", **self._columns, "error": "string"})
+            return
+        if self.journal.errors:
+            write_errors(self._draft, self.journal.read())
+            _synced(self._draft)
+            self._draft.replace(self._errors)
+        [(name, (dtype, length))] = vectors(self._columns).items()
+        write_vectors(self._draft, self.journal.read(), (self.journal.rows, length), name, dtype)
 
     def _require_new(self, identity: dict[str, Any] | None) -> None:
         """Refuse an output that would be mixed with other rows."""
