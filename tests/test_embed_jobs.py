@@ -336,7 +336,7 @@ def test_usage_and_exit_codes(
         (1, "", ["rank", "-m", str(ranker), "a", "--input", source, "--errors", "skip", "--output", "-"]),
         (2, "no prompt 'x'", ["embed", "-m", str(model), "--prompt-name", "x", "a3"]),
         (3, "", ["embed", "-m", str(tmp_path / "nowhere"), "a3"]),
-        (4, "is not an encoder", ["embed", "-m", str(ROOT / "weights" / "stories"), "a3"]),
+        (2, "does not say how it embeds", ["embed", "-m", str(ROOT / "weights" / "stories"), "a3"]),
         (4, "classifier", ["rank", "-m", str(model), "a3", "a4"]),
         (4, "Embedder", ["generate", "-m", str(model), "a3"]),
     ):

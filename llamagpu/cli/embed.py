@@ -22,6 +22,11 @@ _HINT = "Give texts, standard input or --input.", 'Try: llamagpu embed -m MODEL 
 @click.command()
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @encoder_options
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "max", "last", "weightedmean", "mean_sqrt_len"]),
+    help="How token vectors become one. [default: the model's own]",
+)
 @click.option("--prompt-name", help="Put this prompt of the model before every text.")
 @click.option("--prompt", help="Put this text before every text.")
 @click.option("--normalize", is_flag=True, help="Give every vector the length 1.")
@@ -52,7 +57,7 @@ def embed(texts: tuple[str, ...], as_json: bool, **options: Any) -> int:
     that ends with .npy is an array with a row for every text.
     """
     load = encoder_load_options(options)
-    load["max_seq_length"] = load.pop("max_length")
+    load |= {"max_seq_length": load.pop("max_length"), "pooling": options.pop("pooling")}
     if texts and options["input"] is not None:
         raise UsageError("--input and texts exclude one another.", "The data set holds the texts.")
     job = take_job_options(options, lambda: texts_or_lines(texts, UsageError("No text was given.", *_HINT)))
@@ -83,7 +88,7 @@ def _print(embedder: Embedder, job: Embedding, source: Input, errors: str) -> No
 
     rows = [
         {"text": row.values[job.inputs[0]] if isinstance(row.values, dict) else None}
-        | {name: value if name == "error" else value.tolist() for name, value in values.items()}
+        | {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
         for row, values in results(job, source, errors)
     ]
     facts = {"model": embedder.name, "adapter": str(embedder.device.adapter), "columns": dict(job.columns)}
