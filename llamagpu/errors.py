@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+_MOST = 4000  # characters of each part of a message
+# What a terminal obeys or reorders, but for tabs and line breaks, and what no file can hold as UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
@@ -14,6 +18,15 @@ def shown(value: Any) -> str:
         return f"{value!r:.60}"
     except ValueError:  # Python refuses to write integers of thousands of digits
         return "a number with thousands of digits"
+    except RecursionError:
+        return "a deeply nested value"
+
+
+def printable(text: str) -> str:
+    """A text for people, without control characters and not endless: names in it may come from files that nobody should
+    trust."""
+    text = text if len(text) <= _MOST else f"{text[:_MOST]} …"
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class LlamaGPUError(Exception):
@@ -26,8 +39,8 @@ class LlamaGPUError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", hint: str = ""):
-        super().__init__("\n".join(line for line in (what, why, hint) if line))
-        self.what, self.why, self.hint = what, why, hint
+        self.what, self.why, self.hint = (printable(part) for part in (what, why, hint))
+        super().__init__("\n".join(line for line in (self.what, self.why, self.hint) if line))
 
     def __reduce__(self) -> tuple[Any, ...]:  # Exception would pickle the joined text as ``what``
         return type(self), (self.what, self.why, self.hint)

@@ -271,7 +271,7 @@ def test_no_template_escapes(source: str) -> None:
 @pytest.mark.usefixtures("locked")
 @pytest.mark.parametrize("source", LARGE)
 def test_large_and_endless_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamagpu.text.sandbox.MOST_SECONDS", 0.5)
+    monkeypatch.setattr("llamagpu.text.limits.MOST_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(UsageError):
         render(source, said("Hi"))

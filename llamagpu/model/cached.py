@@ -13,7 +13,7 @@ from llamagpu.model.hub.logs import quiet
 from llamagpu.model.layout import Layout
 from llamagpu.model.model import prepare
 from llamagpu.model.sizes import DEFAULT_CONTEXT, plan_sizes
-from llamagpu.model.sources.safetensors import load_json
+from llamagpu.model.sources.files import load_config
 
 _TRIED = ("auto", "int8", "int4")  # dtypes of the weights, the largest first
 
@@ -73,7 +73,7 @@ def _row(name: str, path: Path, files: list[Path], missing: list[str], device: D
     try:
         with quiet():
             if (path / CONFIG).exists():
-                row["architecture"] = load_json(path / CONFIG).get("model_type")
+                row["architecture"] = load_config(path).get("model_type")
             if not missing:
                 row |= _facts(path, device)
             elif row["architecture"] is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llamagpu.errors import UnsupportedModelError, shown
+from llamagpu.errors import UnsupportedModelError, printable, shown
 from llamagpu.model.architecture import FULL, SLIDING, Architecture, LayerSpec, OuterSpec
 from llamagpu.model.architectures import ARCHITECTURES, REQUIRED, WITHOUT_EFFECT
 from llamagpu.model.config_values import Values, bad_config
@@ -200,11 +200,9 @@ def _check_keys(raw: Mapping[str, Any], row: Architecture) -> None:
         if not neutral(value):
             raise _refused(key, value, "sets" if key in raw else "lacks")
     known = {*REQUIRED, *row.defaults, *row.neutral, *WITHOUT_EFFECT}
-    unknown = sorted(str(key) for key in raw.keys() - known)
+    unknown = printable(", ".join(sorted(raw.keys() - known)))
     if unknown:
-        log.warning(
-            "config.json has keys that the %s architecture does not read: %s", raw["model_type"], ", ".join(unknown)
-        )
+        log.warning("config.json has keys that the %s architecture does not read: %s", raw["model_type"], unknown)
 
 
 def _refused(key: str, value: Any, how: str) -> UnsupportedModelError:
@@ -249,9 +247,10 @@ def _quantization(raw: Mapping[str, Any]) -> Quantization | None:
     def pair(value: Mapping[str, Any]) -> tuple[int, int]:
         bits, group = value.get("bits", block.get("bits")), value.get("group_size", block.get("group_size"))
         mode = value.get("mode", "affine")
-        if bits not in (4, 8) or group not in (32, 64, 128) or mode != "affine":
+        if not _is_one(bits, (4, 8)) or not _is_one(group, (32, 64, 128)) or mode != "affine":
+            stated = f"bits {shown(bits)}, group_size {shown(group)}, mode {shown(mode)}"
             raise UnsupportedModelError(
-                f"Quantization with bits {bits!r}, group_size {group!r}, mode {mode!r} is not supported.",
+                f"Quantization with {stated} is not supported.",
                 "Supported: 4 or 8 bits in groups of 32, 64 or 128, mode affine.",
                 "Choose another version of the model.",
             )
@@ -262,3 +261,7 @@ def _quantization(raw: Mapping[str, Any]) -> Quantization | None:
     }
     bits, group = pair({k: v for k, v in block.items() if not isinstance(v, dict)})
     return Quantization(bits, group, modules)
+
+
+def _is_one(value: Any, known: tuple[int, ...]) -> bool:
+    return isinstance(value, int) and value in known

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from llamagpu.errors import ModelNotFoundError, UsageError
+from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UsageError, shown
 from llamagpu.model.hub import adapter_error, hub_file, hub_model, repo_of
 from llamagpu.model.sources import Source, open_path
+from llamagpu.model.sources.files import PICKLED, open_file, pickled
 
 DEFAULT_MODEL = "stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,6 +42,16 @@ def find_model(model: str | Path | None, revision: str | None = None, refresh: b
         UnsupportedModelError: it is a LoRA adapter, or the hub's model has no safetensors.
         UsageError: it is no name of a model, or no revision.
     """
+    try:
+        return _find(model, revision, refresh)
+    except LlamaGPUError:
+        raise
+    except (OSError, RuntimeError) as e:  # a folder that may not be read, a name that is too long, an unknown user's ~
+        why = getattr(e, "strerror", None) or str(e)
+        raise ModelNotFoundError(f"The model {shown(str(model))} cannot be read.", why, "Check the path.") from None
+
+
+def _find(model: str | Path | None, revision: str | None, refresh: bool) -> Path:
     if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
         return _found(bundled_models() / DEFAULT_MODEL, revision)
     if not isinstance(model, (str, Path)) or not str(model).strip():
@@ -79,7 +91,7 @@ def open_source(path: Path) -> Source:
 
 def is_hub_id(model: str | Path) -> bool:
     """Whether a name could be a hub id (owner/name) and is not a path here."""
-    return isinstance(model, str) and not Path(model).expanduser().exists() and bool(_HUB_ID.fullmatch(model))
+    return isinstance(model, str) and bool(_HUB_ID.fullmatch(model)) and not os.path.exists(os.path.expanduser(model))
 
 
 def _found(path: Path, revision: str | None) -> Path:
@@ -88,6 +100,8 @@ def _found(path: Path, revision: str | None) -> Path:
         raise UsageError(f"{path} has no revision {revision!r}.", "It is a path here; only hub ids have revisions.")
     if path.is_file() and (path.suffix.lower() == ".gguf" or _begins_as_gguf(path)):
         return path
+    if path.is_file() and path.suffix.lower() in PICKLED:
+        raise pickled(path)
     directory = path.parent if path.is_file() and path.suffix == ".safetensors" else path
     if not directory.is_dir():
         raise ModelNotFoundError(f"{path} is not a model.", _KINDS)
@@ -97,11 +111,8 @@ def _found(path: Path, revision: str | None) -> Path:
 
 
 def _begins_as_gguf(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:  # the next read reports the error
-        return False
+    with open_file(path) as file:
+        return file.read(4) == b"GGUF"
 
 
 def _similar(path: Path) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llamagpu.errors import UnsupportedModelError, shown
+from llamagpu.errors import UnsupportedModelError, printable, shown
 from llamagpu.model.config_values import Values, bad_config
 
 log = logging.getLogger("llamagpu")
@@ -129,9 +129,9 @@ def _kind(block: Mapping[str, Any], context: RopeContext) -> str:
         )
     if block.get("mrope_section") is not None:
         raise UnsupportedModelError("Multimodal RoPE (mrope_section) is not supported.", "", "Choose another model.")
-    unknown = sorted(str(k) for k in block.keys() - _KNOWN if k != "mrope_section")
+    unknown = printable(", ".join(sorted(block.keys() - _KNOWN - {"mrope_section"})))
     if unknown:
-        log.warning("the rope parameters have keys that %s does not read: %s", kind, ", ".join(unknown))
+        log.warning("the rope parameters have keys that %s does not read: %s", kind, unknown)
     return kind
 
 

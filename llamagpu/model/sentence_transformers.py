@@ -16,7 +16,10 @@ import numpy.typing as npt
 
 from llamagpu.errors import UnsupportedModelError, UsageError, shown
 from llamagpu.kernels.pool import MODES
-from llamagpu.model.sources.safetensors import load_json, load_objects, open_checkpoint
+from llamagpu.model.config_values import Values
+from llamagpu.model.encoder_config import ENCODERS
+from llamagpu.model.sources.files import load_config, load_json, load_objects, present
+from llamagpu.model.sources.safetensors import Checkpoint, is_name, open_checkpoint
 
 log = logging.getLogger("llamagpu")
 Floats = npt.NDArray[np.float32]
@@ -28,6 +31,8 @@ _OLDER_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last",
 }
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_MOST_MODULES = 16
 _NAMES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 
 
@@ -92,26 +97,21 @@ def read_pipeline(directory: Path, pooling: str | None = None, default: str | No
     """
     if pooling is not None and pooling not in MODES:
         raise UsageError(f"The pooling {shown(pooling)} is not known.", f"It is one of {', '.join(MODES)}.")
-    config = _optional(directory / "config_sentence_transformers.json")
-    limits = _optional(directory / "sentence_bert_config.json")
-    prompts = {k: v for k, v in (config.get("prompts") or {}).items() if isinstance(v, str)}
-    common = Pipeline(
-        max_length=limits.get("max_seq_length"),
-        lower_case=bool(limits.get("do_lower_case")),
-        prompts=prompts,
-        default_prompt=config.get("default_prompt_name"),
-        similarity=config.get("similarity_fn_name") or "cosine",
-    )
+    common = _common(directory)
     path = directory / "modules.json"
-    if not path.exists():
+    if not present(path):
         return replace(common, pooling=(pooling or _default(default, directory.name),))
     found, steps = None, list[Dense | None]()
-    for module in load_objects(path):
-        kind, folder = str(module.get("type", "")).rpartition(".")[2], directory / str(module.get("path", ""))
+    width = 0  # of the vector between the steps
+    for module in _modules(path):
+        kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling" and found is None:
-            found = (pooling,) if pooling else _pooling(load_json(folder / "config.json"))
+            found = (pooling,) if pooling else _pooling(load_json(_folder(directory, module) / "config.json"))
+            width = len(found) * _hidden_size(directory)
         elif kind == "Dense" and found is not None:
-            steps.append(_dense(folder))
+            dense = _dense(_folder(directory, module), width)
+            steps.append(dense)
+            width = len(dense.weight)
         elif kind == "Normalize" and found is not None:
             steps.append(None)
         elif kind != "Transformer":
@@ -133,8 +133,60 @@ def _default(mode: str | None, name: str) -> str:
     return mode
 
 
+def _common(directory: Path) -> Pipeline:
+    """What does not depend on the modules, with mean pooling."""
+    config = _optional(directory / "config_sentence_transformers.json")
+    limits = _optional(directory / "sentence_bert_config.json")
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise _bad("prompts", prompts, "an object of texts by name")
+    similarity, default = config.get("similarity_fn_name"), config.get("default_prompt_name")
+    if similarity is not None and (not isinstance(similarity, str) or similarity not in _SIMILARITIES):
+        raise _bad("similarity_fn_name", similarity, f"one of {', '.join(_SIMILARITIES)}")
+    if not isinstance(default, str | None):
+        raise _bad("default_prompt_name", default, "the name of a prompt")
+    length, lower = limits.get("max_seq_length"), limits.get("do_lower_case")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 3):
+        raise _bad("max_seq_length", length, "a whole number of at least 3")
+    if not isinstance(lower, bool | None):
+        raise _bad("do_lower_case", lower, "true or false")
+    return Pipeline(
+        max_length=length,
+        lower_case=bool(lower),
+        prompts={k: v for k, v in prompts.items() if isinstance(v, str)},
+        default_prompt=default,
+        similarity=similarity or "cosine",
+    )
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    modules = load_objects(path)
+    if len(modules) > _MOST_MODULES:
+        raise _unsupported(f"A modules.json with {len(modules)} modules", f"up to {_MOST_MODULES}")
+    return modules
+
+
+def _folder(directory: Path, module: Mapping[str, Any]) -> Path:
+    """A module's folder, which lies in the model's directory."""
+    name = module.get("path")
+    if not is_name(name):
+        raise UnsupportedModelError(
+            f"modules.json names {shown(name)}, which is not a folder of this model.", "", "Download the file again."
+        )
+    return directory / str(name)
+
+
+def _hidden_size(directory: Path) -> int:
+    """The size of a token's vector."""
+    raw = load_config(directory)
+    row = ENCODERS.get(str(raw.get("model_type")))
+    return Values({"hidden_size": raw.get("hidden_size" if row is None else row.keys["hidden_size"])}, {}).integer(
+        "hidden_size"
+    )
+
+
 def _optional(path: Path) -> dict[str, Any]:
-    return load_json(path) if path.exists() else {}
+    return load_json(path) if present(path) else {}
 
 
 def _pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -148,18 +200,41 @@ def _pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(modes)
 
 
-def _dense(folder: Path) -> Dense:
+def _dense(folder: Path, width: int) -> Dense:
+    """A dense layer for vectors of ``width`` elements."""
     config = load_json(folder / "config.json")
     activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in ("Tanh", "Identity"):
-        raise _unsupported(f"The activation {activation} of {folder.name}", "Tanh, Identity")
+        raise _unsupported(f"The activation {shown(activation)} of {folder.name}", "Tanh, Identity")
     checkpoint = open_checkpoint(folder)
-    tensors = {n: np.array(checkpoint.read(n), np.float32) for n in checkpoint.entries if checkpoint.dtype(n) != "bf16"}
-    if "linear.weight" not in tensors:
+    if "linear.weight" not in checkpoint.entries:
+        raise _unsupported(f"The dense layer {folder.name} without linear.weight", "those with it")
+    shape = checkpoint.entries["linear.weight"].shape
+    if len(shape) != 2 or shape[1] != width:
         raise _unsupported(
-            f"The dense layer {folder.name} without linear.weight in float32 or float16", "those with it"
+            f"The dense layer {folder.name} of the shape {list(shape)} after {width} elements", "[…, elements]"
         )
-    return Dense(tensors["linear.weight"], tensors.get("linear.bias"), activation == "Tanh")
+    bias = _floats(checkpoint, "linear.bias", shape[:1]) if "linear.bias" in checkpoint.entries else None
+    return Dense(_floats(checkpoint, "linear.weight", shape), bias, activation == "Tanh")
+
+
+def _floats(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Floats:
+    """A tensor of a dense layer."""
+    found, dtype = checkpoint.entries[name].shape, checkpoint.dtype(name)
+    if found != shape or dtype not in ("f32", "f16"):
+        raise _unsupported(
+            f"The tensor {name} of a dense layer with the shape {list(found)} and dtype {dtype}",
+            f"{list(shape)} in f32 or f16",
+        )
+    return np.array(checkpoint.read(name), np.float32)
+
+
+def _bad(key: str, value: Any, allowed: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The sentence-transformers config sets {key} to {shown(value)}.",
+        f"It must be {allowed}.",
+        "Check the file, or download the model again.",
+    )
 
 
 def _unsupported(what: str, known: str) -> UnsupportedModelError:

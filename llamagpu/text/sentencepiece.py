@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from typing import Any
 from llamagpu.errors import UnsupportedModelError
 
 _SPACE = "▁"
+_ID = re.compile("[0-9]{1,9}")
+_MOST_PIECES = 2_000_000  # the largest vocabularies have 260,000
+_MOST_LENGTH = 256  # characters of a piece; the time that merges take grows with the square
 _UNIGRAM, _BPE = 1, 2  # kinds of models
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of pieces
 _REMEDY = "Make a tokenizer.json with transformers (AutoTokenizer.from_pretrained, then save_pretrained)."
@@ -169,7 +173,7 @@ def _added(read: SentencePiece, config: Mapping[str, Any]) -> list[dict[str, Any
     }
     given = config.get("added_tokens_decoder")
     for id, token in (given if isinstance(given, dict) else {}).items():
-        if not (str(id).isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+        if not (_ID.fullmatch(str(id)) and isinstance(token, dict) and isinstance(token.get("content"), str)):
             raise _bad_token(str(id), "It is not a token.")
         flags = {
             k: bool(v) for k, v in token.items() if k in ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -232,6 +236,8 @@ def _read(model: bytes) -> SentencePiece:
         )
         if not 0 <= read.unknown < len(pieces):
             raise ValueError("it has no pieces")
+        if len(pieces) > _MOST_PIECES or any(len(piece) > _MOST_LENGTH for piece, _, _ in pieces):
+            raise ValueError(f"it has more than {_MOST_PIECES:,} pieces, or one of over {_MOST_LENGTH} characters")
     except (ValueError, TypeError, struct.error) as e:
         raise UnsupportedModelError(
             "tokenizer.model is not a SentencePiece model.", f"{e}; it may be broken, or in tiktoken's format.", _REMEDY

@@ -15,12 +15,15 @@ import jinja2.meta
 import jinja2.nodes
 
 from llamagpu.errors import UnsupportedModelError, UsageError, shown
+from llamagpu.text.limits import MOST_CHARACTERS, TemplateStopped, limits
 from llamagpu.text.marks import Marks, Rendered
 from llamagpu.text.messages import ROLES, Message, conversation, dictionaries, plain, tools_of
-from llamagpu.text.sandbox import MOST_CHARACTERS, TemplateStopped, environment, limits
+from llamagpu.text.sandbox import environment
 
 _OWN = ("messages", "tools", "documents", "add_generation_prompt")
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # as in transformers; its space shows whether the template trims the message
+_MOST_SOURCE = 60_000  # characters; the largest templates have 30,000
+_MOST_COMPARED = 20_000_000  # pairs of a special token and a text that the template names
 _PROBE = "PROBE_OF_PARTS"
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -61,15 +64,20 @@ class ChatTemplate:
     def __init__(self, source: str, special: Mapping[str, str], reserved: Collection[str] = ()):
         self.source, self._special = source, dict(special)
         made = environment()
+        if len(source) > _MOST_SOURCE:
+            raise _invalid(f"It has {len(source):,} characters; {_MOST_SOURCE:,} are allowed.")
         try:
             tree = made.parse(source)
-            self._template = made.from_string(source)
-        except (jinja2.TemplateError, RecursionError, OverflowError) as e:
-            raise UnsupportedModelError("The model's chat template is not valid.", str(e)) from None
-        self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+            self.variables = _variables(tree)
+            self._named = {n.value for n in tree.find_all(jinja2.nodes.Const) if isinstance(n.value, str)}
+            attributes = {n.attr for n in tree.find_all(jinja2.nodes.Getattr)}
+            self._template = made.from_string(tree)
+        except Exception as e:  # Python's compiler refuses some templates too, such as a break outside of a loop
+            raise _invalid(str(e)) from None
         self._names_content = "content" in source
-        self._named = {n.value for n in tree.find_all(jinja2.nodes.Const) if isinstance(n.value, str)}
-        self._marks = Marks(reserved, {*self._named, *ROLES, *(n.attr for n in tree.find_all(jinja2.nodes.Getattr))})
+        if len(self._named) * len(reserved) > _MOST_COMPARED:
+            raise _invalid(f"It names {len(self._named):,} texts, and there are {len(reserved):,} special tokens.")
+        self._marks = Marks(reserved, {*self._named, *ROLES, *attributes})
 
     def render(self, given: Conversation) -> Rendered:
         """The prompt for a conversation, up to the beginning of the answer, with marks on the conversation's own text.
@@ -144,6 +152,19 @@ class ChatTemplate:
         except UsageError:
             return False
         return _PROBE in text and not any(key in text for key in ("'text'", '"text"'))
+
+
+def _variables(tree: jinja2.nodes.Template) -> frozenset[str]:
+    """The variables that a template reads: ``jinja2.meta.find_undeclared_variables``, but without its optimizer, which
+    computes constants."""
+    generator = jinja2.meta.TrackingCodeGenerator(tree.environment)  # type: ignore[arg-type]
+    generator.optimizer = None
+    generator.visit(tree)
+    return frozenset(generator.undeclared_identifiers)
+
+
+def _invalid(why: str) -> UnsupportedModelError:
+    return UnsupportedModelError("The model's chat template is not valid.", why)
 
 
 def _joined(message: dict[str, Any]) -> dict[str, Any]:

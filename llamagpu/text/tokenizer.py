@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import tokenizers
 
-from llamagpu.errors import UnsupportedModelError, UsageError, shown
+from llamagpu.errors import LlamaGPUError, UnsupportedModelError, UsageError, shown
 from llamagpu.text.marks import Rendered
 from llamagpu.text.sentencepiece import converted
 from llamagpu.text.shield import NONCHARACTER, Shield
 from llamagpu.text.template import token_text
+
+_FAILS = "The model's tokenizer fails."
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """Turn what the library raises into our error: bare Exceptions, and the PanicException of its Rust code, which is
+    no Exception. An interrupt passes."""
+    try:
+        yield
+    except LlamaGPUError:
+        raise
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise UnsupportedModelError(what, str(e), "Download the file again, or choose another model.") from None
 
 
 class Tokenizer:
@@ -30,11 +47,13 @@ class Tokenizer:
     """
 
     def __init__(self, source: str | bytes, config: Mapping[str, Any], vocab_size: int, name: str = "tokenizer.json"):
-        text = converted(source, config) if isinstance(source, bytes) else source
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as e:  # the library raises bare Exception
-            raise UnsupportedModelError(f"{name} cannot be read.", str(e), "Download the file again.") from None
+        with _guarded(f"{name} cannot be read."):
+            self._read(converted(source, config) if isinstance(source, bytes) else source, config, vocab_size, name)
+        self._lock = threading.Lock()
+        self._cutters: dict[int, Any] = {}
+
+    def _read(self, text: str, config: Mapping[str, Any], vocab_size: int, name: str) -> None:
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -54,8 +73,6 @@ class Tokenizer:
         self._bos, self._prepends = self._find_bos(config, vocab)
         unknown = (part.id for part in self._tokenizer.model.tokenize(NONCHARACTER))
         self._unknown = {i: special[i] for i in unknown if i in special}
-        self._lock = threading.Lock()
-        self._cutters: dict[int, Any] = {}
 
     def _find_bos(self, config: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[int | None, bool]:
         """The id that begins every text, if any, and whether only tokenizer_config.json asks for it, so that it is
@@ -96,10 +113,11 @@ class Tokenizer:
         Raises:
             UsageError: an item is not text.
         """
-        try:
-            whole = self._tokenizer.encode_batch(list(texts))
-        except TypeError:
-            raise UsageError("An item is not text.", "It must be a string of whole Unicode characters.") from None
+        with _guarded(_FAILS):
+            try:
+                whole = self._tokenizer.encode_batch(list(texts))
+            except TypeError:
+                raise UsageError("An item is not text.", "It must be a string of whole Unicode characters.") from None
         found = []
         for text, encoding in zip(texts, whole, strict=True):
             cut = max(0, len(encoding.ids) - most)
@@ -132,27 +150,29 @@ class Tokenizer:
         meant = [place for place in special if not rendered.is_given(*place[1:])]
         if len(meant) == len(special):
             return ids
-        with self._lock:  # several threads may be here first
-            shield = self._shield
-        return shield.encode(rendered.text, meant)
+        with _guarded(_FAILS):
+            with self._lock:  # several threads may be here first
+                shield = self._shield
+            return shield.encode(rendered.text, meant)
 
     @cached_property
     def _shield(self) -> Shield:
         return Shield(self._tokenizer, self._unknown)
 
     def _encode(self, text: str, special: bool) -> Any:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=special)
-        except TypeError:  # not a string, or one with lone surrogates
-            raise UsageError(
-                f"{shown(text)} is not text.", "It must be a string of whole Unicode characters."
-            ) from None
+        with _guarded(_FAILS):
+            try:
+                return self._tokenizer.encode(text, add_special_tokens=special)
+            except TypeError:  # not a string, or one with lone surrogates
+                why = "It must be a string of whole Unicode characters."
+                raise UsageError(f"{shown(text)} is not text.", why) from None
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids. Bytes that are not UTF-8 become U+FFFD."""
         kept = [i for i in ids if not (skip_special and i in self.special_ids)]
         cut = self._unfinished_bytes(kept)
-        text: str = self._tokenizer.decode(kept[: len(kept) - cut], skip_special_tokens=False)
+        with _guarded(_FAILS):
+            text: str = self._tokenizer.decode(kept[: len(kept) - cut], skip_special_tokens=False)
         return text + "\ufffd" if cut else text
 
     def _unfinished_bytes(self, ids: Sequence[int]) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError
 from llamagpu.model.encoder_config import is_encoder
-from llamagpu.model.sources.safetensors import INDEX, SINGLE, load_json, read_index
+from llamagpu.model.sources.files import load_config
+from llamagpu.model.sources.safetensors import INDEX, SINGLE, read_index
 
 log = logging.getLogger("llamagpu")
 DEFAULT_REVISION = "main"
@@ -142,7 +143,7 @@ class Snapshot:
     def unknown(self) -> list[str]:
         """Optional files that are not here, and of which nobody recorded that the repo has none."""
         try:
-            names = (*OPTIONAL, *ENCODERS) if is_encoder(load_json(self.path / CONFIG)) else OPTIONAL
+            names = (*OPTIONAL, *ENCODERS) if is_encoder(load_config(self.path)) else OPTIONAL
         except LlamaGPUError:  # opening the model reports the error
             names = OPTIONAL
         return [name for name in names if not ((self.path / name).exists() or self._absent(name).exists())]

@@ -20,7 +20,8 @@ from llamagpu.model.hub.cache import CONFIG, ENCODERS, GENERATION, OPTIONAL, Rep
 from llamagpu.model.hub.errors import disk_full, not_cached, our_errors, status_of
 from llamagpu.model.hub.listing import Announced, Listing, ask_hub, check_revision, total_size
 from llamagpu.model.hub.logs import asking_hub, quiet
-from llamagpu.model.sources.safetensors import INDEX, load_json, read_index
+from llamagpu.model.sources.files import load_config, load_json
+from llamagpu.model.sources.safetensors import INDEX, read_index
 from llamagpu.version import __version__
 
 log = logging.getLogger("llamagpu")
@@ -118,7 +119,7 @@ def check_config(directory: Path) -> None:
     Raises:
         UnsupportedModelError: see ``parse_config`` and ``parse_encoder``.
     """
-    config, generation = load_json(directory / CONFIG), directory / GENERATION
+    config, generation = load_config(directory), directory / GENERATION
     with quiet():
         if is_encoder(config):
             parse_encoder(config)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
+from llamagpu.errors import ModelNotFoundError, UnsupportedModelError, shown
 from llamagpu.gpu import Affine
 from llamagpu.model.config import Config, parse_config
 from llamagpu.model.encoder_config import is_encoder
-from llamagpu.model.sources.safetensors import Checkpoint, Entry, load_json, open_checkpoint
+from llamagpu.model.sources.files import MOST_TOKENIZER, load_config, load_json, present, read_bytes, read_text
+from llamagpu.model.sources.safetensors import Checkpoint, Entry, open_checkpoint
 from llamagpu.model.sources.source import Quantized, Rows, Stored, paired_rows
 
 _BARE = ("embed_tokens.", "layers.", "norm.")  # how names begin in checkpoints of base models, without "model."
@@ -47,7 +48,7 @@ class HuggingFace:
 
     def config(self) -> dict[str, Any]:
         """config.json."""
-        return load_json(self.directory / "config.json")
+        return load_config(self.directory)
 
     def generation_config(self) -> dict[str, Any]:
         """generation_config.json; empty without the file."""
@@ -58,14 +59,16 @@ class HuggingFace:
         config = self._optional("special_tokens_map.json") | self._optional("tokenizer_config.json")
         if "added_tokens_decoder" not in config:
             added = self._optional("added_tokens.json")
-            special = config.get("additional_special_tokens") or []
-            names = {t.get("content") if isinstance(t, dict) else t for t in special}
-            config["added_tokens_decoder"] = {i: {"content": t, "special": t in names} for t, i in added.items()}
+            special = config.get("additional_special_tokens")
+            listed = special if isinstance(special, list) else []
+            names = [t.get("content") if isinstance(t, dict) else t for t in listed]
+            known = {name for name in names if isinstance(name, str)}
+            config["added_tokens_decoder"] = {str(i): {"content": t, "special": t in known} for t, i in added.items()}
         return config
 
     def _optional(self, name: str) -> dict[str, Any]:
         path = self.directory / name
-        return load_json(path) if path.exists() else {}
+        return load_json(path) if present(path) else {}
 
     def tokenizer_file(self) -> str | bytes:
         """tokenizer.json, or else tokenizer.model.
@@ -74,11 +77,11 @@ class HuggingFace:
             ModelNotFoundError: there is neither.
         """
         path, model = self.directory / "tokenizer.json", self.directory / "tokenizer.model"
-        if path.exists():
-            return _read(path)
-        if model.exists():
-            return model.read_bytes()
-        tekken = (self.directory / "tekken.json").exists()
+        if present(path):
+            return read_text(path, MOST_TOKENIZER)
+        if present(model):
+            return read_bytes(model)
+        tekken = present(self.directory / "tekken.json")
         raise ModelNotFoundError(
             f"There is no tokenizer.json in {self.directory}.",
             "Mistral's tekken.json is not supported." if tekken else "Text cannot be tokenized without it.",
@@ -89,16 +92,19 @@ class HuggingFace:
         """chat_template.jinja and additional_chat_templates/*.jinja, or ``chat_template`` of tokenizer_config.json: a
         string, or a list of names and templates."""
         path = self.directory / "chat_template.jinja"
-        if path.exists():
+        if present(path):
             others = sorted((self.directory / "additional_chat_templates").glob("*.jinja"))
-            return {"default": _read(path)} | {other.stem: _read(other) for other in others}
+            return {"default": read_text(path)} | {other.stem: read_text(other) for other in others}
         given = self.tokenizer_config().get("chat_template")
-        named = given if isinstance(given, list) else [{"name": "default", "template": given}]
-        return {
-            t["name"]: t["template"]
-            for t in named
-            if isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str)
-        }
+        if given is None or isinstance(given, str):
+            return {} if given is None else {"default": given}
+        if not isinstance(given, list) or not all(map(_is_named_template, given)):
+            raise UnsupportedModelError(
+                f"The chat_template of {self.name} is neither text nor a list of objects with name and template.",
+                f"tokenizer_config.json sets it to {shown(given)}.",
+                "Download the file again.",
+            )
+        return {t["name"]: t["template"] for t in given}
 
     @cached_property
     def _own_names(self) -> dict[str, str]:
@@ -192,15 +198,12 @@ def _beside(name: str, suffix: str) -> str:
     return f"{name.rpartition('.')[0]}.{suffix}"
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UnsupportedModelError(f"{path} cannot be read.", str(e), "Download the file again.") from None
+def _is_named_template(given: Any) -> bool:
+    return isinstance(given, dict) and all(isinstance(given.get(key), str) for key in ("name", "template"))
 
 
 def open_directory(directory: Path, checkpoint: Checkpoint | None = None) -> HuggingFace:
     """The source of a model directory, by its config. ``checkpoint`` replaces the directory's own headers."""
-    config = load_json(directory / "config.json")
+    config = load_config(directory)
     quantized = config.get("quantization") or config.get("quantization_config")
     return (Mlx if quantized else HuggingFace)(directory, checkpoint)

@@ -7,8 +7,8 @@ bfloat16. The format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import itertools
-import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
+from llamagpu.errors import LlamaGPUError, ModelNotFoundError, shown
+from llamagpu.model.sources.files import (
+    MOST_JSON,
+    PICKLED,
+    broken,
+    load_json,
+    map_file,
+    open_file,
+    parse_json,
+    pickled,
+    present,
+)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -29,7 +40,8 @@ _TYPES = {
     "BF16": ("bf16", np.uint16),
     "U32": ("u32", np.uint32),
 }
-MOST_HEADER = 100_000_000
+MOST_HEADER = MOST_JSON
+_MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -60,43 +72,9 @@ class Checkpoint:
         """A view of the file: float32, float16, uint32, or uint16 with bfloat16 bits. Nothing is copied."""
         entry = self.entries[name]
         if entry.path not in self._maps:
-            self._maps[entry.path] = np.memmap(entry.path, np.uint8, mode="r")
+            self._maps[entry.path] = map_file(entry.path)
         raw = self._maps[entry.path][entry.begin : entry.end]
         return raw.view(_TYPES[entry.dtype][1]).reshape(entry.shape)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ModelNotFoundError: the file is missing.
-        UnsupportedModelError: it does not hold a JSON object.
-    """
-    value = _read_json(path)
-    if not isinstance(value, dict):
-        raise UnsupportedModelError(f"{path} does not hold a JSON object.", "", "Download the file again.")
-    return value
-
-
-def load_objects(path: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects from a file; raises as ``load_json``."""
-    value = _read_json(path)
-    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-        raise UnsupportedModelError(f"{path} does not hold a list of JSON objects.", "", "Download the file again.")
-    return value
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelNotFoundError(
-            f"There is no {path.name} in {str(path.parent)!r}.",
-            "A model directory holds config.json, tokenizer.json and *.safetensors.",
-            "Check the path, or download the model again.",
-        ) from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise UnsupportedModelError(f"{path} cannot be read as JSON.", str(e), "Download the file again.") from None
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -106,19 +84,27 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         ModelNotFoundError: no weights, or a shard is missing.
         UnsupportedModelError: a file is broken; it is named, with the reason.
     """
-    if (directory / INDEX).exists():
+    if present(directory / INDEX):
         return Checkpoint(_sharded(directory))
     single = directory / SINGLE
-    if not single.exists():
+    if not present(single):
         others = sorted(directory.glob("*.safetensors"))
         if len(others) != 1:
-            raise ModelNotFoundError(
-                f"There is no {SINGLE} in {directory}.",
-                "Weights are read from safetensors files (one, or shards with an index).",
-                "Check the path, or convert the checkpoint to safetensors.",
-            )
+            raise _no_weights(directory)
         single = others[0]
     return Checkpoint(read_header(single))
+
+
+def _no_weights(directory: Path) -> LlamaGPUError:
+    """The error for a directory without safetensors."""
+    pickles = sorted(path for path in directory.iterdir() if path.suffix.lower() in PICKLED)
+    if pickles:
+        return pickled(pickles[0])
+    return ModelNotFoundError(
+        f"There is no {SINGLE} in {directory}.",
+        "Weights are read from safetensors files (one, or shards with an index).",
+        "Check the path, or convert the checkpoint to safetensors.",
+    )
 
 
 def read_index(directory: Path) -> dict[str, str]:
@@ -129,11 +115,16 @@ def read_index(directory: Path) -> dict[str, str]:
     """
     weight_map = load_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise _broken(directory / INDEX, "it has no weight_map")
+        raise broken(directory / INDEX, "it has no weight_map")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
-            raise _broken(directory / INDEX, f"it names {shard!r}, which is not a file of this directory")
+        if not is_name(shard):
+            raise broken(directory / INDEX, f"it names {shown(shard)}, which is not a file of this directory")
     return weight_map
+
+
+def is_name(name: Any) -> bool:
+    """Whether a value is the plain name of a file or folder, which cannot lead out of a directory."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def _sharded(directory: Path) -> dict[str, Entry]:
@@ -141,37 +132,31 @@ def _sharded(directory: Path) -> dict[str, Entry]:
     shards: dict[str, dict[str, Entry]] = {}
     for name, shard in weight_map.items():
         if shard not in shards:
-            if not (directory / shard).exists():
+            if not present(directory / shard):
                 raise ModelNotFoundError(
                     f"The shard {shard} is missing from {directory}.",
-                    f"{INDEX} says that it holds {name}.",
+                    f"{INDEX} says that it holds {shown(name)}.",
                     "Download the model again.",
                 )
             shards[shard] = read_header(directory / shard)
         if name not in shards[shard]:
-            raise _broken(directory / shard, f"it lacks {name}, which the index places there")
+            raise broken(directory / shard, f"it lacks {shown(name)}, which the index places there")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
-
-
-def _broken(path: Path, why: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{path.name} is broken: {why}.", f"In {path.parent}.", "Download the file again.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"the key {key!r} occurs twice in its header")
+            raise ValueError(f"the key {shown(key)} occurs twice in its header")
         out[key] = value
     return out
 
 
 def read_header(path: Path) -> dict[str, Entry]:
     """The entries of one safetensors file; every offset checked against the file."""
-    if not path.is_file():
-        raise _broken(path, "it is not a regular file")
-    with path.open("rb") as file:
-        return parse_header(path, file, path.stat().st_size)
+    with open_file(path) as file:
+        return parse_header(path, file, os.fstat(file.fileno()).st_size)
 
 
 def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Entry]:
@@ -182,42 +167,45 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Entry]:
     """
     start = file.read(8)
     if start.startswith(b"version "):
-        raise _broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
+        raise broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
     if len(start) < 8:
-        raise _broken(path, f"it has only {size} bytes")
+        raise broken(path, f"it has only {size} bytes")
     (length,) = struct.unpack("<Q", start)
     if length > min(MOST_HEADER, size - 8):
-        raise _broken(path, f"its header claims {length:,} bytes of a file of {size:,}; it may be truncated")
+        raise broken(path, f"its header claims {length:,} bytes of a file of {size:,}; it may be truncated")
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_once)
+        header = parse_json(file.read(length), _once)
         if not isinstance(header, dict):
             raise ValueError("it is not an object")
-    except (ValueError, RecursionError) as e:
-        raise _broken(path, f"its header cannot be read ({e})") from None
+    except ValueError as e:
+        raise broken(path, f"its header cannot be read ({e})") from None
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
     ordered = sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))
     for (a, first), (b, second) in itertools.pairwise(ordered):
         if second.begin < first.end:
-            raise _broken(path, f"the tensors {a} and {b} overlap")
+            raise broken(path, f"the tensors {shown(a)} and {shown(b)} overlap")
     end = max((e.end for e in entries.values()), default=8 + length)
     if end != size:
-        raise _broken(path, f"its tensors end at byte {end:,}, the file at {size:,}")
+        raise broken(path, f"its tensors end at byte {end:,}, the file at {size:,}")
     return entries
 
 
 def _entry(path: Path, name: str, value: Any, base: int, size: int) -> Entry:
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        numbers = [*shape, begin, end]
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
-            raise ValueError
     except (TypeError, KeyError, ValueError):
-        raise _broken(path, f"the entry of {name} is not valid") from None
-    if dtype not in _ITEM:
-        raise _broken(path, f"{name} has the unknown dtype {dtype!r}")
+        raise broken(path, f"the entry of {shown(name)} is not valid") from None
+    if not isinstance(dtype, str) or dtype not in _ITEM:
+        raise broken(path, f"{shown(name)} has the unknown dtype {shown(dtype)}")
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES:
+        raise broken(path, f"{shown(name)} has the shape {shown(shape)}, not a list of up to {_MOST_AXES} numbers")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in (*shape, begin, end)):
+        raise broken(path, f"the entry of {shown(name)} is not valid")
     if end - begin != math.prod(shape) * _ITEM[dtype]:
-        raise _broken(path, f"{name} has {end - begin:,} bytes, its shape {shape} in {dtype} needs another number")
+        raise broken(
+            path, f"{shown(name)} has {end - begin:,} bytes, its shape {shape} in {dtype} needs another number"
+        )
     if base + end > size:
-        raise _broken(path, f"{name} ends at byte {base + end:,} of a file of {size:,}; it is truncated")
+        raise broken(path, f"{shown(name)} ends at byte {base + end:,} of a file of {size:,}; it is truncated")
     return Entry(path, dtype, tuple(shape), base + begin, base + end)

@@ -38,8 +38,8 @@ _POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm
 _GEMMA_NORMS = _POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_MOST_LAYERS = 1024
 _NUMBERS = {
-    "num_hidden_layers": "block_count",
     "max_position_embeddings": "context_length",
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -119,6 +119,7 @@ def config_of(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], 
     """
     family, m = family_of(fields), Metadata(str(fields.get("general.architecture")), fields)
     c: Values = {"model_type": family.model_type} | {key: m.integer(name) for key, name in _NUMBERS.items()}
+    c["num_hidden_layers"] = m.integer("block_count", most=_MOST_LAYERS)  # lists have an item for each
     c["num_key_value_heads"] = m.integer("attention.head_count_kv", c["num_attention_heads"])
     c["rms_norm_eps"] = m.number("attention.layer_norm_rms_epsilon")
     c["head_dim"] = _head_dim(m, c)
@@ -182,7 +183,7 @@ def _granite(m: Metadata, c: Values) -> None:
     if m.get("rope.scaling.finetuned") is False:
         raise m.bad("rope.scaling.finetuned", "models without rotary embedding are not supported")
     # 0, or nothing, means that there is no factor.
-    c["attention_multiplier"] = m.number("attention.scale", 0.0) or c["head_dim"] ** -0.5
+    c["attention_multiplier"] = m.number("attention.scale", 0.0) or (c["head_dim"] or 1) ** -0.5
     c["embedding_multiplier"] = m.number("embedding_scale", 0.0) or 1.0
     c["residual_multiplier"] = m.number("residual_scale", 0.0) or 1.0
     c["logits_scaling"] = m.number("logit_scale", 0.0) or 1.0
@@ -214,7 +215,7 @@ def _gemma2(m: Metadata, c: Values) -> None:
     c["attn_logit_softcapping"] = m.number("attn_logit_softcapping", 0.0) or None
     c["final_logit_softcapping"] = m.number("final_logit_softcapping", 0.0) or None
     large = c["num_hidden_layers"] == 46  # the model of 27B; files do not store the scale
-    c["query_pre_attn_scalar"] = c["hidden_size"] // c["num_attention_heads"] if large else c["head_dim"]
+    c["query_pre_attn_scalar"] = c["hidden_size"] // (c["num_attention_heads"] or 1) if large else c["head_dim"]
 
 
 def _gemma3(m: Metadata, c: Values) -> None:
@@ -222,7 +223,7 @@ def _gemma3(m: Metadata, c: Values) -> None:
     c["attn_logit_softcapping"] = None
     c["final_logit_softcapping"] = m.number("final_logit_softcapping", 0.0) or None
     large = c["num_hidden_layers"] == 62
-    c["query_pre_attn_scalar"] = c["hidden_size"] // c["num_attention_heads"] if large else c["head_dim"]
+    c["query_pre_attn_scalar"] = c["hidden_size"] // (c["num_attention_heads"] or 1) if large else c["head_dim"]
     local = {"rope_type": "default", "rope_theta": m.number("rope.freq_base_swa", 10000.0)}
     c["rope_parameters"] = {"full_attention": c["rope_parameters"], "sliding_attention": local}
 

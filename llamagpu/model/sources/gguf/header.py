@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llamagpu.errors import UnsupportedModelError
+from llamagpu.model.sources.files import broken, open_file
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -49,30 +51,23 @@ class Header:
     tensors: dict[str, Info] = field(default_factory=dict)
 
 
-def broken(path: Path, why: str) -> UnsupportedModelError:
-    """The error for a file that contradicts the format."""
-    return UnsupportedModelError(f"{path.name} is broken: {why}.", f"In {path.parent}.", "Download the file again.")
-
-
 def read_header(path: Path) -> Header:
     """The header of one GGUF file of version 2 or 3, little-endian.
 
     Raises:
         UnsupportedModelError: the file is broken, or of another version or byte order; the reason is named.
     """
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise broken(path, "it is not a regular file")
-        with path.open("rb") as file:
-            if file.read(8).startswith(b"version "):
-                raise broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
-            if size < 24:
-                raise broken(path, f"it has only {size} bytes")
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(8).startswith(b"version "):
+            raise broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
+        if size < 24:
+            raise broken(path, f"it has only {size} bytes")
+        try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Parser(path, data, size).header()
-    except OSError as e:
-        raise UnsupportedModelError(f"{path} cannot be read.", str(e)) from None
+        except OSError as e:
+            raise UnsupportedModelError(f"{path} cannot be read.", str(e)) from None
 
 
 class _Parser:

@@ -56,13 +56,13 @@ class Metadata:
             raise self.bad(key, f"there are {count} layers")
         return [bool(v) for v in value]
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 0."""
+    def integer(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """A whole number from 0 to ``most``."""
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-            raise self.bad(key, "it must be a whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise self.bad(key, f"it must be a whole number up to {most:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -10,6 +10,8 @@ import numpy as np
 
 from llamagpu.model.sources.gguf.metadata import Metadata
 
+_THETAS = (1e-3, 1e12)
+_MOST_ROTARY = 4096  # elements of a head
 _FITS = 1e-5  # relative; converters compute the factors in float32
 # The values of all published models with rope_type llama3, but for ``factor``.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -24,8 +26,11 @@ def add_rope(m: Metadata, c: dict[str, Any], read: Callable[[str], list[float]])
     Raises:
         UnsupportedModelError: the kind of scaling is not known.
     """
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": m.number("rope.freq_base", 10000.0)}
-    rotary = m.integer("rope.dimension_count", c["head_dim"])
+    theta = m.number("rope.freq_base", 10000.0)
+    if not _THETAS[0] <= theta <= _THETAS[1]:
+        raise m.bad("rope.freq_base", f"it must be from {_THETAS[0]:g} to {_THETAS[1]:g}")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    rotary = m.integer("rope.dimension_count", c["head_dim"], most=_MOST_ROTARY)
     if rotary != c["head_dim"]:
         rope["partial_rotary_factor"] = rotary / (c["head_dim"] or 1)
     kind = m.get("rope.scaling.type") or "linear"  # as llama.cpp takes a file without the key
@@ -46,6 +51,8 @@ def add_rope(m: Metadata, c: dict[str, Any], read: Callable[[str], list[float]])
         rope["original_max_position_embeddings"] = original or c["max_position_embeddings"]
         c["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     elif shared:
+        if not all(0 < factor < math.inf for factor in shared):
+            raise m.bad("rope.dimension_count", "the tensor rope_freqs.weight must have numbers above 0")
         rope |= _factors(rope["rope_theta"], rotary, shared, c["max_position_embeddings"])
     c["rope_parameters"] = rope
 

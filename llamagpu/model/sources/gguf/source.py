@@ -14,9 +14,10 @@ import numpy.typing as npt
 from llamagpu.errors import ModelNotFoundError, UnsupportedModelError
 from llamagpu.gpu import widen_bf16
 from llamagpu.model.config import Config, parse_config
+from llamagpu.model.sources.files import broken, map_file, present
 from llamagpu.model.sources.gguf.architectures import config_of, family_of
 from llamagpu.model.sources.gguf.blocks import BLOCKS, FLOATS, repack, stored_format
-from llamagpu.model.sources.gguf.header import Header, Info, broken, read_header
+from llamagpu.model.sources.gguf.header import Header, Info, read_header
 from llamagpu.model.sources.gguf.vocabulary import Vocabulary
 from llamagpu.model.sources.source import Quantized, Rows, Stored, paired_rows
 
@@ -105,7 +106,7 @@ class Gguf:
 
     def _bytes(self, info: Info) -> npt.NDArray[np.uint8]:
         if info.path not in self._maps:
-            self._maps[info.path] = np.memmap(info.path, np.uint8, mode="r")
+            self._maps[info.path] = map_file(info.path)
         return self._maps[info.path][info.begin : info.end]
 
     def _factors(self, name: str) -> list[float]:
@@ -160,7 +161,7 @@ def _split_count(header: Header) -> int:
 
 
 def _part(path: Path, number: int, count: int) -> Header:
-    if not path.exists():
+    if not present(path):
         raise ModelNotFoundError(
             f"The part {path.name} is missing from {path.parent}.",
             f"The model is split into {count} files.",

@@ -14,6 +14,7 @@ from llamagpu.errors import UnsupportedModelError, shown
 from llamagpu.model.sources.gguf.pretokenizers import PRETOKENIZERS, Pretokenizer, split_steps
 
 log = logging.getLogger("llamagpu")
+_MOST_LENGTH = 256  # characters of a token that merges are made for; the time grows with the square
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 # Tokens that end a text or an answer, if a file marks them as control tokens (llama.cpp stops at them too).
@@ -191,6 +192,8 @@ class Vocabulary:
         scores = self._get("scores")
         if not isinstance(scores, np.ndarray) or len(scores) != len(self.tokens):
             raise _bad("scores", scores, f"there are {len(self.tokens)} tokens")
+        if max(map(len, vocab)) > _MOST_LENGTH:
+            raise _bad("tokens", max(vocab, key=len), f"a token has more than {_MOST_LENGTH} characters")
         found = list(self._splits(vocab, scores.tolist()))
         found.sort(key=lambda split: split[:3])
         return [(left, right) for *_, left, right in found]
