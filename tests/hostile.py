@@ -236,21 +236,15 @@ def write_gguf(folder: Path, architecture: str = "llama") -> Path:
 @contextmanager
 def without_device() -> Iterator[None]:
     """Loading stops where the device begins: everything else of ``LLM``, ``Embedder`` and ``CrossEncoder`` runs."""
-    from llamagpu.engine import encoder_model, session
+    from llamagpu.engine import session
 
-    def load(self: Any, device: Any, load: Any) -> Any:
+    def load(self: Any, device: Any, load: Any, recover: bool = True) -> None:
         self._owns_device, self._buffers = False, []
         self.device = SimpleNamespace(call=lambda function: None, free=lambda buffer: None)
-        return SimpleNamespace(context=64)
+        self.model = SimpleNamespace(context=64)
+        self.engine = self._engine = SimpleNamespace(close=lambda: None)
 
-    def engine(*given: Any) -> Any:
-        return SimpleNamespace(close=lambda: None)
-
-    with (
-        mock.patch.object(session.Loaded, "_load", load),
-        mock.patch.object(session, "Engine", engine),
-        mock.patch.object(encoder_model, "EncoderEngine", engine),
-    ):
+    with mock.patch.object(session.Loaded, "_load", load):
         yield
 
 

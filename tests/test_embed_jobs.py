@@ -287,7 +287,7 @@ def test_embed_prints_lines(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS[1:3]).encode())))
     assert run_here(["embed", "-m", str(model), "--normalize", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["columns"] == {"embedding": "float32[16]"}
+    assert found["columns"] == {"embedding": "float32[16]", "cut_tokens": "int64"}
     assert [row["text"] for row in found["results"]] == TEXTS[1:3]
     assert (np.float32([row["embedding"] for row in found["results"]]) == expected).all()
 
