@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.prompts import Prompts
+from llamagpu.engine.remote import RemoteSession
 from llamagpu.engine.session import Session
 from llamagpu.engine.texts import Texts
 from llamagpu.errors import DeviceLostError, Unique, UsageError
@@ -39,6 +40,7 @@ class LanguageModel(Unique):
         fused: bool = True,
         progress: Progress | None = None,
         recover: bool = True,
+        isolate: bool = False,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
@@ -58,8 +60,13 @@ class LanguageModel(Unique):
             source.chat_templates(), chat_template, special_tokens(files[1]), self._tokenizer.special_texts
         )
         self._generation = source.generation_config()
-        options: dict[str, Any] = {"tune": tune, "fused": fused, "progress": progress, "recover": recover}
-        self._session = Session(prepared, device, context=context, kv_dtype=kv_dtype, **options)
+        options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
+        options |= {"device": device, "recover": recover}
+        self._session: Session | RemoteSession
+        if isolate:
+            self._session = RemoteSession(self._isolated(options, dtype), progress)
+        else:
+            self._session = Session(prepared, progress=progress, **options)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
 
     def __repr__(self) -> str:
@@ -67,8 +74,8 @@ class LanguageModel(Unique):
 
     @property
     def device(self) -> gpu.Device:
-        """The device that the model is on."""
-        return self._session.device
+        """The device that the model is on; of an isolated model its ``adapter`` alone is known."""
+        return cast(gpu.Device, self._session.device)
 
     @property
     def context(self) -> int:
@@ -174,6 +181,16 @@ class LanguageModel(Unique):
         self._check_open()
         most = self.context if max_length is None else min(max_length, self.context)
         return Texts(self._tokenizer, self._session.packs(), most)
+
+    def _isolated(self, options: dict[str, Any], dtype: str) -> dict[str, Any]:
+        """The arguments of a session in another process."""
+        if isinstance(options["device"], gpu.Device):
+            raise UsageError(
+                "An isolated model opens a device of its own.",
+                "An open one cannot be shared with another process.",
+                "Give the adapter's number, kind or name.",
+            )
+        return options | {"path": str(self.directory), "dtype": dtype, "head": self._head}
 
     def _check_open(self) -> None:
         if self.closed:

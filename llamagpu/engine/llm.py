@@ -46,6 +46,8 @@ class LLM(LanguageModel):
         progress: called with (bytes loaded, bytes in total).
         recover: whether a lost device is opened again and the model loaded again, once in a minute. Generations
             continue from their tokens; a shared device does as it was opened.
+        isolate: load the model in a process of its own, which is started again if its driver ends it, once in a minute.
+            Generations continue from their tokens. ``bind`` and most of ``device`` are missing then.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.

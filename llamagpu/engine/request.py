@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,8 @@ class Request:
 
 @dataclass(eq=False)
 class Sequence:
-    """A request in progress: its tokens, and the pages that hold their keys and values.
+    """A request in progress: its tokens, and the pages that hold their keys and values. It begins with the prompt and
+    ``earlier`` tokens that were made for it elsewhere.
 
     A sequence that lost its pages can go on from its tokens: begun again with length 0, it is prefilled with all of
     them but the newest.
@@ -86,6 +87,7 @@ class Sequence:
     request: Request
     events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    earlier: Iterable[int] = ()
     tokens: list[int] = field(default_factory=list)  # the prompt's, and the new ones
     pages: Pages | None = None
     length: int = 0  # positions in the cache
@@ -93,7 +95,7 @@ class Sequence:
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt)
+        self.tokens = [*self.request.prompt, *self.earlier]
 
     def restart(self) -> None:
         """Begin again from its tokens, without pages."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.engine.engine import Engine
 from llamagpu.engine.request import Request, Sequence, Token
 from llamagpu.engine.result import Result, Stopwatch
 from llamagpu.errors import LlamaGPUError, Unique
 from llamagpu.text import StopFilter, TextStream, Tokenizer
+
+
+class Submits(Protocol):
+    """An engine, here or in another process."""
+
+    def submit(self, request: Request) -> Sequence:
+        """Queue a request."""
 
 
 def next_event(sequence: Sequence) -> Any:
@@ -29,7 +35,7 @@ def next_event(sequence: Sequence) -> Any:
         return event
 
 
-def wait_logits(engine: Engine, request: Request) -> npt.NDArray[np.float32]:
+def wait_logits(engine: Submits, request: Request) -> npt.NDArray[np.float32]:
     """Run a request for logits, and wait for them."""
     sequence = engine.submit(request)
     out: npt.NDArray[np.float32] | str
@@ -49,7 +55,7 @@ class Stream(Unique, Iterator[str]):
     """
 
     def __init__(
-        self, engine: Engine, request: Request, tokenizer: Tokenizer, context: int, stop: tuple[str, ...] = ()
+        self, engine: Submits, request: Request, tokenizer: Tokenizer, context: int, stop: tuple[str, ...] = ()
     ):
         self._request, self._context = request, context
         self._text = TextStream(tokenizer, request.prompt)

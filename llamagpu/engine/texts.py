@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
-from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.errors import UsageError, shown
 from llamagpu.model.packs import Encoded, Floats
 from llamagpu.text import Tokenizer
 
 _AHEAD = 2  # packs whose texts are queued before the oldest batch is read
+
+
+class Packs(Protocol):
+    """What runs texts in packs: an ``EncoderEngine``, here or in another process."""
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the largest pack."""
+
+    def submit(self, texts: Sequence[Encoded], modes: tuple[str, ...]) -> Future[Floats]:
+        """Queue texts; their pooled vectors, float32 [texts, hidden of every mode]."""
 
 
 class Texts:
@@ -22,7 +33,7 @@ class Texts:
         types: token types that the model knows; 0 if it has none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, engine: EncoderEngine, max_length: int, types: int = 0):
+    def __init__(self, tokenizer: Tokenizer, engine: Packs, max_length: int, types: int = 0):
         self._tokenizer, self._engine, self.max_length, self._types = tokenizer, engine, max_length, types
 
     @property

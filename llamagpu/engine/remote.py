@@ -1,0 +1,104 @@
+"""Sessions whose model is in another process; they look as those of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from llamagpu.engine.isolated import Supervisor
+from llamagpu.engine.request import Request
+from llamagpu.engine.request import Sequence as Running
+from llamagpu.errors import Unique, UsageError
+from llamagpu.gpu import Tensor
+from llamagpu.model import Sizes
+from llamagpu.model.packs import Encoded, Floats
+from llamagpu.model.weights import Progress
+
+
+@dataclass(frozen=True)
+class RemoteDevice:
+    """What is known here of the device of an isolated model."""
+
+    adapter: str
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _elsewhere(f"device.{name}")
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What is known here of an isolated model."""
+
+    sizes: Sizes
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence."""
+        return self.sizes.context
+
+
+class RemoteEngine:
+    """The engine of a decoder in another process."""
+
+    def __init__(self, supervisor: Supervisor):
+        self._supervisor = supervisor
+
+    def submit(self, request: Request) -> Running:
+        """Queue a request."""
+        return self._supervisor.submit(request)
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> NoReturn:
+        """Refuse: tensors are on devices of this process."""
+        raise _elsewhere("bind")
+
+    run = unbind = bind
+
+
+class RemotePacks:
+    """The engine of packs in another process.
+
+    Attributes:
+        rows: tokens of the largest pack.
+    """
+
+    def __init__(self, supervisor: Supervisor, rows: int):
+        self._supervisor, self.rows = supervisor, rows
+
+    def submit(self, texts: Sequence[Encoded], modes: tuple[str, ...]) -> Future[Floats]:
+        """Queue texts."""
+        return self._supervisor.encode(list(texts), modes)
+
+
+class RemoteSession(Unique):
+    """A decoder in another process. ``arguments`` and ``progress`` are those of ``Supervisor``."""
+
+    def __init__(self, arguments: Mapping[str, Any], progress: Progress | None = None):
+        self._supervisor = Supervisor(arguments, progress)
+        facts = self._supervisor.facts
+        self.device, self.model = RemoteDevice(facts["adapter"]), RemoteModel(facts["sizes"])
+        self.engine = RemoteEngine(self._supervisor)
+        self.closed = False
+
+    def packs(self) -> RemotePacks:
+        """What embeds texts."""
+        return RemotePacks(self._supervisor, self.model.sizes.rows)
+
+    def close(self) -> None:
+        """End the process. Closing twice is harmless."""
+        if not self.closed:
+            self.closed = True
+            self._supervisor.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True):
+            self.close()
+
+
+def _elsewhere(name: str) -> UsageError:
+    return UsageError(
+        f"An isolated model has no {name} here.", "Its device is in another process.", "Load it with isolate=False."
+    )
