@@ -20,7 +20,10 @@ from llamagpu.model.bound import encoder_arguments
 from llamagpu.model.encoder import Encoder
 from llamagpu.model.encoder_config import ENCODERS, is_encoder, parse_encoder
 from llamagpu.model.encoder_layout import EncoderLayout
+from llamagpu.model.encoder_sizes import plan_encoder
+from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.find import open_source
+from llamagpu.model.fit import Load
 from llamagpu.model.weights import Progress
 from llamagpu.text import Tokenizer
 
@@ -30,7 +33,7 @@ class EncoderModel(Loaded):
 
     Args:
         model: a directory or a hub id.
-        device, dtype, revision, progress: as ``LLM`` takes them.
+        device, dtype, revision, progress, max_memory: as ``LLM`` takes them.
         max_length: the most tokens of a text, special ones included; None is the model's.
         ignored: patterns of tensors that are not the encoder's.
     """
@@ -45,9 +48,11 @@ class EncoderModel(Loaded):
         max_length: int | None = None,
         progress: Progress | None = None,
         ignored: tuple[str, ...] = (),
+        max_memory: int | str | None = None,
     ):
         dtype, _ = check_dtypes(dtype, "auto")
-        self.directory = find_model(model, revision)
+        name = device if isinstance(device, gpu.Device) else adapter_name(device)
+        self.directory = find_model(model, revision, fit=Load(name, max_memory, dtype))
         self.source = source = open_source(self.directory)
         if not is_encoder(source.config()):
             kind = shown(source.config().get("model_type"))
@@ -61,8 +66,12 @@ class EncoderModel(Loaded):
         most = self.config.positions
         most = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
         tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
-        name = device if isinstance(device, gpu.Device) else adapter_name(device)
-        self._encoder = self._load(name, lambda: self.device.call(partial(self._make, layout, progress)))
+        self._encoder = self._load(
+            name,
+            lambda: self.device.call(partial(self._make, layout, progress, most)),
+            max_memory,
+            partial(plan_encoder, layout, longest=most),
+        )
         self._engine = EncoderEngine(self.device, self._encoder)
         self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
         self._binders: dict[tuple[str, ...], EncoderBinder] = {}
@@ -81,8 +90,13 @@ class EncoderModel(Loaded):
             raise UsageError("pooled cannot be bound.", f"The model pools in {len(modes)} ways.", "Bind hidden_states.")
         return Bound(self._binders.setdefault(modes, EncoderBinder(self.device, self._encoder, modes)), named)
 
-    def _make(self, layout: EncoderLayout, progress: Progress | None) -> Encoder:
-        return Encoder(self.device, self.config, layout, self.device.tuning, progress)
+    @property
+    def memory(self) -> MemoryUse:
+        """The bytes that the device's buffers take now, the estimate of this model's, and their limit."""
+        return MemoryUse.of(self.device, self._encoder.sizes)
+
+    def _make(self, layout: EncoderLayout, progress: Progress | None, longest: int) -> Encoder:
+        return Encoder(self.device, self.config, layout, self.device.tuning, progress, longest)
 
     def _end(self) -> None:
         for binder in self._binders.values():

@@ -15,7 +15,9 @@ from llamagpu.engine.texts import Texts
 from llamagpu.errors import DeviceLostError, Unique, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.bound import decoder_arguments
+from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.fingerprint import fingerprint
+from llamagpu.model.fit import Load
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
 
@@ -38,13 +40,15 @@ class LanguageModel(Unique):
         tune: bool = False,
         fused: bool = True,
         progress: Progress | None = None,
+        max_memory: int | str | None = None,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
         if context is not None:
             context = whole_number(context, "a context length")
-        self.directory = find_model(model, revision)
+        load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
+        self.directory = find_model(model, revision, fit=load)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
         source, self.config, self.name = prepared.source, prepared.config, prepared.name
         if chat_template is not None and not isinstance(chat_template, str):
@@ -56,9 +60,8 @@ class LanguageModel(Unique):
             source.chat_templates(), chat_template, special_tokens(files[1]), self._tokenizer.special_texts
         )
         self._generation = source.generation_config()
-        self._session = Session(
-            prepared, device, context=context, kv_dtype=kv_dtype, tune=tune, fused=fused, progress=progress
-        )
+        options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "fused": fused, "max_memory": max_memory}
+        self._session = Session(prepared, device, tune=tune, progress=progress, **options)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
 
     def __repr__(self) -> str:
@@ -78,6 +81,11 @@ class LanguageModel(Unique):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self._session.model.sizes
+
+    @property
+    def memory(self) -> MemoryUse:
+        """The bytes that the device's buffers take now, the estimate of this model's, and their limit."""
+        return MemoryUse.of(self.device, self.sizes)
 
     @property
     def dtype(self) -> str:

@@ -34,7 +34,9 @@ class LLM(LanguageModel):
 
     Args:
         model: a directory in Hugging Face layout, a GGUF file, a hub id, or None for the bundled model.
-        device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
+        device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share. ``auto`` is
+            the variable LLAMAGPU_DEVICE, or else a discrete GPU before an integrated one before a software adapter, of
+            those that can hold the model.
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
         kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that fits.
@@ -44,12 +46,13 @@ class LLM(LanguageModel):
             fastest on this machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
         fused: False runs one kernel for each operation of the formula: slower, readable, and an oracle.
         progress: called with (bytes loaded, bytes in total).
+        max_memory: the most memory to take on the adapter, in bytes or as text such as ``"4GB"``.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
         UnsupportedModelError: its files are broken, contradict one another, or need features that are not implemented.
         NoAdapterError: no GPU adapter, or none that matches.
-        OutOfMemoryError: it does not fit.
+        OutOfMemoryError: it does not fit; a hub model is not downloaded then.
         UsageError: an argument is out of its range.
 
     >>> with LLM() as llm:

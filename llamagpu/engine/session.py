@@ -11,6 +11,7 @@ from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
 from llamagpu.model import Model, Prepared, load_model
+from llamagpu.model.sizes import plan_sizes
 from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
 
@@ -24,10 +25,11 @@ class Loaded(Unique):
     device: gpu.Device
     closed = True
 
-    def _load(self, device: str | gpu.Device, load: Callable[[], T]) -> T:
-        """Open the device (an open one is shared, and stays open), and load onto it."""
+    def _load(self, device: str | gpu.Device, load: Callable[[], T], most: int | str | None, need: gpu.Need) -> T:
+        """Open the device (an open one is shared, and stays open), and load onto it; ``most`` and ``need`` are those of
+        ``gpu.open``."""
         self._owns_device = not isinstance(device, gpu.Device)
-        self.device = gpu.open(device)
+        self.device = gpu.open(device, memory_limit=most, need=need)
         with self.device.ledger.tracking() as self._buffers:
             try:
                 return load()
@@ -75,6 +77,7 @@ class Session(Loaded):
         device: as ``gpu.open`` takes it; an open device is shared, and stays open.
         tune: measure the kernel variants for this model first.
         at_once: the least capacity of the cache, in tokens of all sequences together.
+        max_memory: the most bytes to take on an adapter that is opened here.
     """
 
     model: Model
@@ -91,12 +94,16 @@ class Session(Loaded):
         fused: bool = True,
         progress: Progress | None = None,
         at_once: int = 0,
+        max_memory: int | str | None = None,
     ):
+        def need(capacity: gpu.Capacity) -> object:
+            return plan_sizes(prepared.layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
+
         def load() -> Model:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             return load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
 
-        self.model = self._load(device, load)
+        self.model = self._load(device, load, max_memory, need)
         self.engine = Engine(self.device, self.model)
         self._packs: EncoderEngine | None = None
         self.closed = False

@@ -12,12 +12,13 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, Unique
-from llamagpu.gpu.adapter import Adapter, choose_adapter
+from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, Unique, UsageError
+from llamagpu.gpu.adapter import Adapter, Need, choose_adapter
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
 from llamagpu.gpu.events import Event, require_timestamps
-from llamagpu.gpu.ledger import Buffer, Ledger, Part, memory_limit
+from llamagpu.gpu.ledger import Buffer, Ledger, Part
+from llamagpu.gpu.limits import memory_limit
 from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
@@ -50,10 +51,10 @@ class Device(Unique):
     Make one with ``llamagpu.gpu.open``.
     """
 
-    def __init__(self, adapter: Adapter, reason: str, *, baseline: bool = False, limit: int | None = None):
+    def __init__(self, adapter: Adapter, reason: str, *, baseline: bool = False, limit: int | str | None = None):
         self.adapter, self.reason = adapter, reason
         handle, self.features = adapter.request_device(baseline)
-        self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
+        self.ledger = Ledger(memory_limit(adapter, limit))
         self.thread = DeviceThread()
         self.memory = Memory(handle, adapter, self.ledger, self.thread)
         self.pipelines = Pipelines(handle)
@@ -264,20 +265,29 @@ class Device(Unique):
         return self.call(lambda: Plan(self.memory, self.pipelines, calls, trusted))
 
 
-def open_device(device: str | Device = "auto", *, baseline: bool = False, memory_limit: int | None = None) -> Device:
-    """Open an adapter (see ``choose_adapter``); a Device is returned as it is.
+def open_device(
+    device: str | Device = "auto",
+    *,
+    baseline: bool = False,
+    memory_limit: int | str | None = None,
+    need: Need | None = None,
+) -> Device:
+    """Open an adapter (see ``choose_adapter``, also for ``need``); a Device is returned as it is.
 
     Args:
         baseline: request WebGPU's default limits and no features, as a test of portability.
-        memory_limit: bytes that buffers may take together; the default is the free memory of the machine.
+        memory_limit: the most bytes that buffers may take together (see ``parse_bytes``), within the adapter's memory.
 
     Raises:
+        UsageError: a memory limit is given for a device that is open.
         NoAdapterError: no adapter matches.
         DeviceLostError: the driver did not open it.
     """
     if isinstance(device, Device):
+        if memory_limit is not None:
+            raise UsageError("An open device has its memory limit already.", "", "Give it to gpu.open.")
         return device
-    adapter, reason = choose_adapter(device)
+    adapter, reason = choose_adapter(device, need=need, most=memory_limit)
     return Device(adapter, reason, baseline=baseline, limit=memory_limit)
 
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from llamagpu.errors import ModelNotFoundError, UsageError
-from llamagpu.model.hub import adapter_error, hub_file, hub_model, repo_of
+from llamagpu.model.hub import Fit, adapter_error, hub_file, hub_model, repo_of
 from llamagpu.model.sources import Source, open_path
 
 DEFAULT_MODEL = "stories"
@@ -23,7 +23,9 @@ def bundled_models() -> Path:
     return inside if inside.is_dir() else package.parent / "weights"
 
 
-def find_model(model: str | Path | None, revision: str | None = None, refresh: bool = False) -> Path:
+def find_model(
+    model: str | Path | None, revision: str | None = None, refresh: bool = False, fit: Fit | None = None
+) -> Path:
     """The directory or GGUF file of a model: the bundled one (None), a directory, a safetensors file in one, a GGUF
     file, a hub id, or a GGUF file of a hub repo (``owner/name:file.gguf``).
 
@@ -34,8 +36,10 @@ def find_model(model: str | Path | None, revision: str | None = None, refresh: b
     Args:
         revision: of a hub id: a branch, a tag or a commit.
         refresh: ask the hub for a newer commit of the revision, even if the cache is complete.
+        fit: refuses a hub model that does not fit the memory, before its weights are downloaded.
 
     Raises:
+        OutOfMemoryError: see ``fit``.
         ModelNotFoundError: the path does not exist, or the hub cannot be reached and its cache lacks the model.
         UnsupportedModelError: it is a LoRA adapter, or the hub's model has no safetensors.
         UsageError: it is no name of a model, or no revision.
@@ -47,21 +51,27 @@ def find_model(model: str | Path | None, revision: str | None = None, refresh: b
     path = Path(model).expanduser()
     if path.exists():
         return _found(path, revision)
-    try:
-        file = _HUB_FILE.fullmatch(str(model))
-        if file:
-            return hub_file(file[1], file[2], revision, refresh)
-        if is_hub_id(model):
-            return hub_model(str(model), revision, refresh)
-    except ModelNotFoundError as e:
-        similar = _similar(path)
-        raise (ModelNotFoundError(e.what, e.why, f"{e.hint} Or did you mean {similar}?") if similar else e) from None
+    found = _from_hub(str(model), revision, refresh, fit)
+    if found is not None:
+        return found
     similar = _similar(path)
     raise ModelNotFoundError(
         f"There is no model {'file' if path.suffix else 'directory'} {path}.",
         _KINDS,
         f"Did you mean {similar}?" if similar else "Check the path.",
     )
+
+
+def _from_hub(model: str, revision: str | None, refresh: bool, fit: Fit | None) -> Path | None:
+    """The path of a hub id; None if it cannot be one."""
+    try:
+        file = _HUB_FILE.fullmatch(model)
+        if file:
+            return hub_file(file[1], file[2], revision, refresh)
+        return hub_model(model, revision, refresh, fit) if is_hub_id(model) else None
+    except ModelNotFoundError as e:
+        similar = _similar(Path(model).expanduser())
+        raise (ModelNotFoundError(e.what, e.why, f"{e.hint} Or did you mean {similar}?") if similar else e) from None
 
 
 def open_source(path: Path) -> Source:
