@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from llamagpu.cli.options import (
 )
 from llamagpu.cli.output import write, write_json
 from llamagpu.errors import UsageError
+
+if TYPE_CHECKING:
+    from llamagpu.model.fit import Load
 
 
 @click.command()
@@ -49,32 +52,36 @@ def inspect(
     MODEL is a directory, a GGUF file or a hub id. The needs are compared with the adapter's memory. Only headers are
     read or downloaded. The estimate is what the ledger will show for --dtype, --kv-dtype, --context and --batch.
     """
-    from llamagpu import gpu
-    from llamagpu.errors import NoAdapterError
     from llamagpu.model import check_dtypes
     from llamagpu.model.fit import Load
-    from llamagpu.model.inspect import inspect_model
 
     if named is not None and model is not None:
         raise UsageError("MODEL was given twice.", "The argument and --model mean the same.", "Leave one of them out.")
-    model = model if named is None else named
-    dtype, kv_dtype = check_dtypes(dtypes["dtype"], dtypes["kv_dtype"])
     if batch > 1 and context is None:
         raise UsageError("--batch needs --context.", "It counts whole contexts.")
-    load = Load(dtype=dtype, kv_dtype=kv_dtype, context=context, at_once=batch * (context or 0))
-    try:
-        with gpu.open(device, memory_limit=max_memory) as opened:
-            report = inspect_model(model, revision, opened, load)
-    except NoAdapterError:
-        if device != "auto":
-            raise
-        report = inspect_model(model, revision, None, load)
+    dtype, kv_dtype = check_dtypes(dtypes["dtype"], dtypes["kv_dtype"])
+    load = Load(device, max_memory, dtype, kv_dtype, context, at_once=batch * (context or 0))
+    report = _report(model if named is None else named, revision, load)
     if not tensors:
         report.pop("tensor_list")
     if as_json:
         write_json(report)
     else:
         write(_describe(report))
+
+
+def _report(model: str | None, revision: str | None, load: Load) -> dict[str, Any]:
+    from llamagpu import gpu
+    from llamagpu.errors import NoAdapterError
+    from llamagpu.model.inspect import inspect_model
+
+    try:
+        with gpu.open(load.device, memory_limit=load.max_memory) as opened:
+            return inspect_model(model, revision, opened, load)
+    except NoAdapterError:
+        if load.device != "auto":
+            raise
+        return inspect_model(model, revision, None, load)
 
 
 def _describe(report: dict[str, Any]) -> str:
