@@ -66,12 +66,8 @@ class EncoderModel(Loaded):
         most = self.config.positions
         most = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
         tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
-        self._encoder = self._load(
-            name,
-            lambda: self.device.call(partial(self._make, layout, progress, most)),
-            max_memory,
-            partial(plan_encoder, layout, longest=most),
-        )
+        need = partial(plan_encoder, layout, longest=most)
+        self._encoder = self._load(name, partial(self._make, layout, progress, most), max_memory, need)
         self._engine = EncoderEngine(self.device, self._encoder)
         self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
         self._binders: dict[tuple[str, ...], EncoderBinder] = {}
@@ -96,7 +92,8 @@ class EncoderModel(Loaded):
         return MemoryUse.of(self.device, self._encoder.sizes)
 
     def _make(self, layout: EncoderLayout, progress: Progress | None, longest: int) -> Encoder:
-        return Encoder(self.device, self.config, layout, self.device.tuning, progress, longest)
+        sizes = plan_encoder(layout, gpu.device_capacity(self.device), longest)
+        return Encoder(self.device, self.config, layout, self.device.tuning, progress, sizes)
 
     def _end(self) -> None:
         for binder in self._binders.values():

@@ -29,7 +29,7 @@ from llamagpu.kernels.step import step_rows
 from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.encoder_config import EncoderConfig
 from llamagpu.model.encoder_layout import EncoderLayout
-from llamagpu.model.encoder_sizes import SPREAD, WORD_COLUMNS, float_columns, pack_bucket, plan_encoder
+from llamagpu.model.encoder_sizes import SPREAD, WORD_COLUMNS, EncoderSizes, float_columns, pack_bucket, plan_encoder
 from llamagpu.model.packs import Encoded, Floats, Pooling
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.tensor_layout import Key
@@ -50,7 +50,7 @@ class Encoder:
     """An encoder's weights, buffers and plans on a device; see ``PackModel``.
 
     Args:
-        longest: the most tokens of a text; None is the model's.
+        sizes: those of an earlier load or of ``plan_encoder``; None plans for the model's longest text.
 
     Raises:
         OutOfMemoryError: it does not fit, see ``plan_encoder``.
@@ -63,10 +63,10 @@ class Encoder:
         layout: EncoderLayout,
         tuning: Tuning,
         progress: Progress | None = None,
-        longest: int | None = None,
+        sizes: EncoderSizes | None = None,
     ):
         c = self.config = config
-        sizes = self.sizes = plan_encoder(layout, device_capacity(device), longest)
+        self.sizes = sizes = sizes or plan_encoder(layout, device_capacity(device))
         self.device, self._tuning = device, tuning
         self._weights = load_tensors(layout, device, tuning.order == "woven", progress)
         self._table = device.tensor(layout.positions(), "f32", purpose="weights")
