@@ -41,43 +41,53 @@ def encoder(folder: Path, name: str = "bert") -> Path:
 # --- estimates -------------------------------------------------------------------------------
 
 
+def grown(device: gpu.Device, before: dict[str, int]) -> dict[str, int]:
+    """Bytes that came to a device since then."""
+    return {k: v - before.get(k, 0) for k, v in device.ledger.by_purpose().items()}
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vocab50257", {}),
         ("odd", {"dtype": "int8"}),
-        ("all-biases", {"dtype": "float16", "context": 33}),
-        ("mistral-window", {"fused": False, "kv_dtype": "float16"}),
-        ("smollm3-window", {"dtype": "int4", "context": 100}),
+        pytest.param("vocab50257", {}, marks=pytest.mark.slow),
+        pytest.param("all-biases", {"dtype": "float16", "context": 33}, marks=pytest.mark.slow),
+        pytest.param("mistral-window", {"fused": False, "kv_dtype": "float16"}, marks=pytest.mark.slow),
+        pytest.param("smollm3-window", {"dtype": "int4", "context": 100}, marks=pytest.mark.slow),
     ],
 )
-def test_an_estimate_is_what_the_ledger_shows(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_estimate_is_what_the_ledger_shows(
+    name: str, options: dict[str, Any], tmp_path: Path, device: gpu.Device
+) -> None:
     """To the byte after loading, and within 5 % after generating."""
-    with LLM(decoder(tmp_path, name), **options) as llm:
-        use = llm.memory
-        assert {k: use.held[k] for k in EXACT} == {k: use.estimate[k] for k in EXACT}
-        assert use.estimate["total"] == sum(v for k, v in use.estimate.items() if k != "total")
+    before = device.ledger.by_purpose()
+    with LLM(decoder(tmp_path, name), device=device, **options) as llm:
+        estimate = llm.memory.estimate
+        assert {k: grown(device, before)[k] for k in EXACT} == {k: estimate[k] for k in EXACT}
+        assert estimate["total"] == sum(v for k, v in estimate.items() if k != "total")
         llm.generate(["a b c", "d"], max_tokens=3, ignore_eos=True)
         llm.generate("a b c", max_tokens=3, temperature=0.8, logprobs=2, ignore_eos=True)
+        assert abs(sum(grown(device, before).values()) / estimate["total"] - 1) < 0.05
         use = llm.memory
-        assert use.total == sum(use.held.values())
-        assert abs(use.total / use.estimate["total"] - 1) < 0.05
-        assert use.limit is None or use.peak <= use.limit
+        assert use.total == sum(use.held.values()) == device.ledger.held()
+        assert use.limit is None or use.total <= use.peak <= use.limit
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bert", "auto"), ("mpnet", "float16"), ("ernie", "int8")])
-def test_an_estimate_of_an_encoder(name: str, dtype: str, tmp_path: Path) -> None:
-    with Embedder(encoder(tmp_path, name), dtype=dtype) as model:
-        use = model.memory
+def test_an_estimate_of_an_encoder(name: str, dtype: str, tmp_path: Path, device: gpu.Device) -> None:
+    before = device.ledger.by_purpose()
+    with Embedder(encoder(tmp_path, name), dtype=dtype, device=device) as model:
+        estimate = model.memory.estimate
+        now = grown(device, before)
         pooled = 4 * model._model._encoder.rows * model._model.config.hidden_size  # made with the first text
-        assert use.held["activations"] + pooled == use.estimate["activations"]
-        assert {k: use.held[k] for k in ("weights", "kv")} == {k: use.estimate[k] for k in ("weights", "kv")}
+        assert now | {"activations": now["activations"] + pooled} == now | {k: estimate[k] for k in EXACT}
         model.encode(["a1 a2", "a3 " * 40])
-        use = model.memory
-        assert use.held["activations"] == use.estimate["activations"]
-        assert abs(use.total / use.estimate["total"] - 1) < 0.05
+        now = grown(device, before)
+        assert now["activations"] == estimate["activations"]
+        assert abs(sum(now.values()) / estimate["total"] - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_inspect_and_json_print_the_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*arguments: str) -> Any:
         assert run([*arguments, "--json"]) == 0
