@@ -593,6 +593,9 @@ def test_models_that_cannot_fit_are_not_downloaded(
             assert all(r.range and r.sent <= 8000 for r in weights if r.path.startswith("/storage/"))
         assert run(["generate", "a", "-m", REPO, "--max-memory", "100kB"]) == 6
         assert "To make it fit" not in capsys.readouterr().err  # nothing does
+    hub.add("owner/gguf", {"large.gguf": b"GGUF" + bytes(30_000_000)})
+    with pytest.raises(OutOfMemoryError, match=r"gguf does not fit: its weights take at least 7\.0 MB"):
+        LLM("owner/gguf:large.gguf", max_memory="5MB")
     blobs = Path(constants.HF_HUB_CACHE).rglob("*")
     assert not [p for p in blobs if p.is_file() and p.stat().st_size > 20_000]
     for name in (REPO, "owner/bert"):

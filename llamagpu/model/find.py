@@ -67,7 +67,7 @@ def _from_hub(model: str, revision: str | None, refresh: bool, fit: Fit | None) 
     try:
         file = _HUB_FILE.fullmatch(model)
         if file:
-            return hub_file(file[1], file[2], revision, refresh)
+            return hub_file(file[1], file[2], revision, refresh, fit)
         return hub_model(model, revision, refresh, fit) if is_hub_id(model) else None
     except ModelNotFoundError as e:
         similar = _similar(Path(model).expanduser())

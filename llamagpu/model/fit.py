@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llamagpu.errors import OutOfMemoryError
 from llamagpu.gpu import (
     Capacity,
     Device,
+    Need,
     adapter_capacity,
     allowed_adapters,
     device_capacity,
@@ -25,6 +27,8 @@ from llamagpu.model.sources import Source
 CLASSIFIERS = (r"classifier\..*", r"pre_classifier\..*")  # tensors that a cross-encoder has beside the encoder
 _HEADROOM = 8  # times the stored bytes: float32 weights of 16 bits, and as much again for cache and activations
 _SPARE = 500_000_000
+_PART = 0.9  # of a GGUF file's bytes that its weights take at least; no type is held in fewer bits
+_VOCABULARY = 20_000_000  # bytes of a file that are not weights
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,28 @@ class Load:
 
     def check(self, source: Source) -> None:
         """Raise OutOfMemoryError if no adapter that may be used can hold the model."""
-        plan = self.plan(source)
+        self._require(self.plan(source))
+
+    def check_size(self, model: str, stored: int) -> None:
+        """As ``check``, of a GGUF file of which nothing but its size is known. It takes about as much memory, or a part
+        of it in a smaller dtype."""
+        least = (_PART if self.dtype == "auto" and self.head else _PART / 4) * stored - _VOCABULARY
+
+        def need(capacity: Capacity) -> None:
+            if capacity.free is not None and least > capacity.free:
+                raise OutOfMemoryError(
+                    f"{model} does not fit: its weights take at least {least / 1e6:,.1f} MB on {capacity.name}.",
+                    f"{capacity.free / 1e6:,.1f} MB are free.",
+                    "Choose a file with fewer bits, or a smaller model.",
+                )
+
+        self._require(need)
+
+    def _require(self, need: Need) -> None:
         if isinstance(self.device, Device):
-            plan(device_capacity(self.device))
+            need(device_capacity(self.device))
         else:
-            fitting_adapter(allowed_adapters(self.device, list_adapters())[0], plan, self.max_memory)
+            fitting_adapter(allowed_adapters(self.device, list_adapters())[0], need, self.max_memory)
 
     def _capacity(self) -> Capacity:
         """That of the preferred adapter."""

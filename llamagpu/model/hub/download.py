@@ -40,6 +40,9 @@ class Fit(Protocol):
     def check(self, source: Source) -> None:
         """Raise OutOfMemoryError if the model does not fit. The tensors of ``source`` cannot be read."""
 
+    def check_size(self, model: str, stored: int) -> None:
+        """Raise OutOfMemoryError if a GGUF file of this many bytes cannot fit."""
+
 
 def hub_model(model: str, revision: str | None = None, refresh: bool = False, fit: Fit | None = None) -> Path:
     """The directory of a hub model in the cache. The hub is asked if files are missing, or with ``refresh``. Weights
@@ -74,10 +77,12 @@ def hub_model(model: str, revision: str | None = None, refresh: bool = False, fi
     return listing.snapshot.path
 
 
-def hub_file(model: str, name: str, revision: str | None = None, refresh: bool = False) -> Path:
-    """A GGUF file of a hub repo in the cache; of a split one the first part, with all others beside it.
+def hub_file(model: str, name: str, revision: str | None = None, refresh: bool = False, fit: Fit | None = None) -> Path:
+    """A GGUF file of a hub repo in the cache; of a split one the first part, with all others beside it. A file that
+    cannot ``fit`` is not downloaded.
 
     Raises:
+        OutOfMemoryError: see ``Fit``.
         ModelNotFoundError: see ``hub_model``; or the repo lacks the file, and the message lists those that it has.
         LlamaGPUError: the cache cannot be written.
     """
@@ -98,6 +103,8 @@ def hub_file(model: str, name: str, revision: str | None = None, refresh: bool =
                 f"Its GGUF files: {found}.",
                 "Check the name after the colon.",
             )
+        if fit is not None:
+            fit.check_size(f"{model}:{name}", total_size(listing.files[part] for part in names))
         _download_files(listing, names)
         listing.snapshot.record(listing.revision, [])
     return listing.snapshot.path / names[0]
