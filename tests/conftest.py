@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
+os.environ.setdefault("LLAMAGPU_DEVICE", "auto")  # asked for: no command warns of a software adapter
 os.environ["LLAMAGPU_TUNING"] = "built-in"  # nor read or change the tunings measured on this machine
 os.environ["LLAMAGPU_CACHE"] = tempfile.mkdtemp(prefix="llamagpu-tests-")
 

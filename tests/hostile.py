@@ -238,7 +238,7 @@ def without_device() -> Iterator[None]:
     """Loading stops where the device begins: everything else of ``LLM``, ``Embedder`` and ``CrossEncoder`` runs."""
     from llamagpu.engine import session
 
-    def load(self: Any, device: Any, load: Any, recover: bool = True) -> None:
+    def load(self: Any, *given: Any) -> None:
         self._owns_device, self._buffers = False, []
         self.device = SimpleNamespace(call=lambda function: None, free=lambda buffer: None)
         self.model = SimpleNamespace(context=64)

@@ -23,9 +23,9 @@ from hub_server import Files, Hub, model_files, wait_until
 from huggingface_hub import constants, file_download
 from safetensors.numpy import load_file, save_file
 
-from llamagpu import LLM, Embedder, gpu
+from llamagpu import LLM, CrossEncoder, Embedder, gpu
 from llamagpu.cli.main import run
-from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UnsupportedModelError, UsageError
+from llamagpu.errors import LlamaGPUError, ModelNotFoundError, OutOfMemoryError, UnsupportedModelError, UsageError
 from llamagpu.model import find_model
 from llamagpu.model.architectures import ARCHITECTURES
 from llamagpu.model.hub.known import KNOWN
@@ -571,6 +571,39 @@ def test_a_gguf_file_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         find_model("owner/files:a.gguf")
     with pytest.raises(ModelNotFoundError, match="no model file"):
         find_model("owner:a.gguf")
+
+
+def test_models_that_cannot_fit_are_not_downloaded(
+    hub: Hub, tiny: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], device: gpu.Device
+) -> None:
+    """Decoders and encoders, sharded or not: only headers are fetched. ``inspect`` tells why."""
+    raw = random_encoders.CONFIGS["bert"]
+    path = random_encoders.write_model(tmp_path / "bert", raw, random_encoders.tensors(raw, 1))
+    hub.add(REPO, tiny)
+    hub.add("owner/shards", sharded(tiny, tmp_path / "shards"))
+    hub.add("owner/bert", model_files(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llamagpu.model.hub.headers._FIRST_BYTES", 2000)
+        for call, name in ((LLM, REPO), (LLM, "owner/shards"), (Embedder, "owner/bert"), (CrossEncoder, "owner/bert")):
+            hub.take_log()
+            with pytest.raises(OutOfMemoryError, match="does not fit: it needs"):
+                call(name, max_memory="100kB")
+            weights = [r for r in hub.take_log() if r.path.endswith(".safetensors")]
+            assert weights
+            assert all(r.range and r.sent <= 8000 for r in weights if r.path.startswith("/storage/"))
+        assert run(["generate", "a", "-m", REPO, "--max-memory", "100kB"]) == 6
+        assert "To make it fit" not in capsys.readouterr().err  # nothing does
+    hub.add("owner/gguf", {"large.gguf": b"GGUF" + bytes(30_000_000)})
+    with pytest.raises(OutOfMemoryError, match=r"gguf does not fit: its weights take at least 7\.0 MB"):
+        LLM("owner/gguf:large.gguf", max_memory="5MB")
+    blobs = Path(constants.HF_HUB_CACHE).rglob("*")
+    assert not [p for p in blobs if p.is_file() and p.stat().st_size > 20_000]
+    for name in (REPO, "owner/bert"):
+        assert run(["inspect", name, "--max-memory", "100kB"]) == 0
+        assert "The model does not fit: it needs" in capsys.readouterr().out
+    with LLM(REPO, context=64, max_memory="10MB") as llm:  # a context of one's own: headers, then the file
+        assert llm.generate("Once", max_tokens=2).completion_tokens
+    assert [r.range is None for r in hub.take_log() if r.path.startswith("/storage/")][-1]
 
 
 # --- inspect -------------------------------------------------------------------------------

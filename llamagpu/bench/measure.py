@@ -28,6 +28,7 @@ from llamagpu.errors import UsageError
 from llamagpu.gpu.census import Census, census
 from llamagpu.gpu.timing import Stopwatch
 from llamagpu.model import Prepared, check_dtypes, prepare_model
+from llamagpu.model.fit import Load
 
 COUNTED_TOKENS = 16
 
@@ -86,6 +87,7 @@ def open_subject(
     kv_dtype: str = "auto",
     context: int | None = None,
     at_once: int = 0,
+    max_memory: int | None = None,
 ) -> Subject:
     """Load a checkpoint, or a named shape with random weights. The cache holds at least ``at_once`` tokens.
 
@@ -93,8 +95,9 @@ def open_subject(
         UsageError: both are given, or the shape is unknown.
     """
     dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
-    prepared = prepare_model(model, shape, dtype, revision)
-    return Subject(prepared, device, context=context, kv_dtype=kv_dtype, at_once=at_once)
+    load = Load(device, max_memory, dtype, kv_dtype, context, at_once=at_once)
+    prepared = prepare_model(model, shape, dtype, revision, load)
+    return Subject(prepared, device, context=context, kv_dtype=kv_dtype, at_once=at_once, max_memory=max_memory)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from llamagpu.cli.options import device_option, kv_dtype_option, model_option, revision_option, shape_option
+from llamagpu.cli.options import (
+    device_option,
+    kv_dtype_option,
+    max_memory_option,
+    model_option,
+    revision_option,
+    shape_option,
+)
 from llamagpu.cli.output import note, progress_bar, write
 from llamagpu.errors import UsageError
 
@@ -53,6 +60,7 @@ def numbers(_context: Any, option: click.Parameter, value: str) -> list[int]:
 @kv_dtype_option
 @click.option("--context", type=int, help="Most tokens of a sequence. [default: up to 4096, or as the tests need]")
 @device_option
+@max_memory_option
 def bench(
     model: str | None,
     shape: str | None,

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,8 @@ def _print(source: str, load: dict[str, Any], options: dict[str, Any], echo: boo
             with _prompt_progress(stream):
                 first = next(stream, "")
             if as_json:
-                write_json(stream.result.as_dict() | {"model": llm.name, "adapter": str(llm.device.adapter)})
+                facts = {"model": llm.name, "adapter": str(llm.device.adapter), "memory": asdict(llm.memory)}
+                write_json(stream.result.as_dict() | facts)
                 return
             write(source + first if echo else first)
             for piece in stream:

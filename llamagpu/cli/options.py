@@ -17,7 +17,24 @@ shape_option = click.option(
     "--shape", help="Random weights instead: smollm2-135m, tinyllama-1.1b, llama-3.2-1b or llama-3.2-3b."
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="Adapter: number, kind, backend or name."
+    "--device",
+    default="auto",
+    show_default="LLAMAGPU_DEVICE, or auto",
+    help="Adapter: number, kind, backend or name. auto takes a discrete GPU before an integrated one before a software "
+    "adapter, of those that can hold the model.",
+)
+
+
+def _bytes(_context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from llamagpu.gpu import parse_bytes
+
+    return parse_bytes(value, option.opts[0])
+
+
+max_memory_option = click.option(
+    "--max-memory", metavar="SIZE", callback=_bytes, help="Most memory to take on the adapter, such as 4GB or 512MB."
 )
 dtype_option = click.option(
     "--dtype",
@@ -34,7 +51,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def model_options(command: F) -> F:
     """The options of every command that loads a model."""
     context = click.option("--context", type=int, help="Most tokens of prompt and text together. [default: up to 4096]")
-    options = (model_option, revision_option, device_option, dtype_option, kv_dtype_option, context)
+    options = (model_option, revision_option, device_option, max_memory_option, dtype_option, kv_dtype_option, context)
     for option in reversed(options):
         command = option(command)
     return command
@@ -60,4 +77,4 @@ def encoder_load_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``model_options`` from a command's options, and return them."""
-    return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "kv_dtype", "context")}
+    return {k: options.pop(k) for k in ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context")}

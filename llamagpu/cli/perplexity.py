@@ -118,7 +118,7 @@ def _lines(base: LLM, found: Comparison) -> str:
 
 
 def _record(llm: LLM, found: Perplexity) -> dict[str, Any]:
-    return asdict(found) | {"model": llm.name, "weight_bytes": llm.sizes.weights}
+    return asdict(found) | {"model": llm.name, "weight_bytes": llm.sizes.weights, "memory": asdict(llm.memory)}
 
 
 def _comparison_record(base: LLM, found: Comparison) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from llamagpu.cli.options import (
     dtype_option,
     json_option,
     kv_dtype_option,
+    max_memory_option,
     model_option,
     revision_option,
     shape_option,
@@ -37,6 +38,7 @@ from llamagpu.errors import UsageError
 @kv_dtype_option
 @click.option("--context", type=int, help="Most tokens of a sequence. [default: up to 4096, or as the profile needs]")
 @device_option
+@max_memory_option
 @json_option
 def profile(
     model: str | None,

@@ -16,6 +16,7 @@ from llamagpu.gpu import widen_bf16
 from llamagpu.gpu.thread import wait
 from llamagpu.kernels.activations import ACTIVATIONS
 from llamagpu.model.fingerprint import encoder_fingerprint
+from llamagpu.model.fit import CLASSIFIERS
 
 Floats = npt.NDArray[np.float32]
 Activation = Literal["auto", "sigmoid", "softmax", "identity"]
@@ -46,7 +47,7 @@ class CrossEncoder(EncoderModel):
     """
 
     def __init__(self, model: str | Path, *, max_length: int | None = None, **options: Any):
-        super().__init__(model, max_length=max_length, ignored=(r"classifier\..*", r"pre_classifier\..*"), **options)
+        super().__init__(model, max_length=max_length, ignored=CLASSIFIERS, **options)
         try:
             self._layers = [(self._dense(name), after) for name, after in _HEADS[self.config.model_type]]
         except BaseException:

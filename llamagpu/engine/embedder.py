@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu import gpu
+from llamagpu.engine.arguments import adapter_name
 from llamagpu.engine.bound import Bindings, Bound
 from llamagpu.engine.embeddings import Embeddings
 from llamagpu.engine.encoder_model import EncoderModel
 from llamagpu.engine.language_model import LanguageModel
 from llamagpu.errors import Unique
-from llamagpu.model import find_model
+from llamagpu.model import check_dtypes, find_model
 from llamagpu.model.encoder_config import is_encoder
+from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.find import open_source
 from llamagpu.model.fingerprint import encoder_fingerprint
+from llamagpu.model.fit import Load
 from llamagpu.model.sentence_transformers import read_pipeline
 from llamagpu.model.weights import Progress
 
@@ -36,7 +39,7 @@ class Embedder(Embeddings, Unique):
 
     Args:
         model: a directory, a hub id, or a GGUF file.
-        device, dtype, revision, progress, recover: as ``LLM`` takes them.
+        device, dtype, revision, progress, recover, max_memory: as ``LLM`` takes them.
         pooling: cls, mean, max, last, weightedmean or mean_sqrt_len, in place of the model's own. An encoder without
             ``modules.json`` has mean, as sentence-transformers has it; a decoder needs one of them.
         max_seq_length: the most tokens of a text, special ones included; None is the model's, and of a decoder at most
@@ -58,12 +61,16 @@ class Embedder(Embeddings, Unique):
         max_seq_length: int | None = None,
         progress: Progress | None = None,
         recover: bool = True,
+        max_memory: int | str | None = None,
     ):
-        directory = find_model(model, revision)
+        place = device if isinstance(device, gpu.Device) else adapter_name(device)
+        load = Load(place, max_memory, check_dtypes(dtype, "auto")[0], context=max_seq_length, head=False)
+        directory = find_model(model, revision, fit=load)
         encoder = is_encoder(open_source(directory).config())
         pipeline = read_pipeline(directory, pooling, "mean" if encoder else None)
         most = max_seq_length or pipeline.max_length
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "progress": progress, "recover": recover}
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "max_memory": max_memory}
+        options |= {"progress": progress, "recover": recover}
         self._model: EncoderModel | DecoderModel
         if encoder:
             self._model = EncoderModel(directory, max_length=most, **options)
@@ -94,6 +101,11 @@ class Embedder(Embeddings, Unique):
     def fingerprint(self) -> str:
         """A hash of the model's files and of its pooling, the same on every machine. It ignores dtypes."""
         return encoder_fingerprint(self._model.source, self.pipeline)
+
+    @property
+    def memory(self) -> MemoryUse:
+        """The bytes that the device's buffers take now, the estimate of this model's, and their limit."""
+        return self._model.memory
 
     @property
     def closed(self) -> bool:

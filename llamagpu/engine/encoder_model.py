@@ -20,7 +20,10 @@ from llamagpu.model.bound import encoder_arguments
 from llamagpu.model.encoder import Encoder
 from llamagpu.model.encoder_config import ENCODERS, is_encoder, parse_encoder
 from llamagpu.model.encoder_layout import EncoderLayout
+from llamagpu.model.encoder_sizes import plan_encoder
+from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.find import open_source
+from llamagpu.model.fit import Load
 from llamagpu.model.weights import Progress
 from llamagpu.text import Tokenizer
 
@@ -30,7 +33,7 @@ class EncoderModel(Loaded):
 
     Args:
         model: a directory or a hub id.
-        device, dtype, revision, progress, recover: as ``LLM`` takes them.
+        device, dtype, revision, progress, recover, max_memory: as ``LLM`` takes them.
         max_length: the most tokens of a text, special ones included; None is the model's.
         ignored: patterns of tensors that are not the encoder's.
     """
@@ -46,9 +49,11 @@ class EncoderModel(Loaded):
         progress: Progress | None = None,
         recover: bool = True,
         ignored: tuple[str, ...] = (),
+        max_memory: int | str | None = None,
     ):
         dtype, _ = check_dtypes(dtype, "auto")
-        self.directory = find_model(model, revision)
+        name = device if isinstance(device, gpu.Device) else adapter_name(device)
+        self.directory = find_model(model, revision, fit=Load(name, max_memory, dtype))
         self.source = source = open_source(self.directory)
         if not is_encoder(source.config()):
             kind = shown(source.config().get("model_type"))
@@ -62,10 +67,11 @@ class EncoderModel(Loaded):
         most = self.config.positions
         most = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
         tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
-        name = device if isinstance(device, gpu.Device) else adapter_name(device)
-        self._layout = layout
+        self._layout, self._longest = layout, most
+        need = partial(plan_encoder, layout, longest=most)
         self._binders: dict[tuple[str, ...], EncoderBinder] = {}
-        self._load(name, lambda: self.device.call(partial(self._make, progress)), recover)
+        make = partial(self._make, progress)
+        self._load(name, lambda: self.device.call(make), recover, max_memory, need)
         self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
         self.closed = False
 
@@ -87,12 +93,21 @@ class EncoderModel(Loaded):
             raise UsageError("pooled cannot be bound.", f"The model pools in {len(modes)} ways.", "Bind hidden_states.")
         return Bound(self._binders.setdefault(modes, EncoderBinder(self.device, self._encoder, modes)), named)
 
+    @property
+    def memory(self) -> MemoryUse:
+        """The bytes that the device's buffers take now, the estimate of this model's, and their limit."""
+        return MemoryUse.of(self.device, self._encoder.sizes)
+
     def _make(self, progress: Progress | None) -> None:
-        self._encoder = Encoder(self.device, self.config, self._layout, self.device.tuning, progress)
+        self._encoder = self._loaded(progress)
         self._engine = EncoderEngine(self.device, self._encoder)
 
+    def _loaded(self, progress: Progress | None = None) -> Encoder:
+        sizes = plan_encoder(self._layout, gpu.device_capacity(self.device), self._longest)
+        return Encoder(self.device, self.config, self._layout, self.device.tuning, progress, sizes)
+
     def _remake(self) -> None:
-        self._encoder = Encoder(self.device, self.config, self._layout, self.device.tuning)
+        self._encoder = self._loaded()
         self._engine.restart(self._encoder)
         for binder in self._binders.values():
             binder.restart(self._encoder)

@@ -16,7 +16,9 @@ from llamagpu.engine.texts import Texts
 from llamagpu.errors import DeviceLostError, Unique, UsageError
 from llamagpu.model import Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.bound import decoder_arguments
+from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.fingerprint import fingerprint
+from llamagpu.model.fit import Load
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
 
@@ -41,27 +43,25 @@ class LanguageModel(Unique):
         progress: Progress | None = None,
         recover: bool = True,
         isolate: bool = False,
+        max_memory: int | str | None = None,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
         if context is not None:
             context = whole_number(context, "a context length")
-        self.directory = find_model(model, revision)
+        load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
+        self.directory = find_model(model, revision, fit=load)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
         self.source = source = prepared.source
         self.config, self.name = prepared.config, prepared.name
-        if chat_template is not None and not isinstance(chat_template, str):
-            raise UsageError("chat_template is not text.", "It is Jinja, or the name of one of the model's templates.")
         self._chat_template = chat_template
         files = source.tokenizer_file(), source.tokenizer_config()
         self._tokenizer = Tokenizer(*files, prepared.config.vocab_size, f"{self.name}'s tokenizer")
-        templates = ChatTemplates(
-            source.chat_templates(), chat_template, special_tokens(files[1]), self._tokenizer.special_texts
-        )
+        templates = self._templates(special_tokens(files[1]))
         self._generation = source.generation_config()
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
-        options |= {"device": device, "recover": recover}
+        options |= {"device": device, "recover": recover, "max_memory": max_memory}
         self._session: Session | RemoteSession
         if isolate:
             self._session = RemoteSession(self._isolated(options, dtype), progress)
@@ -86,6 +86,11 @@ class LanguageModel(Unique):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self._session.model.sizes
+
+    @property
+    def memory(self) -> MemoryUse:
+        """The bytes that the device's buffers take now, the estimate of this model's, and their limit."""
+        return MemoryUse.of(self.device, self.sizes)
 
     @property
     def dtype(self) -> str:
@@ -181,6 +186,13 @@ class LanguageModel(Unique):
         self._check_open()
         most = self.context if max_length is None else min(max_length, self.context)
         return Texts(self._tokenizer, self._session.packs(), most)
+
+    def _templates(self, special: Mapping[str, str]) -> ChatTemplates:
+        """The model's chat templates, or the one that replaces them."""
+        if self._chat_template is not None and not isinstance(self._chat_template, str):
+            raise UsageError("chat_template is not text.", "It is Jinja, or the name of one of the model's templates.")
+        own = self.source.chat_templates()
+        return ChatTemplates(own, self._chat_template, special, self._tokenizer.special_texts)
 
     def _isolated(self, options: dict[str, Any], dtype: str) -> dict[str, Any]:
         """The arguments of a session in another process."""

@@ -34,7 +34,9 @@ class LLM(LanguageModel):
 
     Args:
         model: a directory in Hugging Face layout, a GGUF file, a hub id, or None for the bundled model.
-        device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share.
+        device: ``auto``, an adapter's number, kind, backend or name, or an open ``gpu.Device`` to share. ``auto`` is
+            the variable LLAMAGPU_DEVICE, or else a discrete GPU before an integrated one before a software adapter, of
+            those that can hold the model.
         dtype: ``auto`` (as stored), ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4`` (groups of 64).
         kv_dtype: ``auto`` (float16 with float16 and quantized weights, otherwise float32), ``float32`` or ``float16``.
         context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that fits.
@@ -48,12 +50,13 @@ class LLM(LanguageModel):
             continue from their tokens; a shared device does as it was opened.
         isolate: load the model in a process of its own, which is started again if its driver ends it, once in a minute.
             Generations continue from their tokens. ``bind`` and most of ``device`` are missing then.
+        max_memory: the most memory to take on the adapter, in bytes or as text such as ``"4GB"``.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
         UnsupportedModelError: its files are broken, contradict one another, or need features that are not implemented.
         NoAdapterError: no GPU adapter, or none that matches.
-        OutOfMemoryError: it does not fit.
+        OutOfMemoryError: it does not fit; a hub model is not downloaded then.
         UsageError: an argument is out of its range.
 
     >>> with LLM() as llm:

@@ -10,6 +10,7 @@ from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
 from llamagpu.model import Model, Prepared, load_model
+from llamagpu.model.sizes import plan_sizes
 from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
 
@@ -22,11 +23,18 @@ class Loaded(Unique):
     device: gpu.Device
     closed = True
 
-    def _load(self, device: str | gpu.Device, load: Callable[[], None], recover: bool = True) -> None:
-        """Open the device (an open one is shared, and stays open), and load onto it. If it is lost meanwhile, load once
-        more."""
+    def _load(
+        self,
+        device: str | gpu.Device,
+        load: Callable[[], None],
+        recover: bool,
+        most: int | str | None,
+        need: gpu.Need,
+    ) -> None:
+        """Open the device (an open one is shared, and stays open), and load onto it; ``most`` and ``need`` are those of
+        ``gpu.open``. If it is lost meanwhile, load once more."""
         self._owns_device = not isinstance(device, gpu.Device)
-        self.device = gpu.open(device, recover=recover)
+        self.device = gpu.open(device, memory_limit=most, need=need, recover=recover)
         recovery, before = self.device.recovery, self.device.recovery.losses
 
         def enter() -> None:
@@ -107,6 +115,7 @@ class Session(Loaded):
         tune: measure the kernel variants for this model first.
         at_once: the least capacity of the cache, in tokens of all sequences together.
         recover: whether a lost device is opened again, if the session opens it.
+        max_memory: the most bytes to take on an adapter that is opened here.
     """
 
     model: Model
@@ -124,7 +133,11 @@ class Session(Loaded):
         progress: Progress | None = None,
         at_once: int = 0,
         recover: bool = True,
+        max_memory: int | str | None = None,
     ):
+        def need(capacity: gpu.Capacity) -> object:
+            return plan_sizes(prepared.layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
+
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
@@ -132,7 +145,7 @@ class Session(Loaded):
 
         self._prepared, self._fused = prepared, fused
         self._packs: EncoderEngine | None = None
-        self._load(device, load, recover)
+        self._load(device, load, recover, max_memory, need)
         self.closed = False
 
     def _remake(self) -> None:

@@ -6,7 +6,7 @@ with gpu.open() as device:
     print(kernels.linear(x, w).numpy())
 """
 
-from llamagpu.gpu.adapter import Adapter, choose_adapter, list_adapters
+from llamagpu.gpu.adapter import Adapter, Need, allowed_adapters, choose_adapter, fitting_adapter, list_adapters
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.commands import CommandList, Copy, copy_rows
 from llamagpu.gpu.device import Device
@@ -14,13 +14,14 @@ from llamagpu.gpu.dtypes import LONG_NAMES, dtype_name, narrow_bf16, widen_bf16
 from llamagpu.gpu.events import Event
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.ledger import Part
+from llamagpu.gpu.limits import Capacity, adapter_capacity, device_capacity, parse_bytes
 from llamagpu.gpu.linker import Program, link, shader_root
 from llamagpu.gpu.native import Lost, version
 from llamagpu.gpu.opening import open_device
 from llamagpu.gpu.plan import Plan
 from llamagpu.gpu.readback import Readback
 from llamagpu.gpu.recovery import Resident
-from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, pack_rows, row_items
+from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, affine_bytes, pack_rows, row_items, tensor_bytes
 from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.tuning_store import cache_folder, store_tuning, tuning_path
 
@@ -31,12 +32,14 @@ __all__ = [
     "UPLOAD_ROWS",
     "Adapter",
     "Affine",
+    "Capacity",
     "CommandList",
     "Copy",
     "Device",
     "Event",
     "Lanes",
     "Lost",
+    "Need",
     "Part",
     "Plan",
     "Program",
@@ -47,20 +50,27 @@ __all__ = [
     "Tensor",
     "TunedLanes",
     "Tuning",
+    "adapter_capacity",
+    "affine_bytes",
+    "allowed_adapters",
     "cache_folder",
     "choose_adapter",
     "copy_rows",
     "default_tuning",
+    "device_capacity",
     "dtype_name",
+    "fitting_adapter",
     "link",
     "list_adapters",
     "narrow_bf16",
     "open",
     "open_device",
     "pack_rows",
+    "parse_bytes",
     "row_items",
     "shader_root",
     "store_tuning",
+    "tensor_bytes",
     "tuning_path",
     "variants",
     "version",

@@ -15,7 +15,8 @@ from llamagpu.gpu.adapter import Adapter, same_adapter
 from llamagpu.gpu.affine import Affine
 from llamagpu.gpu.dtypes import ITEM_SIZE, Array, dtype_name, host_array
 from llamagpu.gpu.events import Event, require_timestamps
-from llamagpu.gpu.ledger import Buffer, Ledger, Part, memory_limit
+from llamagpu.gpu.ledger import Buffer, Ledger, Part
+from llamagpu.gpu.limits import memory_limit
 from llamagpu.gpu.linker import Program
 from llamagpu.gpu.memory import Memory
 from llamagpu.gpu.pipelines import Pipelines
@@ -50,11 +51,17 @@ class Device(Unique):
     """
 
     def __init__(
-        self, adapter: Adapter, reason: str, *, baseline: bool = False, limit: int | None = None, recover: bool = True
+        self,
+        adapter: Adapter,
+        reason: str,
+        *,
+        baseline: bool = False,
+        limit: int | str | None = None,
+        recover: bool = True,
     ):
         self.adapter, self.reason, self._baseline = adapter, reason, baseline
         handle, self.features = adapter.request_device(baseline)
-        self.ledger = Ledger(memory_limit(adapter.kind) if limit is None else limit)
+        self.ledger = Ledger(memory_limit(adapter, limit))
         self.recovery = Recovery(recover)
         self.thread = DeviceThread(self.recovery.handle)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -10,9 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
-from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError, UsageError
+from llamagpu.errors import DeviceLostError, KernelError, OutOfMemoryError
 
 
 def lost_values() -> DeviceLostError:
@@ -123,19 +120,3 @@ class Ledger:
         buffer.freed = True
         with self._lock:
             self.buffers.discard(buffer)
-
-
-def memory_limit(kind: str) -> int | None:
-    """Bytes that buffers may take: 90 % of the free host memory if the adapter shares it; None on a discrete GPU.
-
-    Software drivers overcommit: without this limit the operating system would kill the process.
-    ``LLAMAGPU_MEMORY_LIMIT`` (bytes) overrides the limit.
-    """
-    override = os.environ.get("LLAMAGPU_MEMORY_LIMIT")
-    if override:
-        if not override.isdigit() or int(override) == 0:
-            raise UsageError(f"LLAMAGPU_MEMORY_LIMIT is {override!r}.", "It must be a number of bytes, at least 1.")
-        return int(override)
-    if kind == "discrete":
-        return None
-    return int(psutil.virtual_memory().available * 0.9)

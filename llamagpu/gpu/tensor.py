@@ -35,6 +35,17 @@ def allocated_rows(rows: int, woven: bool) -> int:
     return -(-rows // (2 * WOVEN_ROWS)) * 2 * WOVEN_ROWS if woven else rows
 
 
+def tensor_bytes(rows: int, columns: int, dtype: str = "f32", woven: bool = False) -> int:
+    """Bytes that ``Device.empty`` allocates for a float or integer tensor."""
+    return max(16, allocated_rows(rows, woven) * row_items(columns, dtype) * ITEM_SIZE[dtype])
+
+
+def affine_bytes(rows: int, columns: int, affine: Affine, woven: bool = False) -> int:
+    """Bytes that ``Device.empty_affine`` allocates, if one binding holds the tensor."""
+    sizes = (affine.data_bytes(columns), affine.meta_bytes(columns))
+    return sum(max(16, -(-allocated_rows(rows, woven) * size // 16) * 16) for size in sizes)
+
+
 def woven_order(rows: int) -> npt.NDArray[np.int64]:
     """Index in memory of each row of a woven part (``lib/order/woven.wgsl``)."""
     n = np.arange(rows)

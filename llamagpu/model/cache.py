@@ -43,6 +43,11 @@ def layer_bytes(config: Config, tokens: int, dtype: str) -> int:
     return page * (pages_for(tokens) + 1)
 
 
+def table_columns(context: int) -> int:
+    """Columns of the page table, for sequences of up to ``context`` tokens."""
+    return -(-pages_for(context) // 4) * 4
+
+
 def most_tokens(config: Config, largest_binding: int) -> int:
     """Tokens of a float32 cache that one binding holds."""
     return (largest_binding // layer_bytes(config, 0, "f32") - 1) * PAGE
@@ -78,7 +83,7 @@ class PagedCache:
         self._keys: dict[int, tuple[int, tuple[int, ...]]] = {}  # the reverse
         self._ids: dict[int, int] = {}  # page -> id of the prefix that ends with it
         self._next_id = _ROOT + 1
-        self._table = np.full((SLOTS + 1, -(-pages_for(context) // 4) * 4), self.total, np.uint32)
+        self._table = np.full((SLOTS + 1, table_columns(context)), self.total, np.uint32)
         self.table: Tensor = device.tensor(self._table, "u32", purpose="kv")
         columns = cache_columns(config.num_key_value_heads, config.head_dim)
         self.layers = [

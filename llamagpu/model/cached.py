@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.errors import LlamaGPUError, OutOfMemoryError
-from llamagpu.gpu import Device
+from llamagpu.gpu import Device, device_capacity
 from llamagpu.model.hub.cache import CONFIG, Repo, Snapshot, cache_folder, gguf_parts
 from llamagpu.model.hub.download import check_config
 from llamagpu.model.hub.logs import quiet
@@ -98,7 +98,7 @@ def _facts(path: Path, device: Device | None) -> dict[str, Any]:
 def _fits(layout: Layout, device: Device) -> bool:
     context = min(layout.config.max_position_embeddings, DEFAULT_CONTEXT)
     try:
-        plan_sizes(layout, device, context, "auto")
+        plan_sizes(layout, device_capacity(device), context, "auto")
     except OutOfMemoryError:
         return False
     return True

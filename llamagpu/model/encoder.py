@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.gpu import Device, Plan, Readback, Tensor, Tuning
+from llamagpu.gpu import Device, Plan, Readback, Tensor, Tuning, device_capacity
 from llamagpu.kernels.attention_paged import attention_prefill
 from llamagpu.kernels.attention_spans import packed_positions
 from llamagpu.kernels.elementwise import add
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.glu import activated
-from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
+from llamagpu.kernels.kv_write import Cache, cache_columns
 from llamagpu.kernels.layer_norm import layer_norm
 from llamagpu.kernels.product import Epilogue, plain, product
 from llamagpu.kernels.qkv import qkv
@@ -29,15 +29,13 @@ from llamagpu.kernels.step import step_rows
 from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.encoder_config import EncoderConfig
 from llamagpu.model.encoder_layout import EncoderLayout
+from llamagpu.model.encoder_sizes import SPREAD, WORD_COLUMNS, EncoderSizes, float_columns, pack_bucket, plan_encoder
 from llamagpu.model.packs import Encoded, Floats, Pooling
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.tensor_layout import Key
 from llamagpu.model.weights import Progress, load_tensors
 
 DUMP = 1  # the slot of padding rows
-_SMALLEST = 16  # rows of the smallest plan
-_SPREAD = 4  # positions of the cache for every row: short sequences leave gaps
-_BUDGETS = {"software": 512, "integrated": 2048, "discrete": 8192, "other": 2048}  # tokens of a pack
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,14 @@ class BoundIds:
 
 
 class Encoder:
-    """An encoder's weights, buffers and plans on a device; see ``PackModel``."""
+    """An encoder's weights, buffers and plans on a device; see ``PackModel``.
+
+    Args:
+        sizes: those of an earlier load or of ``plan_encoder``; None plans for the model's longest text.
+
+    Raises:
+        OutOfMemoryError: it does not fit, see ``plan_encoder``.
+    """
 
     def __init__(
         self,
@@ -58,23 +63,21 @@ class Encoder:
         layout: EncoderLayout,
         tuning: Tuning,
         progress: Progress | None = None,
+        sizes: EncoderSizes | None = None,
     ):
         c = self.config = config
+        self.sizes = sizes = sizes or plan_encoder(layout, device_capacity(device))
         self.device, self._tuning = device, tuning
         self._weights = load_tensors(layout, device, tuning.order == "woven", progress)
-        self._table = device.tensor(layout.positions, "f32", purpose="weights")
-        bias = layout.relative
+        self._table = device.tensor(layout.positions(), "f32", purpose="weights")
+        bias = layout.relative()
         self._relative = None if bias is None else device.tensor(bias, "f32", purpose="weights")
-        self.rows = _bucket(max(_BUDGETS[device.adapter.kind], c.positions))
-        self._positions = _SPREAD * self.rows + BLOCK
+        self.rows, self.hidden_size = sizes.rows, c.hidden_size
         h, columns = c.hidden_size, cache_columns(c.num_attention_heads, c.head_dim)
-        self.hidden_size = h
-        floats = {"x": h, "y": h, "z": h, "q": h, "attended": h, "inner": c.intermediate_size}
-        self._buffers = {name: device.empty((self.rows, n), purpose="activations") for name, n in floats.items()}
-        words = {"words": 4, "places": 4, "state": 4, "spans": 2}
-        self._words = {name: device.empty((self.rows, n), "u32", purpose="activations") for name, n in words.items()}
-        pages = np.arange(-(-self._positions // PAGE), dtype=np.uint32)[None]
-        self._rotation = device.tensor(rope_table(None, c.head_dim, self._positions), "f32", purpose="activations")
+        self._buffers = {n: device.empty((self.rows, k), purpose="activations") for n, k in float_columns(c).items()}
+        self._words = {n: device.empty((self.rows, k), "u32", purpose="activations") for n, k in WORD_COLUMNS.items()}
+        pages = np.arange(sizes.pages, dtype=np.uint32)[None]
+        self._rotation = device.tensor(rope_table(None, c.head_dim, sizes.positions), "f32", purpose="activations")
         data = device.empty((pages.size, columns), purpose="kv")
         table = device.tensor(pages, "u32", purpose="kv")
         self._cache = Cache(data, table, c.num_attention_heads, c.head_dim)
@@ -87,7 +90,7 @@ class Encoder:
         count = rows = positions = 0
         for length in lengths:
             rows, positions = rows + length, positions - -length // BLOCK * BLOCK
-            if rows > self.rows or positions > _SPREAD * self.rows:
+            if rows > self.rows or positions > SPREAD * self.rows:
                 break
             count += 1
         return count
@@ -126,7 +129,7 @@ class Encoder:
     def words(self, pack: Sequence[Encoded]) -> dict[str, npt.NDArray[np.uint32]]:
         """What the plan of a pack reads, by the names of ``buffer``. Padding rows have the slot ``DUMP``."""
         lengths = [len(e.ids) for e in pack]
-        count, rows = sum(lengths), _bucket(sum(lengths))
+        count, rows = sum(lengths), pack_bucket(sum(lengths))
         positions, spans = packed_positions(lengths)
         dump = -(-(int(positions[-1]) + 1) // BLOCK) * BLOCK  # of the padding rows
         place = np.concatenate([positions, np.full(rows - count, dump)])
@@ -192,15 +195,3 @@ class Encoder:
 
     def _layer_norm(self, role: str, i: int | None, x: Tensor, out: Tensor, eps: float) -> None:
         layer_norm(x, self._weights[Key(role, i)], self._weights[Key(f"{role}_bias", i)], eps, out)
-
-
-def _bucket(rows: int) -> int:
-    """Rows of the smallest plan for ``rows`` rows: powers of two, and those halfway between."""
-    size = _SMALLEST
-    while size < rows:
-        size = size * 3 // 2 if size & (size - 1) == 0 and size * 3 // 2 >= rows else _next(size)
-    return size
-
-
-def _next(size: int) -> int:
-    return 1 << size.bit_length()

@@ -11,6 +11,8 @@ from llamagpu.model.sources import Rows, Source
 from llamagpu.model.tensor_layout import Key, TensorLayout
 from llamagpu.model.weights import wide_rows
 
+Floats = npt.NDArray[np.float32]
+
 
 class EncoderLayout(TensorLayout):
     """The matrices and vectors of an encoder by key; see ``TensorLayout``. q, k and v are fused.
@@ -30,9 +32,20 @@ class EncoderLayout(TensorLayout):
         self._layer_norm("embed_norm", None)
         for i in range(config.num_hidden_layers):
             self._layer(i)
-        self.positions = self._position_table()
-        self.relative = self._relative_bias() if "relative" in self._row.modules else None
+        self._tables = {role: self._piece(role, None, np.arange(rows), n) for role, rows, n in self._stored_tables()}
         self._refuse_unknown()
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return super().parameters + sum(rows * columns for _, rows, columns in self._stored_tables())
+
+    @property
+    def tables(self) -> list[tuple[int, int]]:
+        """The shapes of ``positions`` and ``relative``, float32."""
+        c, h = self.config, self.config.hidden_size
+        relative = [(c.num_attention_heads, 2 * REACH)] if "relative" in self._tables else []
+        return [(max(1, c.type_vocab_size) * c.positions, h), *relative]
 
     def with_dtype(self, dtype: str) -> EncoderLayout:
         """The same model in another dtype."""
@@ -63,24 +76,33 @@ class EncoderLayout(TensorLayout):
         self._vector(Key(role, layer), rows)
         self._vector(Key(f"{role}_bias", layer), rows, "bias")
 
-    def _position_table(self) -> npt.NDArray[np.float32]:
+    def _stored_tables(self) -> list[tuple[str, int, int]]:
+        """Roles, rows and columns of the tables in the checkpoint."""
+        c, h = self.config, self.config.hidden_size
+        tables = [("positions", c.first_position + c.positions, h)]
+        tables += [("tasks", c.task_type_vocab_size, h), ("types", c.type_vocab_size, h)]
+        if "relative" in self._row.modules:
+            tables.append(("relative", BUCKETS, c.num_attention_heads))
+        return [table for table in tables if table[1]]
+
+    def positions(self) -> Floats:
         """What is added to a word's embedding: float32 [types · positions, hidden], for every token type the embeddings
         of the type, of each position, and of the first task."""
-        c, h = self.config, self.config.hidden_size
-        count = c.first_position + c.positions
-        piece = self._piece("positions", None, np.arange(count), h)
-        table = wide_rows(self, piece, np.arange(c.first_position, count))
-        if c.task_type_vocab_size:
-            table += wide_rows(self, self._piece("tasks", None, np.arange(c.task_type_vocab_size), h), np.arange(1))
-        if not c.type_vocab_size:
+        c = self.config
+        table = wide_rows(self, self._tables["positions"], np.arange(c.first_position, c.first_position + c.positions))
+        if "tasks" in self._tables:
+            table += wide_rows(self, self._tables["tasks"], np.arange(1))
+        if "types" not in self._tables:
             return table
-        types = self._piece("types", None, np.arange(c.type_vocab_size), h)
-        return np.concatenate([table + row for row in wide_rows(self, types, np.arange(c.type_vocab_size))])
+        types = wide_rows(self, self._tables["types"], np.arange(c.type_vocab_size))
+        return np.concatenate([table + row for row in types])
 
-    def _relative_bias(self) -> npt.NDArray[np.float32]:
-        """What is added to the scores: float32 [heads, 2 · REACH], for every distance from query to key."""
-        piece = self._piece("relative", None, np.arange(BUCKETS), self.config.num_attention_heads)
-        return np.ascontiguousarray(wide_rows(self, piece, _buckets(np.arange(-REACH, REACH))).T)
+    def relative(self) -> Floats | None:
+        """What is added to the scores: float32 [heads, 2 · REACH], for every distance from query to key; None if
+        nothing is."""
+        if "relative" not in self._tables:
+            return None
+        return np.ascontiguousarray(wide_rows(self, self._tables["relative"], _buckets(np.arange(-REACH, REACH))).T)
 
 
 def _buckets(distances: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

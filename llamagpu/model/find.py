@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UsageError, shown
-from llamagpu.model.hub import adapter_error, hub_file, hub_model, repo_of
+from llamagpu.model.hub import Fit, adapter_error, hub_file, hub_model, repo_of
 from llamagpu.model.sources import Source, open_path
 from llamagpu.model.sources.files import PICKLED, open_file, pickled
 
@@ -25,7 +25,9 @@ def bundled_models() -> Path:
     return inside if inside.is_dir() else package.parent / "weights"
 
 
-def find_model(model: str | Path | None, revision: str | None = None, refresh: bool = False) -> Path:
+def find_model(
+    model: str | Path | None, revision: str | None = None, refresh: bool = False, fit: Fit | None = None
+) -> Path:
     """The directory or GGUF file of a model: the bundled one (None), a directory, a safetensors file in one, a GGUF
     file, a hub id, or a GGUF file of a hub repo (``owner/name:file.gguf``).
 
@@ -36,14 +38,16 @@ def find_model(model: str | Path | None, revision: str | None = None, refresh: b
     Args:
         revision: of a hub id: a branch, a tag or a commit.
         refresh: ask the hub for a newer commit of the revision, even if the cache is complete.
+        fit: refuses a hub model that does not fit the memory, before its weights are downloaded.
 
     Raises:
+        OutOfMemoryError: see ``fit``.
         ModelNotFoundError: the path does not exist, or the hub cannot be reached and its cache lacks the model.
         UnsupportedModelError: it is a LoRA adapter, or the hub's model has no safetensors.
         UsageError: it is no name of a model, or no revision.
     """
     try:
-        return _find(model, revision, refresh)
+        return _find(model, revision, refresh, fit)
     except LlamaGPUError:
         raise
     except (OSError, RuntimeError) as e:  # a folder that may not be read, a name that is too long, an unknown user's ~
@@ -51,7 +55,7 @@ def find_model(model: str | Path | None, revision: str | None = None, refresh: b
         raise ModelNotFoundError(f"The model {shown(str(model))} cannot be read.", why, "Check the path.") from None
 
 
-def _find(model: str | Path | None, revision: str | None, refresh: bool) -> Path:
+def _find(model: str | Path | None, revision: str | None, refresh: bool, fit: Fit | None) -> Path:
     if model is None or (str(model) == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()):
         return _found(bundled_models() / DEFAULT_MODEL, revision)
     if not isinstance(model, (str, Path)) or not str(model).strip():
@@ -59,21 +63,27 @@ def _find(model: str | Path | None, revision: str | None, refresh: bool) -> Path
     path = Path(model).expanduser()
     if path.exists():
         return _found(path, revision)
-    try:
-        file = _HUB_FILE.fullmatch(str(model))
-        if file:
-            return hub_file(file[1], file[2], revision, refresh)
-        if is_hub_id(model):
-            return hub_model(str(model), revision, refresh)
-    except ModelNotFoundError as e:
-        similar = _similar(path)
-        raise (ModelNotFoundError(e.what, e.why, f"{e.hint} Or did you mean {similar}?") if similar else e) from None
+    found = _from_hub(str(model), revision, refresh, fit)
+    if found is not None:
+        return found
     similar = _similar(path)
     raise ModelNotFoundError(
         f"There is no model {'file' if path.suffix else 'directory'} {path}.",
         _KINDS,
         f"Did you mean {similar}?" if similar else "Check the path.",
     )
+
+
+def _from_hub(model: str, revision: str | None, refresh: bool, fit: Fit | None) -> Path | None:
+    """The path of a hub id; None if it cannot be one."""
+    try:
+        file = _HUB_FILE.fullmatch(model)
+        if file:
+            return hub_file(file[1], file[2], revision, refresh, fit)
+        return hub_model(model, revision, refresh, fit) if is_hub_id(model) else None
+    except ModelNotFoundError as e:
+        similar = _similar(Path(model).expanduser())
+        raise (ModelNotFoundError(e.what, e.why, f"{e.hint} Or did you mean {similar}?") if similar else e) from None
 
 
 def open_source(path: Path) -> Source:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamagpu.gpu import Device, Plan, Tensor, Tuning
+from llamagpu.gpu import Device, Plan, Tensor, Tuning, tensor_bytes
 from llamagpu.kernels.attention_paged import splits_for
 from llamagpu.kernels.embedding import embedding
-from llamagpu.kernels.sampling import choose, sampler_columns
+from llamagpu.kernels.sampling import choose
 from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.cache import SLOTS, PagedCache
 from llamagpu.model.config import Config
 from llamagpu.model.decoder import Operations, decoder_head, decoder_layers
 from llamagpu.model.operations import FusedPrompt, FusedStep, Unfused, Workspace, activation_columns
 from llamagpu.model.rope import Rope
-from llamagpu.model.step import StepState
+from llamagpu.model.step import StepState, state_shapes
 from llamagpu.model.weights import Weights
 
 # Rows of prefill plans; a chunk is padded up to the next one.
@@ -57,13 +57,18 @@ class Arena:
     logits: Tensor  # [HEAD_ROWS, vocab]
 
 
-def arena_bytes(config: Config, rows: int, context: int, fused: bool) -> int:
-    """Bytes that ``make_arena`` will take, without its padding."""
+def arena_shapes(config: Config, rows: int, context: int, fused: bool) -> list[tuple[int, int]]:
+    """Rows and columns of everything that ``make_arena`` allocates; all items have 4 bytes."""
     c = config
-    partials = partial_rows(context) * c.num_attention_heads * (c.head_dim + 4)
-    head = HEAD_ROWS * (c.hidden_size + c.vocab_size + sum(sampler_columns(c.vocab_size).values()))
-    slots = 2 * (SLOTS + 1) * c.vocab_size
-    return 4 * (rows * (sum(activation_columns(c, fused).values()) + 5) + partials + head + slots)
+    shapes = [(rows, n) for n in activation_columns(c, fused).values()]
+    shapes += [(partial_rows(context), c.num_attention_heads * (c.head_dim + 4))]
+    shapes += [(HEAD_ROWS, n) for n in (c.hidden_size, c.vocab_size)]
+    return shapes + state_shapes(rows, HEAD_ROWS, SLOTS + 1, c.vocab_size)
+
+
+def arena_bytes(config: Config, rows: int, context: int, fused: bool) -> int:
+    """Bytes that ``make_arena`` allocates."""
+    return sum(tensor_bytes(*shape) for shape in arena_shapes(config, rows, context, fused))
 
 
 def make_arena(device: Device, config: Config, rows: int, context: int, fused: bool) -> Arena:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamagpu.errors import UsageError
-from llamagpu.gpu import Device, Tuning
+from llamagpu.gpu import Device, Tuning, device_capacity
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config, parse_config
 from llamagpu.model.find import find_model, open_source
 from llamagpu.model.forward import Forward, make_arena
+from llamagpu.model.hub import Fit
 from llamagpu.model.layout import DTYPES, FLOATS, Layout
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
@@ -85,9 +86,13 @@ def prepare_shape(name: str, dtype: str = "auto") -> Prepared:
 
 
 def prepare_model(
-    model: str | Path | None, shape: str | None, dtype: str = "auto", revision: str | None = None
+    model: str | Path | None,
+    shape: str | None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    fit: Fit | None = None,
 ) -> Prepared:
-    """A checkpoint (see ``find_model``), or a named shape.
+    """A checkpoint (see ``find_model``, also for ``fit``), or a named shape.
 
     Raises:
         UsageError: both are given, or a dtype or shape is unknown.
@@ -97,7 +102,7 @@ def prepare_model(
     if revision is not None and shape is not None:
         raise UsageError("--revision and --shape exclude one another.", "Only hub ids have revisions.")
     dtype, _ = check_dtypes(dtype, "auto")
-    return prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model, revision), dtype)
+    return prepare_shape(shape, dtype) if shape is not None else prepare(find_model(model, revision, fit=fit), dtype)
 
 
 def load_model(
@@ -120,11 +125,11 @@ def load_model(
         sizes: those of an earlier load, in place of a choice.
     """
     config, layout = prepared.config, prepared.layout
-    sizes = sizes or plan_sizes(layout, device, context, kv_dtype, fused=fused, at_once=at_once)
-    if layout.unquantized:
-        log.warning("not quantized, because groups do not divide their rows: %s", ", ".join(layout.unquantized))
-    log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)
     woven = tuning.order == "woven"
+    capacity = replace(device_capacity(device), woven=woven)
+    if sizes is None:
+        sizes = plan_sizes(layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
+        _report(layout, sizes)
     if isinstance(prepared.source, RandomWeights):
         weights = random_weights(layout, device, woven)
     else:
@@ -137,3 +142,13 @@ def load_model(
     arena = make_arena(device, config, sizes.rows, sizes.context, fused)
     forward = Forward(device, config, weights, cache, rotations, arena, tuning, fused)
     return Model(config, weights, forward, cache, sizes)
+
+
+def _report(layout: Layout, sizes: Sizes) -> None:
+    """Log what was chosen."""
+    if sizes.context < sizes.wanted:
+        what = "the context is %d tokens: %d do not fit the memory or the binding limit"
+        log.warning(what, sizes.context, sizes.wanted)
+    if layout.unquantized:
+        log.warning("not quantized, because groups do not divide their rows: %s", ", ".join(layout.unquantized))
+    log.info("context %d tokens, cache %s, %.1f MB in all", sizes.context, sizes.kv_dtype, sizes.total / 1e6)

@@ -1,63 +1,79 @@
-"""The memory that a model takes on a device: choosing the context, the cache's dtype and its pool."""
+"""The memory that a decoder takes on an adapter: choosing the context, the cache's dtype and its pool."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamagpu.errors import OutOfMemoryError, UsageError, shown
-from llamagpu.gpu import Affine, Device
+from llamagpu.gpu import Affine, Capacity, tensor_bytes
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.model.cache import held_tokens, kv_bytes, layer_bytes
-from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, arena_bytes, bucket
+from llamagpu.model.cache import SLOTS, held_tokens, kv_bytes, layer_bytes, table_columns
+from llamagpu.model.estimate import PARAMS, STAGING, Estimate
+from llamagpu.model.families import smaller_models
+from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, arena_bytes, arena_shapes, bucket
 from llamagpu.model.layout import Layout
 
-log = logging.getLogger("llamagpu")
 DEFAULT_CONTEXT = 4096
 KV_DTYPES = {"float32": "f32", "float16": "f16"}
+_SMALLER = ("float16", "int8", "int4")  # dtypes to propose, the most exact one first
 _POOLS = (8, 4, 2)  # whole contexts that the cache holds at once, if they take little beside the weights
 _POOL_BYTES = 32_000_000
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Estimate):
     """The memory that a model takes, and its chosen sizes. ``pool`` is the cache's capacity in tokens of all sequences,
-    ``rows`` the number of tokens in the largest prefill chunk."""
+    ``rows`` the number of tokens in the largest prefill chunk, ``wanted`` the context that was asked for."""
 
     context: int
+    wanted: int
     pool: int
     kv_dtype: str
     rows: int
-    weights: int
-    kv: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Bytes in all."""
-        return self.weights + self.kv + self.activations
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """A layout and a device, and the dtypes chosen for them."""
+    """A layout and a capacity, and what was chosen for them. ``kv_dtype`` is ``auto`` or a long name."""
 
     layout: Layout
-    device: Device
-    kv: str
+    capacity: Capacity
+    kv_dtype: str
     fused: bool
+
+    @property
+    def kv(self) -> str:
+        """The cache's dtype, as the GPU layer names it."""
+        narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in self.layout.matrices.values())
+        return KV_DTYPES.get(self.kv_dtype) or ("f16" if narrow else "f32")
 
     def sizes(self, tokens: int, pool: int | None = None) -> Sizes:
         c, rows = self.layout.config, bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
         pool = pool or held_tokens(c, tokens, rows)
-        activations = arena_bytes(c, rows, tokens, self.fused) + len(c.ropes) * tokens * c.head_dim * 4
-        return Sizes(tokens, pool, self.kv, rows, self.layout.nbytes, kv_bytes(c, pool, self.kv), activations)
+        rotations = len(c.ropes) * tensor_bytes(tokens, c.head_dim)
+        return Sizes(
+            weights=self.layout.held(self.capacity.woven),
+            kv=kv_bytes(c, pool, self.kv) + tensor_bytes(SLOTS + 1, table_columns(tokens)),
+            activations=arena_bytes(c, rows, tokens, self.fused) + rotations,
+            params=PARAMS,
+            staging=STAGING,
+            context=tokens,
+            wanted=tokens,
+            pool=pool,
+            kv_dtype=self.kv,
+            rows=rows,
+        )
+
+    def largest_binding(self, sizes: Sizes) -> int:
+        """Bytes of the largest tensor that needs one binding: a layer's cache, or activations."""
+        c = self.layout.config
+        shapes = arena_shapes(c, sizes.rows, sizes.context, self.fused)
+        tables = (layer_bytes(c, sizes.pool, self.kv), tensor_bytes(sizes.context, c.head_dim))
+        return max(*tables, *(tensor_bytes(*shape) for shape in shapes))
 
     def fits(self, tokens: int, pool: int | None = None) -> bool:
-        free = self.device.ledger.free_bytes()
         sizes = self.sizes(tokens, pool)
-        layer = layer_bytes(self.layout.config, sizes.pool, self.kv)
-        return layer <= self.device.memory.largest_binding and (free is None or sizes.total <= free)
+        return self.largest_binding(sizes) <= self.capacity.binding and sizes.fits(self.capacity)
 
     def largest(self, wanted: int) -> int:
         """The largest context up to ``wanted`` that fits, in whole pages."""
@@ -74,54 +90,66 @@ class _Planner:
         pools = (n * one for n in _POOLS if kv_bytes(c, n * one, self.kv) <= allowed)
         return self.sizes(wanted, next((p for p in pools if self.fits(wanted, p)), one))
 
-    def refusal(self, need: Sizes, would: int) -> OutOfMemoryError:
-        """The error for sizes that do not fit; its hint names sizes that would."""
-        free = self.device.ledger.free_bytes()
-        have = "the free memory is unknown" if free is None else f"{free / 1e6:,.1f} MB are free"
-        fit = [f"a context of {would} tokens fits"] if would else []
-        for dtype in ("float16", "int8", "int4") if not would else ():
-            smaller = self.layout.with_dtype(dtype).nbytes
-            if smaller < need.weights and smaller + need.kv + need.activations <= (free or 0):
-                fit.append(f"with --dtype {dtype} the weights take {smaller / 1e6:,.1f} MB")
-        return OutOfMemoryError(
-            f"The model does not fit: it needs {need.total / 1e6:,.1f} MB, and {have}.",
-            f"Weights {need.weights / 1e6:,.1f} MB, cache for {need.context} tokens {need.kv / 1e6:,.1f} MB, "
-            f"activations {need.activations / 1e6:,.1f} MB; "
-            f"a binding holds {self.device.memory.max_binding / 1e6:,.1f} MB.",
-            f"To make it fit: {', '.join(fit)}." if fit else "Use a smaller model, or an adapter with more memory.",
-        )
+    def refusal(self, wanted: int, pool: int | None = None) -> OutOfMemoryError:
+        """The error for a context that does not fit."""
+        need = self.sizes(wanted, pool)
+        cache = f"{need.context} tokens" if pool is None else f"{pool} tokens of all sequences"
+        return need.refusal(self.capacity, cache, self.largest_binding(need), self._changes(need, pool))
+
+    def _changes(self, need: Sizes, pool: int | None) -> list[str]:
+        """Changes each of which makes it fit, in words."""
+        out = []
+        context = 0 if pool else self.largest(need.context)
+        if context:
+            out.append(f"--context {context}")
+        narrow = replace(self, kv_dtype="float16")
+        if self.kv == "f32" and narrow.fits(need.context, pool):
+            out.append("--kv-dtype float16")
+        smaller = [replace(self, layout=self.layout.with_dtype(dtype)) for dtype in _SMALLER]
+        smaller = [p for p in smaller if p.layout.nbytes < self.layout.nbytes]
+        fitting = next((p for p in smaller if p.fits(need.context, pool)), None)
+        if fitting is not None:
+            out.append(f"--dtype {fitting.layout.dtype} (weights {fitting.sizes(need.context).weights / 1e6:,.1f} MB)")
+        elif smaller and not context and smaller[-1].largest(need.context):
+            out.append(f"--dtype int4 with --context {smaller[-1].largest(need.context)}")
+        if need.fits(self.capacity):  # a binding is too small, and may be for another model too
+            return out
+        room = (self.capacity.free or 0) - (need.total - need.weights)
+        source, config = self.layout.source, self.layout.config
+        return out + smaller_models(source.name, config.model_type, self.layout.parameters, room)
 
 
 def plan_sizes(
     layout: Layout,
-    device: Device,
+    capacity: Capacity,
     context: int | None,
     kv_dtype: str,
     most_context: int = DEFAULT_CONTEXT,
     fused: bool = True,
     at_once: int = 0,
 ) -> Sizes:
-    """Choose context and cache dtype, and add up their bytes. ``at_once`` is the least capacity of the cache, in tokens
-    of all sequences together.
+    """Choose context and cache dtype, and add up their bytes. Without a context it is the model's, up to
+    ``most_context``, or the largest that fits.
+
+    Args:
+        at_once: the least capacity of the cache, in tokens of all sequences together.
 
     Raises:
         UsageError: the context is longer than the model's.
         OutOfMemoryError: it does not fit; the message has the numbers, and choices that would fit.
     """
-    narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
-    planner = _Planner(layout, device, KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32"), fused)
+    planner = _Planner(layout, capacity, kv_dtype, fused)
     most = layout.config.max_position_embeddings
     if context is not None and not 1 <= context <= most:
         raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"It must be from 1 to {most}.")
     wanted = min(most, most_context) if context is None else context
     if at_once > wanted:
         if not planner.fits(wanted, at_once):
-            raise planner.refusal(planner.sizes(wanted, at_once), 0)
+            raise planner.refusal(wanted, at_once)
         return planner.sizes(wanted, at_once)
     if planner.fits(wanted):
         return planner.with_pool(wanted)
-    would = planner.largest(wanted)
-    if would and context is None:
-        log.warning("the context is %d tokens: %d do not fit the memory or the binding limit", would, wanted)
-        return planner.sizes(would)
-    raise planner.refusal(planner.sizes(wanted), would)
+    would = planner.largest(wanted) if context is None else 0
+    if would:
+        return replace(planner.sizes(would), wanted=wanted)
+    raise planner.refusal(wanted)

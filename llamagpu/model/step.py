@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Device, Part, Slot, Tensor
-from llamagpu.kernels.sampling import Sampler, make_sampler
+from llamagpu.kernels.sampling import Sampler, make_sampler, sampler_columns
 from llamagpu.kernels.step import NO_END, PROMPT_BIT, ROW_WORDS, Sampled, Settings, no_cuts, read_sampled, step_rows
 
 Words = npt.NDArray[np.uint32]
@@ -40,6 +40,12 @@ class Reading:
     slot: Slot
     size: int
     wanted: tuple[int, ...]
+
+
+def state_shapes(rows: int, sampled: int, slots: int, vocab: int) -> list[tuple[int, int]]:
+    """Rows and columns of everything that a ``StepState`` allocates; all items have 4 bytes."""
+    own = [(rows, ROW_WORDS), (sampled, ROW_WORDS), (1, rows), (1, ROW_WORDS)]
+    return own + [(sampled, n) for n in sampler_columns(vocab).values()] + 2 * [(slots, vocab)]
 
 
 class StepState:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamagpu.errors import UnsupportedModelError
-from llamagpu.gpu import LONG_NAMES, Affine, row_items
+from llamagpu.gpu import LONG_NAMES, Affine, affine_bytes, row_items, tensor_bytes
 from llamagpu.model.sources import Format, Rows, Source, Stored
 
 FLOATS = {long: short for short, long in LONG_NAMES.items() if short != "u32"}
@@ -55,6 +55,12 @@ class Matrix:
     def nbytes(self) -> int:
         """Bytes on the GPU."""
         return self.rows * self.row_bytes
+
+    def held(self, woven: bool) -> int:
+        """Bytes that are allocated for it."""
+        if isinstance(self.format, Affine):
+            return affine_bytes(self.rows, self.columns, self.format, woven)
+        return tensor_bytes(self.rows, self.columns, self.format, woven)
 
     @property
     def format_name(self) -> str:
@@ -106,9 +112,16 @@ class TensorLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the tensors will take on the GPU."""
-        vectors = sum(-(-v.size * 4 // 256) * 256 for v in self.vectors.values())
-        return sum(m.nbytes for m in self.matrices.values()) + vectors
+        """Bytes of the tensors on the GPU."""
+        return sum(m.nbytes for m in self.matrices.values()) + self._vector_bytes
+
+    def held(self, woven: bool) -> int:
+        """Bytes that are allocated for the tensors. ``woven`` pads matrices to 64 rows."""
+        return sum(m.held(woven) for m in self.matrices.values()) + self._vector_bytes
+
+    @property
+    def _vector_bytes(self) -> int:
+        return max(256, sum(-(-v.size * 4 // 256) * 256 for v in self.vectors.values()))
 
     @property
     def parameters(self) -> int:

@@ -12,14 +12,17 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UnsupportedModelError, UsageError
 from llamagpu.model.config import parse_config
 from llamagpu.model.encoder_config import is_encoder, parse_encoder
 from llamagpu.model.hub.cache import CONFIG, ENCODERS, GENERATION, OPTIONAL, Repo, gguf_parts, offline
 from llamagpu.model.hub.errors import disk_full, not_cached, our_errors, status_of
+from llamagpu.model.hub.headers import listed_headers
 from llamagpu.model.hub.listing import Announced, Listing, ask_hub, check_revision, total_size
 from llamagpu.model.hub.logs import asking_hub, quiet
+from llamagpu.model.sources import Source
 from llamagpu.model.sources.files import load_config, load_json
 from llamagpu.model.sources.safetensors import INDEX, read_index
 from llamagpu.version import __version__
@@ -29,10 +32,25 @@ log = logging.getLogger("llamagpu")
 _FOLDERS = re.compile(r"additional_chat_templates/[^/]+\.jinja|\d+_\w+/(config\.json|model\.safetensors)")
 
 
-def hub_model(model: str, revision: str | None = None, refresh: bool = False) -> Path:
-    """The directory of a hub model in the cache. The hub is asked if files are missing, or with ``refresh``.
+class Fit(Protocol):
+    """Whether a model that is not here yet would fit the memory."""
+
+    def is_certain(self, stored: int) -> bool:
+        """Whether weights of this many bytes fit without a look at their headers."""
+
+    def check(self, source: Source) -> None:
+        """Raise OutOfMemoryError if the model does not fit. The tensors of ``source`` cannot be read."""
+
+    def check_size(self, model: str, stored: int) -> None:
+        """Raise OutOfMemoryError if a GGUF file of this many bytes cannot fit."""
+
+
+def hub_model(model: str, revision: str | None = None, refresh: bool = False, fit: Fit | None = None) -> Path:
+    """The directory of a hub model in the cache. The hub is asked if files are missing, or with ``refresh``. Weights
+    that do not ``fit`` are not downloaded.
 
     Raises:
+        OutOfMemoryError: see ``Fit``.
         ModelNotFoundError: the hub does not have it, refuses it or cannot be reached, and the cache lacks it.
         UnsupportedModelError: it has no safetensors, or its config is refused; the weights were not downloaded then.
         LlamaGPUError: the cache cannot be written.
@@ -56,14 +74,16 @@ def hub_model(model: str, revision: str | None = None, refresh: bool = False) ->
         log.warning("%s: the cached files are used, because the hub gave no answer (%s)", model, e.why)
         return held.path
     with our_errors(model, revision):
-        _download_model(listing)
+        _download_model(listing, fit)
     return listing.snapshot.path
 
 
-def hub_file(model: str, name: str, revision: str | None = None, refresh: bool = False) -> Path:
-    """A GGUF file of a hub repo in the cache; of a split one the first part, with all others beside it.
+def hub_file(model: str, name: str, revision: str | None = None, refresh: bool = False, fit: Fit | None = None) -> Path:
+    """A GGUF file of a hub repo in the cache; of a split one the first part, with all others beside it. A file that
+    cannot ``fit`` is not downloaded.
 
     Raises:
+        OutOfMemoryError: see ``Fit``.
         ModelNotFoundError: see ``hub_model``; or the repo lacks the file, and the message lists those that it has.
         LlamaGPUError: the cache cannot be written.
     """
@@ -84,6 +104,8 @@ def hub_file(model: str, name: str, revision: str | None = None, refresh: bool =
                 f"Its GGUF files: {found}.",
                 "Check the name after the colon.",
             )
+        if fit is not None:
+            fit.check_size(f"{model}:{name}", total_size(listing.files[part] for part in names))
         _download_files(listing, names)
         listing.snapshot.record(listing.revision, [])
     return listing.snapshot.path / names[0]
@@ -95,7 +117,7 @@ def is_cached(model: str, revision: str | None) -> bool:
     return held is not None and not held.missing() and (offline() or not held.unknown())
 
 
-def _download_model(listing: Listing) -> None:
+def _download_model(listing: Listing, fit: Fit | None) -> None:
     """Download what is missing: the configs, which may be refused, then the tokenizer, then the weights."""
     listing.require_model()
     _download_small(listing, [CONFIG, GENERATION])
@@ -103,7 +125,13 @@ def _download_model(listing: Listing) -> None:
     if not {"tokenizer.json", "tokenizer.model"} & set(listing.files):
         log.warning("%s has no tokenizer.json: it cannot generate text", listing.repo.id)
     _download_small(listing, [n for n in listing.files if n in (*OPTIONAL, *ENCODERS) or _FOLDERS.fullmatch(n)])
-    _download_files(listing, _weights(listing))
+    weights = _weights(listing)
+    lacking = [name for name in weights if not (listing.snapshot.path / name).exists()]
+    stored = total_size(listing.files[name] for name in weights)
+    if fit is not None and lacking and not fit.is_certain(stored):
+        with quiet():
+            fit.check(listed_headers(listing))
+    _download_files(listing, weights)
     listing.snapshot.record(listing.revision, [name for name in (*OPTIONAL, *ENCODERS) if name not in listing.files])
 
 

@@ -30,17 +30,23 @@ def hub_headers(model: str, revision: str | None) -> HuggingFace:
     """
     if offline():
         raise not_cached(model)
+    with our_errors(model, revision), asking_hub(model):
+        return listed_headers(ask_hub(model, revision))
+
+
+def listed_headers(listing: Listing) -> HuggingFace:
+    """As ``hub_headers``, of a listing."""
+    model = listing.repo.id
     parent = Path(tempfile.mkdtemp(prefix="llamagpu-hub-"))
     folder = parent / model.replace("/", "--")
     folder.mkdir()
     try:
-        with our_errors(model, revision), asking_hub(model):
-            listing = ask_hub(model, revision)
-            listing.require_model()
-            for name in (CONFIG, GENERATION, INDEX):
-                if name in listing.files:
-                    (folder / name).write_bytes(_get(listing, name)[0])
-            source = open_directory(folder, Checkpoint(_entries(listing, folder)))
+        listing.require_model()
+        for name in (CONFIG, GENERATION, INDEX):
+            if name in listing.files:
+                (folder / name).write_bytes(_get(listing, name)[0])
+        source = open_directory(folder, Checkpoint(_entries(listing, folder)))
+        source.name = model
     except BaseException:
         shutil.rmtree(parent, ignore_errors=True)
         raise
