@@ -149,18 +149,35 @@ def test_an_encoders_packs_shrink_until_they_fit(tmp_path: Path, device: gpu.Dev
     whole, cache = plan_encoder(layout, capacity(None)), 1024  # bytes of a position
     least = plan_encoder(layout, capacity(None, cache * whole.positions - 1))
     assert 140 <= least.rows < whole.rows == 512
-    sizes = plan_encoder(layout, capacity(2 * whole.total // 3))
-    assert 140 <= sizes.rows < whole.rows
+    sizes = plan_encoder(layout, capacity(whole.total // 2))
+    assert (sizes.rows, sizes.spread, least.spread) == (192, 1, 4)
     with pytest.raises(OutOfMemoryError, match="Weights") as caught:
         plan_encoder(layout, capacity(sizes.weights + 500_000))
-    assert "--dtype int4" in caught.value.hint
+    assert "--dtype float16" in caught.value.hint
     (length,) = re.findall(r"up to (\d+) tokens", caught.value.hint)
     assert plan_encoder(layout, capacity(sizes.weights + 500_000), int(length)).longest == int(length)
     texts = [f"a{i} " * (1 + 30 * (i % 5)) for i in range(20)]
-    with Embedder(path, device=device) as large, Embedder(path, max_memory=sizes.total) as small:
+    with Embedder(path, device=device) as large, Embedder(path, max_memory=whole.total // 2) as small:
         assert small._model._encoder.rows < large._model._encoder.rows
         assert (small.encode(texts) == large.encode(texts)).all()
-        assert small.memory.limit == sizes.total >= small.memory.peak
+        assert small.memory.limit == whole.total // 2 >= small.memory.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("longest", [16, 20, 33, 47, 140])
+def test_the_longest_text_has_room_in_the_smallest_cache(longest: int, tmp_path: Path, device: gpu.Device) -> None:
+    path = encoder(tmp_path, "bert-wide")
+    source = open_directory(path)
+    layout = EncoderLayout(parse_encoder(source.config()), source)
+    with pytest.raises(TooLargeError) as refused:
+        plan_encoder(layout, capacity(1), longest)
+    assert refused.value.need is not None
+    most = refused.value.need.total + 1000  # an open device has buffers of its own
+    with Embedder(path, max_memory=most, max_seq_length=longest) as least:
+        assert least._model._encoder.sizes.spread == 1
+        got = least.encode(["a1 " * 200, "a2", "a3 " * 30])
+    with Embedder(path, device=device, max_seq_length=longest) as large:
+        assert (large.encode(["a1 " * 200, "a2", "a3 " * 30]) == got).all()
 
 
 def test_smaller_models_of_a_family() -> None:

@@ -29,7 +29,7 @@ from llamagpu.kernels.step import step_rows
 from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.encoder_config import EncoderConfig
 from llamagpu.model.encoder_layout import EncoderLayout
-from llamagpu.model.encoder_sizes import SPREAD, WORD_COLUMNS, EncoderSizes, float_columns, pack_bucket, plan_encoder
+from llamagpu.model.encoder_sizes import WORD_COLUMNS, EncoderSizes, float_columns, pack_bucket, plan_encoder
 from llamagpu.model.packs import Encoded, Floats, Pooling
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.tensor_layout import Key
@@ -90,7 +90,7 @@ class Encoder:
         count = rows = positions = 0
         for length in lengths:
             rows, positions = rows + length, positions - -length // BLOCK * BLOCK
-            if rows > self.rows or positions > SPREAD * self.rows:
+            if rows > self.rows or positions > self.sizes.room:
                 break
             count += 1
         return count

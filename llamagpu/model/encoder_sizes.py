@@ -13,7 +13,7 @@ from llamagpu.model.encoder_layout import EncoderLayout
 from llamagpu.model.estimate import PARAMS, Estimate
 from llamagpu.model.families import smaller_models
 
-SPREAD = 4  # positions of the cache for every row: short sequences leave gaps
+_SPREAD = 4  # positions of the cache for every row, if they fit: short sequences leave gaps
 _SMALLEST = 16  # rows of the smallest plan
 _BUDGETS = {"software": 512, "integrated": 2048, "discrete": 8192, "other": 2048}  # tokens of a pack
 _SMALLER = ("float16", "int8", "int4")  # dtypes to propose, the most exact one first
@@ -39,15 +39,22 @@ WORD_COLUMNS = {"words": 4, "places": 4, "state": 4, "spans": 2}  # u32 columns 
 
 @dataclass(frozen=True)
 class EncoderSizes(Estimate):
-    """The memory that an encoder takes. ``rows`` is the number of tokens in the largest pack, ``longest`` of a text."""
+    """The memory that an encoder takes. ``rows`` is the number of tokens in the largest pack, ``longest`` of a text;
+    the cache has ``spread`` positions for every row."""
 
     rows: int
     longest: int
+    spread: int
+
+    @property
+    def room(self) -> int:
+        """Positions for the texts of a pack, each of which begins at a multiple of ``BLOCK``."""
+        return max(self.spread * self.rows, -(-self.longest // BLOCK) * BLOCK)
 
     @property
     def positions(self) -> int:
-        """Positions of the cache."""
-        return SPREAD * self.rows + BLOCK
+        """Positions of the cache: for the texts, and for padding rows."""
+        return self.room + BLOCK
 
     @property
     def pages(self) -> int:
@@ -55,9 +62,9 @@ class EncoderSizes(Estimate):
         return -(-self.positions // PAGE)
 
 
-def _sized(layout: EncoderLayout, capacity: Capacity, rows: int, longest: int) -> tuple[EncoderSizes, int]:
+def _sized(layout: EncoderLayout, capacity: Capacity, rows: int, longest: int, spread: int) -> tuple[EncoderSizes, int]:
     """The sizes with packs of ``rows`` tokens, and the bytes of the largest tensor that needs one binding."""
-    c, bare = layout.config, EncoderSizes(0, 0, 0, 0, 0, rows, longest)
+    c, bare = layout.config, EncoderSizes(0, 0, 0, 0, 0, rows, longest, spread)
     columns = [*float_columns(c).values(), *WORD_COLUMNS.values(), c.hidden_size, 2]  # the last are of the pooling
     activations = [tensor_bytes(rows, n) for n in columns] + [tensor_bytes(bare.positions, c.head_dim)]
     cache = tensor_bytes(bare.pages, cache_columns(c.num_attention_heads, c.head_dim))
@@ -70,20 +77,21 @@ def _sized(layout: EncoderLayout, capacity: Capacity, rows: int, longest: int) -
         staging=_ON_THE_WAY * c.hidden_size * 4,
         rows=rows,
         longest=longest,
+        spread=spread,
     )
     return sizes, max(cache, *activations, *tables)
 
 
 def _choice(layout: EncoderLayout, capacity: Capacity, longest: int) -> EncoderSizes | None:
     """The sizes with the largest packs that fit; None if none do. A pack holds the longest text at least."""
-    rows, least = pack_bucket(max(_BUDGETS[capacity.kind], longest)), pack_bucket(longest)
+    rows, least, spread = pack_bucket(max(_BUDGETS[capacity.kind], longest)), pack_bucket(longest), _SPREAD
     while True:
-        sizes, largest = _sized(layout, capacity, rows, longest)
+        sizes, largest = _sized(layout, capacity, rows, longest, spread)
         if largest <= capacity.binding and sizes.fits(capacity):
             return sizes
-        if rows == least:
+        if spread == 1:
             return None
-        rows = max(least, pack_bucket(rows // 2))
+        rows, spread = (max(least, pack_bucket(rows // 2)), spread) if rows > least else (rows, 1)
 
 
 def plan_encoder(layout: EncoderLayout, capacity: Capacity, longest: int | None = None) -> EncoderSizes:
@@ -99,7 +107,7 @@ def plan_encoder(layout: EncoderLayout, capacity: Capacity, longest: int | None 
     sizes = _choice(layout, capacity, longest)
     if sizes is not None:
         return sizes
-    need, largest = _sized(layout, capacity, pack_bucket(longest), longest)
+    need, largest = _sized(layout, capacity, pack_bucket(longest), longest, 1)
     changes = []
     shorter = next((n for n in _lengths(longest) if _choice(layout, capacity, n)), 0)
     if shorter:
