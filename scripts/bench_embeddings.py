@@ -16,7 +16,6 @@ import re
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -129,34 +128,32 @@ def smallest_cosines(scratch: Path, count: int) -> list[dict[str, float]]:
 
 
 def profile_packs(model: Path, runs: int = 5) -> dict[str, Any]:
-    """Seconds of packs by their rows, alone and with the host's work; and seconds of the largest and the smallest pack by
-    kernel. Texts have 32 tokens, that of the smallest pack 16."""
-    from llamagpu import Embedder
-    from llamagpu.bench.profile import line_name
+    """Seconds of packs by their rows, of the plan and with the host's work; and of two packs by kernel. Texts have 32
+    tokens, that of the smallest pack 16."""
+    sys.path.insert(0, str(HERE.parent))
+    from llamagpu.bench.profile import short_name
+    from llamagpu.engine.encoder_model import EncoderModel
     from llamagpu.gpu.timeline import profile
-    from llamagpu.gpu.timing import time_plans
-    from llamagpu.model.encoder import Encoded
+    from llamagpu.gpu.timing import time_calls, time_plans
+    from llamagpu.model.packs import Encoded
 
     packs, kernels = [], {}
-    with Embedder(model, dtype="float32") as embedder:
-        encoder, device = embedder._encoder, embedder.device
+    with EncoderModel(model, dtype="float32") as loaded:
+        encoder, device = loaded._encoder, loaded.device
         for rows in PACKS:
             length = min(rows, 32)
             pack = [Encoded((101, *[2000] * (length - 2), 102), (0,) * length)] * (rows // length)
+            plan = device.call(lambda rows=rows: encoder.plan(rows, ("mean",)))
 
-            def run(pack: list[Encoded] = pack) -> float:
-                start = time.perf_counter()
-                device.call(lambda: encoder.pooled(pack, "mean"))
-                return time.perf_counter() - start
+            def run(pack: list[Encoded] = pack) -> None:
+                device.call(lambda: [r.result() for r in encoder.launch(pack, ("mean",))])
 
-            run()
-            whole, plan = statistics.median(run() for _ in range(runs)), encoder._plans[rows, "mean"]
-            alone = time_plans(device, {"": plan}, runs)[""]
+            whole, alone = time_calls(device, {"": run}, runs)[""], time_plans(device, {"": plan}, runs)[""]
             packs.append({"rows": rows, "dispatches": len(plan.dispatches), "plan_s": alone, "pack_s": whole})
             if rows in (PACKS[0], PACKS[-1]):
                 times: dict[str, float] = defaultdict(float)
                 for span, dispatch in profile(device, plan, runs).kernels:
-                    times[line_name(dispatch)] += (span.end - span.begin) / runs
+                    times[short_name(dispatch.program)] += (span.end - span.begin) / runs
                 kernels[str(rows)] = dict(sorted(times.items(), key=lambda item: -item[1]))
     return {"packs": packs, "kernels": kernels}
 
@@ -199,9 +196,9 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
         "",
         "## Where the time goes",
         "",
-        "llamagpu's packs in f32 on the system's driver. A pack of so many rows holds texts of 32 tokens, the smallest one "
-        f"text of 16. Its plan has {most['dispatches']} dispatches. `plan` is the plan's time, `pack` also has the host's "
-        "work and the way of the vectors to the host.",
+        "llamagpu's packs in f32 on the system's driver, one at a time. Texts have 32 tokens, that of the smallest "
+        f"pack 16. `plan` is the time of the {most['dispatches']} dispatches; `pack` adds the host's work and the way "
+        "of the vectors to the host.",
         "",
         "| rows | plan (ms) | pack (ms) | tokens/s |",
         "| ---: | ---: | ---: | ---: |",
@@ -210,31 +207,21 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
             for p in packs
         ),
         "",
-        f"From {least['rows']} to {most['rows']} rows, a row adds {slope * 1e3:.2f} ms to the plan. What remains of the "
-        f"smallest plan is {(least['plan_s'] - slope * least['rows']) * 1e3:.1f} ms.",
+        f"From {least['rows']} to {most['rows']} rows, each row adds {slope * 1e3:.2f} ms to the plan; by this line, a "
+        f"plan of no rows would take {(least['plan_s'] - slope * least['rows']) * 1e3:.1f} ms.",
         "",
         "Kernels by their share, from timestamps:",
         "",
         "| kernel | " + " | ".join(f"{rows} rows (ms) | share" for rows in found["kernels"]) + " |",
         "| --- |" + " ---: | ---: |" * len(found["kernels"]),
     ]
-    names = [name.rsplit(" ", 1)[0] if name.endswith("M") else name for name in found["kernels"][str(most["rows"])]]
-    for place, name in enumerate(names):
+    for name in found["kernels"][str(most["rows"])]:
         cells = [name]
         for times in found["kernels"].values():
-            seconds = by_name(times).get(name, 0.0)
+            seconds = times.get(name, 0.0)
             cells += [f"{seconds * 1e3:.2f}", f"{seconds / sum(times.values()):.0%}"]
-        if name not in names[:place]:
-            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def by_name(times: dict[str, float]) -> dict[str, float]:
-    """Seconds of kernels without the work in their names."""
-    out: dict[str, float] = defaultdict(float)
-    for name, seconds in times.items():
-        out[name.rsplit(" ", 1)[0] if name.endswith("M") else name] += seconds
-    return out
 
 
 def page(result: dict[str, Any]) -> str:
@@ -244,28 +231,29 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Embeddings beside other engines",
         "",
-        f"all-MiniLM-L6-v2, {result['texts']} texts of {n['smallest']} to {n['largest']} tokens (median {n['median']:.0f}, "
-        f"mean {n['mean']:.0f}; {tokens:,} in all). Lengths are log-normal, texts are random English words. Speeds count "
-        f"the tokens of the texts, not padding; they are medians of {result['rounds']} repetitions taken in turns in one "
-        "run, with the smallest and largest in brackets. `×` is llamagpu's speed with the list in f32, on the same driver, "
-        "divided by the speed in the row; for engines on the CPU, on the system's driver. The cosine is that with "
-        "sentence-transformers' vector of the same text.",
+        f"all-MiniLM-L6-v2, {result['texts']} texts of {n['smallest']} to {n['largest']} tokens (median "
+        f"{n['median']:.0f}, mean {n['mean']:.0f}; {tokens:,} in all). Lengths are log-normal, texts are random words "
+        f"of English. Speeds count the tokens of the texts, not padding; they are medians of {result['rounds']} "
+        "repetitions taken in turns in one run, with the smallest and largest in brackets. `×` is llamagpu's speed "
+        "with the list in f32, on the same driver, divided by the row's; for engines on the CPU, on the system's "
+        "driver. The cosine is that with sentence-transformers' vector of the same text.",
         "",
         about_machine(result["machine"]),
         "",
         *table(result),
         "",
-        "- list: one call with all texts. llamagpu packs them without padding; sentence-transformers and ONNX Runtime sort "
-        f"them by length and pad batches of {BATCH}.",
+        "- list: one call with all texts. llamagpu packs them without padding; sentence-transformers and ONNX Runtime "
+        f"sort them by length and pad batches of {BATCH}.",
         "- single: a call for every text.",
-        f"- padded: llamagpu's own kernels do the work of padding. Every text of a batch of {BATCH}, in the given order, is "
-        f"filled up with words to the longest of its batch, which makes {mixed:.2f} times as many tokens. Sorted by length "
-        f"first, {ahead:.2f} times as many.",
+        f"- padded: llamagpu's own kernels do the work of padding. Every text of a batch of {BATCH}, in the given "
+        f"order, is filled up with words to the longest of its batch: {mixed:.2f} times as many tokens; if the texts "
+        f"are sorted by length first, {ahead:.2f} times as many.",
         *advice(result),
         *profile_lines(result["profile"]),
         *missing_and_versions(result["rows"]),
         "",
-        "Measured by `python scripts/bench_embeddings.py docs`; `scripts/peers/setup .peers embeddings` installs the engines.",
+        "Measured by `python scripts/bench_embeddings.py docs`; `scripts/peers/setup .peers embeddings` installs the "
+        "engines.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -308,7 +296,7 @@ def main() -> None:
         "--peers", type=Path, default=Path(".peers"), help="the directory that scripts/peers/setup made"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--texts", type=int, default=96)
     o = parser.parse_args()
     o.out.mkdir(parents=True, exist_ok=True)
     result = run(o.peers.resolve(), o.texts, o.rounds)

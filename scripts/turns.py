@@ -17,7 +17,6 @@ from typing import Any
 
 SYSTEM_MESA, NEW_MESA = "Mesa of the system", "Mesa 25"
 MISSING = "not set up"
-LIMIT = 600.0  # seconds of a runner's answer: some engines hang
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Entry:
         backend: WebGPU, Vulkan or CPU.
         tests: the names of what it measures in every turn.
         samples: tokens a second of every repetition of a test.
+        limit: seconds that it may take to answer, because some engines hang.
     """
 
     engine: str
@@ -42,6 +42,7 @@ class Entry:
     version: str = ""
     failure: str = ""
     process: subprocess.Popen[str] | None = None
+    limit: float = 600.0
 
     @property
     def name(self) -> str:
@@ -73,8 +74,9 @@ class Entry:
 
     def stop(self) -> None:
         """End its process."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
+        if self.process is not None:
+            with self.process:  # closes the pipes
+                self.process.kill()
 
     def _pause(self) -> None:
         """Suspend its process until its next turn, because idle threads of some engines spin."""
@@ -84,7 +86,7 @@ class Entry:
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None
         assert self.process.stdout is not None
-        watchdog = threading.Timer(LIMIT, self.process.kill)
+        watchdog = threading.Timer(self.limit, self.process.kill)
         watchdog.start()
         try:
             for line in self.process.stdout:  # engines print other lines too
@@ -96,7 +98,7 @@ class Entry:
         error = "" if self.process.stderr is None else self.process.stderr.read().strip()
         self.failure = error.splitlines()[-1][:200] if error else "the process ended"
         if late:
-            self.failure = f"no answer for {LIMIT:.0f} s"
+            self.failure = f"no answer for {self.limit:g} s"
         return {}
 
 
