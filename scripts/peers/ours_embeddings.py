@@ -15,13 +15,15 @@ from llamagpu.version import __version__
 FILLER = " the"  # one token
 
 
-def padded(embedder: Embedder, texts: list[str], lengths: list[int], order: list[int]) -> None:
-    """Embed batches of texts in an order, every text filled up with words to the longest of its batch. So the same
-    kernels do the work of padding."""
+def padded(texts: list[str], lengths: list[int], order: list[int]) -> list[str]:
+    """The texts in an order, each filled up with words to the longest of its batch. So the same kernels do the work of
+    padding."""
+    out = []
     for begin in range(0, len(order), BATCH):
         batch = order[begin : begin + BATCH]
         longest = max(lengths[i] for i in batch)
-        embedder.encode([texts[i] + FILLER * (longest - lengths[i]) for i in batch], batch_size=BATCH)
+        out += [texts[i] + FILLER * (longest - lengths[i]) for i in batch]
+    return out
 
 
 if __name__ == "__main__":
@@ -30,9 +32,11 @@ if __name__ == "__main__":
         ways = {
             "list": lambda texts, lengths: embedder.encode(texts),
             "single": lambda texts, lengths: np.stack([embedder.encode(text) for text in texts]),
-            "padded": lambda texts, lengths: padded(embedder, texts, lengths, list(range(len(texts)))),
-            "padded, sorted": lambda texts, lengths: padded(
-                embedder, texts, lengths, sorted(range(len(texts)), key=lengths.__getitem__)
+        }
+        extra = {
+            "padded": lambda texts, lengths: embedder.encode(padded(texts, lengths, list(range(len(texts))))),
+            "padded, sorted": lambda texts, lengths: embedder.encode(
+                padded(texts, lengths, sorted(range(len(texts)), key=lengths.__getitem__))
             ),
         }
         serve_embeddings(
@@ -40,4 +44,5 @@ if __name__ == "__main__":
             f"{embedder.device.adapter}, {embedder.device.adapter.driver}",
             f"llamagpu {__version__}, {gpu.version()}",
             ways,
+            extra,
         )

@@ -88,20 +88,23 @@ def serve(device: str, version: str, tests: dict[str, tuple[int, Callable[[], ob
 
 
 def serve_embeddings(
-    o: argparse.Namespace, device: str, version: str, ways: dict[str, Callable[[list[str], list[int]], Any]]
+    o: argparse.Namespace,
+    device: str,
+    version: str,
+    ways: dict[str, Callable[[list[str], list[int]], Any]],
+    extra: dict[str, Callable[[list[str], list[int]], Any]] | None = None,
 ) -> None:
-    """Write the vectors of the chosen ways, where they give them, then serve these ways as tests over all texts.
+    """Write the vectors of the chosen ways, which also warms up; then serve the chosen ways as tests over all texts.
 
     Args:
-        ways: for each name, a function of texts and their lengths in tokens that returns vectors [texts, dimension], or
-            None if they are none of these texts'.
+        ways: for each name, a function of texts and their lengths in tokens that returns vectors [texts, dimension].
+        extra: ways whose vectors are not these texts'.
     """
     given = json.loads(o.texts.read_text(encoding="utf-8"))
     texts, lengths = given["texts"], given["lengths"]
-    ways = {name: ways[name] for name in o.ways.split(";")}
-    for name, way in ways.items():
-        vectors = way(texts, lengths)
-        if vectors is not None:
-            np.save(f"{o.out}-{name}.npy", vectors)
-    tests = {name: (sum(lengths), partial(way, texts, lengths)) for name, way in ways.items()}
+    chosen = o.ways.split(";")
+    for name in (name for name in chosen if name in ways):
+        np.save(f"{o.out}-{name}.npy", ways[name](texts, lengths))
+    every = ways | (extra or {})
+    tests = {name: (sum(lengths), partial(every[name], texts, lengths)) for name in chosen}
     serve(device, version, tests, warm=False)
