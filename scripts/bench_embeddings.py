@@ -3,15 +3,16 @@
     scripts/peers/setup .peers embeddings                   once: installs the engines and the model
     python scripts/bench_embeddings.py --peers .peers docs  measures; writes docs/embeddings.json, docs/embeddings.md
 
-Every engine loads once and embeds all texts once, which gives the vectors to compare. Then engines take turns, one
-repetition each, so a drift of the machine affects all alike. Last, packs of this project are timed and profiled.
-Engines that are missing or fail are named.
+First, packs of this project are timed and profiled. Then every engine loads and embeds all texts once, which gives the
+vectors to compare, and engines take turns, one repetition each, so a drift of the machine affects all alike. Engines
+that are missing or fail are named.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
@@ -191,7 +192,6 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
     """The lines of the section about packs."""
     packs = found["packs"]
     least, most = packs[0], packs[-1]
-    slope = (most["plan_s"] - least["plan_s"]) / (most["rows"] - least["rows"])
     lines = [
         "",
         "## Where the time goes",
@@ -207,8 +207,9 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
             for p in packs
         ),
         "",
-        f"From {least['rows']} to {most['rows']} rows, each row adds {slope * 1e3:.2f} ms to the plan; by this line, a "
-        f"plan of no rows would take {(least['plan_s'] - slope * least['rows']) * 1e3:.1f} ms.",
+        f"A row of the smallest plan takes {least['plan_s'] / least['rows'] * 1e3:.2f} ms, one of the largest "
+        f"{most['plan_s'] / most['rows'] * 1e3:.2f} ms: dispatches that cost as much for few rows as for many would show "
+        "as a difference.",
         "",
         "Kernels by their share, from timestamps:",
         "",
@@ -238,7 +239,7 @@ def page(result: dict[str, Any]) -> str:
         "with the list in f32, on the same driver, divided by the row's; for engines on the CPU, on the system's "
         "driver. The cosine is that with sentence-transformers' vector of the same text.",
         "",
-        about_machine(result["machine"]),
+        f"{about_machine(result['machine'])} Before the run, the load average was {result['load']:.1f}.",
         "",
         *table(result),
         "",
@@ -252,17 +253,17 @@ def page(result: dict[str, Any]) -> str:
         *profile_lines(result["profile"]),
         *missing_and_versions(result["rows"]),
         "",
-        "Measured by `python scripts/bench_embeddings.py docs`; `scripts/peers/setup .peers embeddings` installs the "
-        "engines.",
+        f"Measured by `python scripts/bench_embeddings.py docs --texts {result['texts']} --rounds {result['rounds']}`; "
+        "`scripts/peers/setup .peers embeddings` installs the engines.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def run(peers: Path, count: int, rounds: int) -> dict[str, Any]:
     """Measure everything."""
-    model = peers / "models" / "minilm"
+    model, load = peers / "models" / "minilm", os.getloadavg()[0]
     given = make_texts(model, count)
-    lengths = given["lengths"]
+    lengths, profile = given["lengths"], profile_packs(model)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         (scratch / "texts.json").write_text(json.dumps(given), encoding="utf-8")
@@ -278,6 +279,7 @@ def run(peers: Path, count: int, rounds: int) -> dict[str, Any]:
     ends = {"smallest": min(lengths), "largest": max(lengths)}
     return {
         "machine": machine(),
+        "load": load,
         "rounds": rounds,
         "texts": count,
         "tokens": sum(lengths),
@@ -285,7 +287,7 @@ def run(peers: Path, count: int, rounds: int) -> dict[str, Any]:
         "padded_sorted_tokens": filled(sorted(lengths)),
         "lengths": ends | {"median": statistics.median(lengths), "mean": statistics.mean(lengths)},
         "rows": rows,
-        "profile": profile_packs(model),
+        "profile": profile,
     }
 
 
