@@ -207,9 +207,8 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
             for p in packs
         ),
         "",
-        f"A row of the smallest plan takes {least['plan_s'] / least['rows'] * 1e3:.2f} ms, one of the largest "
-        f"{most['plan_s'] / most['rows'] * 1e3:.2f} ms: dispatches that cost as much for few rows as for many would show "
-        "as a difference.",
+        f"A row takes {least['plan_s'] / least['rows'] * 1e3:.2f} ms in the smallest plan, "
+        f"{most['plan_s'] / most['rows'] * 1e3:.2f} ms in the largest.",
         "",
         "Kernels by their share, from timestamps:",
         "",
