@@ -70,8 +70,7 @@ class EncoderModel(Loaded):
         self._layout, self._longest = layout, most
         need = partial(plan_encoder, layout, longest=most)
         self._binders: dict[tuple[str, ...], EncoderBinder] = {}
-        make = partial(self._make, progress)
-        self._load(name, lambda: self.device.call(make), recover, max_memory, need)
+        self._load(name, partial(self._make, progress), recover, max_memory, need)
         self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
         self.closed = False
 
