@@ -84,11 +84,11 @@ def structural_mutant(value: Any, rng: np.random.Generator) -> bytes:
             other, at = places[rng.integers(len(places))]
             owner[key] = json.loads(json.dumps(other[at]))
         elif kind == 8:
-            owner[key] = [owner[key]] * int(rng.integers(1, 1000))
+            owner[key] = [owner[key]] * int(rng.integers(1, 1000 if len(str(value)) < 100_000 else 2))
         elif isinstance(owner, dict):
             owner[KEYS[rng.integers(len(KEYS))]] = owner.pop(key)
     text = json.dumps(value)
-    text = re.sub(r'"@mark(\d+)@"', lambda found: marks[int(found[1])], text)
+    text = re.sub(r'"@mark(\d+)@"', lambda found: marks[int(found[1])], text, count=30)
     if rng.integers(20) == 0:  # a key twice
         text = re.sub(r'\{("\w+"):', r"{\1: [], \1:", text, count=int(rng.integers(1, 3)))
     return text.encode()[:MOST_FILE]

@@ -44,6 +44,7 @@ def environment() -> jinja2.Environment:
         finalize=_finalize,
         optimized=False,
     )
+    del made.globals["lipsum"]  # random Latin, which no chat template needs; as text, it shows an address
     made.filters["tojson"] = _to_json
     made.filters |= {name: guarded(made.filters[name], name) for name in _FILTERS}
     made.filters |= {"counted": counted, "concatenated": _concatenated}
