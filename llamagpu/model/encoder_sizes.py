@@ -21,11 +21,9 @@ _ON_THE_WAY = 64  # pooled vectors that are being read, of the packs in flight
 
 
 def pack_bucket(rows: int) -> int:
-    """Rows of the smallest plan for ``rows`` rows: powers of two, and those halfway between."""
-    size = _SMALLEST
-    while size < rows:
-        size = size * 3 // 2 if size & (size - 1) == 0 and size * 3 // 2 >= rows else 1 << size.bit_length()
-    return size
+    """Rows of the smallest plan for ``rows`` rows: multiples of 8, and above 128 rows of an eighth of a power of two."""
+    step = max(8, 1 << max(0, rows.bit_length() - 4))
+    return max(_SMALLEST, -(-rows // step) * step)
 
 
 def float_columns(config: EncoderConfig) -> dict[str, int]:
