@@ -140,7 +140,7 @@ def profile_packs(model: Path, runs: int = 5) -> dict[str, Any]:
 
     packs, kernels = [], {}
     with EncoderModel(model, dtype="float32") as loaded:
-        encoder, device = loaded._encoder, loaded.device
+        encoder, device = loaded._session.encoder, loaded.device
         for rows in PACKS:
             length = min(rows, 32)
             pack = [Encoded((101, *[2000] * (length - 2), 102), (0,) * length)] * (rows // length)

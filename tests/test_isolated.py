@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import random_encoders
 
-from llamagpu import LLM, gpu
+from llamagpu import LLM, CrossEncoder, Embedder, gpu
 from llamagpu.engine import isolated
 from llamagpu.errors import ContextFullError, DeviceLostError, NoAdapterError, UsageError
 
@@ -18,8 +21,8 @@ PROMPTS = ["Once upon a time", "The little dog"]
 SIGNAL = signal.SIGABRT if sys.platform != "win32" else signal.SIGTERM  # as when the driver aborts
 
 
-def kill(llm: LLM) -> None:
-    os.kill(llm._session._supervisor._process.pid, SIGNAL)
+def kill(model: Any) -> None:
+    os.kill(model._session._supervisor._process.pid, SIGNAL)
 
 
 def test_an_isolated_model_survives_an_abort(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +66,27 @@ def test_an_isolated_model_dies_often(story: LLM, monkeypatch: pytest.MonkeyPatc
                 next(stream)
             kill(llm)
             assert stream.result.token_ids == expected
+
+
+@pytest.mark.slow
+def test_isolated_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "AGAIN_SECONDS", 0.0)
+    raw = random_encoders.CONFIGS["bert"]
+    random_encoders.write_model(tmp_path, raw, random_encoders.tensors(raw, 1))
+    random_encoders.write_model(tmp_path / "ranker", raw, random_encoders.classifier(raw, 1, 1))
+    texts = [" ".join(f"a{i}" for i in range(n % 90 + 1)) for n in range(300)]
+    with Embedder(tmp_path, pooling="mean") as embedder, CrossEncoder(tmp_path / "ranker") as ranker:
+        expected, scores = embedder.encode(texts), ranker.predict([("a1 a2", t) for t in texts])
+    with Embedder(tmp_path, pooling="mean", isolate=True) as embedder:
+        lazy = embedder.encode(iter(texts))
+        found = [next(lazy)]
+        kill(embedder._model)
+        assert np.array_equal([*found, *lazy], expected)
+        assert embedder._model._session._supervisor.deaths == 1
+        with pytest.raises(UsageError, match="has no bind here"):
+            embedder.bind()
+    with CrossEncoder(tmp_path / "ranker", isolate=True) as ranker:
+        assert np.array_equal(ranker.predict([("a1 a2", t) for t in texts]), scores)
 
 
 def test_errors_of_isolated_models(device: gpu.Device) -> None:

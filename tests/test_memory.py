@@ -79,7 +79,7 @@ def test_an_estimate_of_an_encoder(name: str, dtype: str, tmp_path: Path, device
     with Embedder(encoder(tmp_path, name), dtype=dtype, device=device) as model:
         estimate = model.memory.estimate
         now = grown(device, before)
-        pooled = 4 * model._model._encoder.rows * model._model.config.hidden_size  # made with the first text
+        pooled = 4 * model._model._session.encoder.rows * model._model.config.hidden_size  # made with the first text
         assert now | {"activations": now["activations"] + pooled} == now | {k: estimate[k] for k in EXACT}
         model.encode(["a1 a2", "a3 " * 40])
         now = grown(device, before)
@@ -158,7 +158,7 @@ def test_an_encoders_packs_shrink_until_they_fit(tmp_path: Path, device: gpu.Dev
     assert plan_encoder(layout, capacity(sizes.weights + 500_000), int(length)).longest == int(length)
     texts = [f"a{i} " * (1 + 30 * (i % 5)) for i in range(20)]
     with Embedder(path, device=device) as large, Embedder(path, max_memory=whole.total * 45 // 100) as small:
-        assert small._model._encoder.rows < large._model._encoder.rows
+        assert small._model._session.encoder.rows < large._model._session.encoder.rows
         assert (small.encode(texts) == large.encode(texts)).all()
         assert small.memory.limit == whole.total * 45 // 100 >= small.memory.peak
 
@@ -174,7 +174,7 @@ def test_the_longest_text_has_room_in_the_smallest_cache(longest: int, tmp_path:
     assert refused.value.need is not None
     most = refused.value.need.total + 1000  # an open device has buffers of its own
     with Embedder(path, max_memory=most, max_seq_length=longest) as least:
-        assert least._model._encoder.sizes.spread == 1
+        assert least._model._session.encoder.sizes.spread == 1
         got = least.encode(["a1 " * 200, "a2", "a3 " * 30])
     with Embedder(path, device=device, max_seq_length=longest) as large:
         assert (large.encode(["a1 " * 200, "a2", "a3 " * 30]) == got).all()

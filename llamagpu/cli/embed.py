@@ -62,6 +62,7 @@ def embed(texts: tuple[str, ...], as_json: bool, **options: Any) -> int:
         raise UsageError("--input and texts exclude one another.", "The data set holds the texts.")
     job = take_job_options(options, lambda: texts_or_lines(texts, UsageError("No text was given.", *_HINT)))
     assert job is not None
+    load["isolate"] = isinstance(job.input, str)  # a long job survives its driver
 
     def open_embedder() -> Embedder:
         from llamagpu.engine import Embedder

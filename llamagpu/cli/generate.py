@@ -90,6 +90,7 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
         _validate(options)
         from llamagpu.jobs import Generation
 
+        load["isolate"] = True  # a long job survives its driver
         return run_job(job, lambda: open_model(load), lambda llm: Generation(llm, job.column, **options))
     if echo and as_json:
         raise UsageError("--echo and --json exclude one another.", "The JSON object holds the new text alone.")

@@ -55,6 +55,7 @@ def rank(query: str | None, documents: tuple[str, ...], top_k: int | None, as_js
     missing = UsageError("No document was given.", "Give documents, standard input or --input.")
     job = take_job_options(options, lambda: texts_or_lines(documents, missing))
     assert job is not None
+    load["isolate"] = isinstance(job.input, str)  # a long job survives its driver
 
     def open_encoder() -> CrossEncoder:
         from llamagpu.engine import CrossEncoder

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.engine import messages
+from llamagpu.engine.encoder_session import EncoderSession
 from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.messages import Channel, sendable
 from llamagpu.engine.request import Sequence, Token
 from llamagpu.engine.session import Session
 from llamagpu.errors import DeviceLostError
 from llamagpu.model import prepare
+from llamagpu.model.find import open_source
 from llamagpu.model.packs import Floats
 
 log = logging.getLogger("llamagpu")
@@ -57,10 +59,15 @@ class Child:
         self._channel = channel
         self.running: dict[int, Sequence] = {}
         given = dict(opening.arguments)
-        prepared = prepare(Path(given.pop("path")), given.pop("dtype"), given.pop("head"))
-        self._session = Session(prepared, given.pop("device"), progress=self._progress, **given)
+        path, kind = Path(given.pop("path")), given.pop("kind")
+        self._session: Session | EncoderSession
+        if kind == "encoder":
+            self._session = EncoderSession(open_source(path), progress=self._progress, **given)
+        else:
+            prepared = prepare(path, given.pop("dtype"), given.pop("head"))
+            self._session = Session(prepared, progress=self._progress, **given)
         self._packs: EncoderEngine | None = None
-        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.model.sizes}
+        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
         channel.send(messages.Opened(facts))
 
     def serve(self) -> None:
@@ -82,6 +89,7 @@ class Child:
 
     def _handle(self, message: messages.Submit | messages.Cancel | messages.Encode) -> None:
         if isinstance(message, messages.Submit):
+            assert isinstance(self._session, Session)
             events = _Events(self, message.id)
             self.running[message.id] = self._session.engine.submit(message.request, events=events, earlier=message.made)
         elif isinstance(message, messages.Encode):

@@ -39,7 +39,7 @@ class Embedder(Embeddings, Unique):
 
     Args:
         model: a directory, a hub id, or a GGUF file.
-        device, dtype, revision, progress, recover, max_memory: as ``LLM`` takes them.
+        device, dtype, revision, progress, recover, isolate, max_memory: as ``LLM`` takes them.
         pooling: cls, mean, max, last, weightedmean or mean_sqrt_len, in place of the model's own. An encoder without
             ``modules.json`` has mean, as sentence-transformers has it; a decoder needs one of them.
         max_seq_length: the most tokens of a text, special ones included; None is the model's, and of a decoder at most
@@ -61,6 +61,7 @@ class Embedder(Embeddings, Unique):
         max_seq_length: int | None = None,
         progress: Progress | None = None,
         recover: bool = True,
+        isolate: bool = False,
         max_memory: int | str | None = None,
     ):
         place = device if isinstance(device, gpu.Device) else adapter_name(device)
@@ -70,7 +71,7 @@ class Embedder(Embeddings, Unique):
         pipeline = read_pipeline(directory, pooling, "mean" if encoder else None)
         most = max_seq_length or pipeline.max_length
         options: dict[str, Any] = {"device": device, "dtype": dtype, "max_memory": max_memory}
-        options |= {"progress": progress, "recover": recover}
+        options |= {"progress": progress, "recover": recover, "isolate": isolate}
         self._model: EncoderModel | DecoderModel
         if encoder:
             self._model = EncoderModel(directory, max_length=most, **options)

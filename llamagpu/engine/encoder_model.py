@@ -1,26 +1,21 @@
-"""Encoders as sessions: a loaded encoder, its tokenizer, and the engine that runs packs of texts."""
+"""Encoders that are loaded with their tokenizers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, whole_in
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
-from llamagpu.engine.bound_encoder import EncoderBinder
-from llamagpu.engine.encoding import EncoderEngine
-from llamagpu.engine.session import Loaded
+from llamagpu.engine.encoder_session import EncoderSession
+from llamagpu.engine.remote import RemoteSession, elsewhere, remote_arguments
 from llamagpu.engine.texts import Texts
-from llamagpu.errors import UnsupportedModelError, UsageError, shown
+from llamagpu.errors import Unique, UnsupportedModelError, UsageError, shown
 from llamagpu.model import check_dtypes, find_model
 from llamagpu.model.bound import encoder_arguments
-from llamagpu.model.encoder import Encoder
 from llamagpu.model.encoder_config import ENCODERS, is_encoder, parse_encoder
-from llamagpu.model.encoder_layout import EncoderLayout
-from llamagpu.model.encoder_sizes import plan_encoder
 from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.find import open_source
 from llamagpu.model.fit import Load
@@ -28,12 +23,12 @@ from llamagpu.model.weights import Progress
 from llamagpu.text import Tokenizer
 
 
-class EncoderModel(Loaded):
+class EncoderModel(Unique):
     """A loaded encoder with its tokenizer; behind ``Embedder``, and the base of ``CrossEncoder``.
 
     Args:
         model: a directory or a hub id.
-        device, dtype, revision, progress, recover, max_memory: as ``LLM`` takes them.
+        device, dtype, revision, progress, recover, isolate, max_memory: as ``LLM`` takes them.
         max_length: the most tokens of a text, special ones included; None is the model's.
         ignored: patterns of tensors that are not the encoder's.
     """
@@ -48,6 +43,7 @@ class EncoderModel(Loaded):
         max_length: int | None = None,
         progress: Progress | None = None,
         recover: bool = True,
+        isolate: bool = False,
         ignored: tuple[str, ...] = (),
         max_memory: int | str | None = None,
     ):
@@ -63,61 +59,49 @@ class EncoderModel(Loaded):
                 "Generate text with LLM, or choose another model.",
             )
         self.config, self.name = parse_encoder(source.config()), source.name
-        layout = EncoderLayout(self.config, source, dtype, ignored)
         most = self.config.positions
         most = most if max_length is None else min(most, whole_in("max_length", max_length, 3))
         tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), self.config.vocab_size)
-        self._layout, self._longest = layout, most
-        need = partial(plan_encoder, layout, longest=most)
-        self._binders: dict[tuple[str, ...], EncoderBinder] = {}
-        self._load(name, partial(self._make, progress), recover, max_memory, need)
-        self.texts = Texts(tokenizer, self._engine, most, self.config.type_vocab_size)
-        self.closed = False
+        options: dict[str, Any] = {"device": name, "dtype": dtype, "max_length": most, "ignored": ignored}
+        options |= {"recover": recover, "max_memory": max_memory}
+        self.dtype = dtype
+        self._session: EncoderSession | RemoteSession
+        if isolate:
+            self._session = RemoteSession(remote_arguments(self.directory, "encoder", options), progress)
+        else:
+            self._session = EncoderSession(source, progress=progress, **options)
+        self.texts = Texts(tokenizer, self._session.packs(), most, self.config.type_vocab_size)
+
+    @property
+    def device(self) -> gpu.Device:
+        """The device that the model is on; of an isolated model its ``adapter`` alone is known."""
+        return cast(gpu.Device, self._session.device)
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._session.closed
+
+    def close(self) -> None:
+        """Free the memory. Running calls end with an error; closing twice is harmless."""
+        self._session.close()
 
     @property
     def max_length(self) -> int:
         """The most tokens of a text, special ones included."""
         return self.texts.max_length
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of the weights as it was asked for."""
-        return self._layout.dtype
-
     def bind(self, modes: tuple[str, ...], bindings: Bindings, tensors: Mapping[str, gpu.Tensor]) -> Bound:
         """Bind tensors; see ``Embedder.bind``. ``modes`` are those of the pooled vector."""
+        if isinstance(self._session, RemoteSession):
+            raise elsewhere("bind")
         named = named_tensors(bindings, tensors)
         check_bindings(named, encoder_arguments(self.config.hidden_size), self.device, self.max_length)
         if "pooled" in named and len(modes) > 1:
             raise UsageError("pooled cannot be bound.", f"The model pools in {len(modes)} ways.", "Bind hidden_states.")
-        return Bound(self._binders.setdefault(modes, EncoderBinder(self.device, self._encoder, modes)), named)
+        return Bound(self._session.binder(modes), named)
 
     @property
     def memory(self) -> MemoryUse:
         """The bytes that the device's buffers take now, the estimate of this model's, and their limit."""
-        return MemoryUse.of(self.device, self._encoder.sizes)
-
-    def _make(self, progress: Progress | None) -> None:
-        self._encoder = self._loaded(progress)
-        self._engine = EncoderEngine(self.device, self._encoder)
-
-    def _loaded(self, progress: Progress | None = None) -> Encoder:
-        sizes = plan_encoder(self._layout, gpu.device_capacity(self.device), self._longest)
-        return Encoder(self.device, self.config, self._layout, self.device.tuning, progress, sizes)
-
-    def _remake(self) -> None:
-        self._encoder = self._loaded()
-        self._engine.restart(self._encoder)
-        for binder in self._binders.values():
-            binder.restart(self._encoder)
-
-    def fail(self, error: Exception) -> None:
-        """End all calls with an error, for good; on the device thread."""
-        self._engine.fail(error)
-        for binder in self._binders.values():
-            binder.close(error)
-
-    def _end(self) -> None:
-        for binder in self._binders.values():
-            binder.close()
-        self._engine.close()
+        return MemoryUse.of(self.device, self._session.sizes)

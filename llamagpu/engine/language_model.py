@@ -10,7 +10,7 @@ from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.prompts import Prompts
-from llamagpu.engine.remote import RemoteSession
+from llamagpu.engine.remote import RemoteSession, remote_arguments
 from llamagpu.engine.session import Session
 from llamagpu.engine.texts import Texts
 from llamagpu.errors import DeviceLostError, Unique, UsageError
@@ -62,11 +62,7 @@ class LanguageModel(Unique):
         self._generation = source.generation_config()
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
         options |= {"device": device, "recover": recover, "max_memory": max_memory}
-        self._session: Session | RemoteSession
-        if isolate:
-            self._session = RemoteSession(self._isolated(options, dtype), progress)
-        else:
-            self._session = Session(prepared, progress=progress, **options)
+        self._session = self._open_session(options, progress, isolate)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
 
     def __repr__(self) -> str:
@@ -187,22 +183,21 @@ class LanguageModel(Unique):
         most = self.context if max_length is None else min(max_length, self.context)
         return Texts(self._tokenizer, self._session.packs(), most)
 
+    def _open_session(
+        self, options: dict[str, Any], progress: Progress | None, isolate: bool
+    ) -> Session | RemoteSession:
+        """Load the model, here or in another process."""
+        if not isolate:
+            return Session(self._prepared, progress=progress, **options)
+        options = options | {"dtype": self.dtype, "head": self._head}
+        return RemoteSession(remote_arguments(self.directory, "decoder", options), progress)
+
     def _templates(self, special: Mapping[str, str]) -> ChatTemplates:
         """The model's chat templates, or the one that replaces them."""
         if self._chat_template is not None and not isinstance(self._chat_template, str):
             raise UsageError("chat_template is not text.", "It is Jinja, or the name of one of the model's templates.")
         own = self.source.chat_templates()
         return ChatTemplates(own, self._chat_template, special, self._tokenizer.special_texts)
-
-    def _isolated(self, options: dict[str, Any], dtype: str) -> dict[str, Any]:
-        """The arguments of a session in another process."""
-        if isinstance(options["device"], gpu.Device):
-            raise UsageError(
-                "An isolated model opens a device of its own.",
-                "An open one cannot be shared with another process.",
-                "Give the adapter's number, kind or name.",
-            )
-        return options | {"path": str(self.directory), "dtype": dtype, "head": self._head}
 
     def _check_open(self) -> None:
         if self.closed:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llamagpu.engine.isolated import Supervisor
 from llamagpu.engine.request import Request
 from llamagpu.engine.request import Sequence as Running
 from llamagpu.errors import Unique, UsageError
-from llamagpu.gpu import Tensor
+from llamagpu.gpu import Device, Tensor
 from llamagpu.model import Sizes
 from llamagpu.model.packs import Encoded, Floats
 from llamagpu.model.weights import Progress
@@ -26,7 +27,7 @@ class RemoteDevice:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _elsewhere(f"device.{name}")
+        raise elsewhere(f"device.{name}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class RemoteEngine:
 
     def bind(self, tensors: Mapping[str, Tensor]) -> NoReturn:
         """Refuse: tensors are on devices of this process."""
-        raise _elsewhere("bind")
+        raise elsewhere("bind")
 
     run = unbind = bind
 
@@ -74,7 +75,7 @@ class RemotePacks:
 
 
 class RemoteSession(Unique):
-    """A decoder in another process. ``arguments`` and ``progress`` are those of ``Supervisor``."""
+    """A model in another process. ``arguments`` and ``progress`` are those of ``Supervisor``."""
 
     def __init__(self, arguments: Mapping[str, Any], progress: Progress | None = None):
         self._supervisor = Supervisor(arguments, progress)
@@ -82,6 +83,11 @@ class RemoteSession(Unique):
         self.device, self.model = RemoteDevice(facts["adapter"]), RemoteModel(facts["sizes"])
         self.engine = RemoteEngine(self._supervisor)
         self.closed = False
+
+    @property
+    def sizes(self) -> Any:
+        """The bytes of the model, and its chosen sizes."""
+        return self.model.sizes
 
     def packs(self) -> RemotePacks:
         """What embeds texts."""
@@ -98,7 +104,26 @@ class RemoteSession(Unique):
             self.close()
 
 
-def _elsewhere(name: str) -> UsageError:
+def elsewhere(name: str) -> UsageError:
+    """The error for what only a model in this process has."""
     return UsageError(
         f"An isolated model has no {name} here.", "Its device is in another process.", "Load it with isolate=False."
     )
+
+
+def remote_arguments(path: Path, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a session in another process.
+
+    Args:
+        kind: decoder or encoder.
+
+    Raises:
+        UsageError: the device is open in this process.
+    """
+    if isinstance(options["device"], Device):
+        raise UsageError(
+            "An isolated model opens a device of its own.",
+            "An open one cannot be shared with another process.",
+            "Give the adapter's number, kind or name.",
+        )
+    return {"path": str(path), "kind": kind, **options}

@@ -9,7 +9,7 @@ from llamagpu import gpu
 from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
-from llamagpu.model import Model, Prepared, load_model
+from llamagpu.model import Model, Prepared, Sizes, load_model
 from llamagpu.model.sizes import plan_sizes
 from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
@@ -162,6 +162,11 @@ class Session(Loaded):
         self.engine.fail(error)
         if self._packs is not None:
             self._packs.fail(error)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
+        return self.model.sizes
 
     def packs(self) -> EncoderEngine:
         """The engine that embeds texts; made at the first call."""

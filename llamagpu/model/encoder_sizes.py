@@ -21,7 +21,7 @@ _ON_THE_WAY = 64  # pooled vectors that are being read, of the packs in flight
 
 
 def pack_bucket(rows: int) -> int:
-    """Rows of the smallest plan for ``rows`` rows: multiples of 8, and above 128 rows of an eighth of a power of two."""
+    """Rows of the smallest plan for ``rows`` rows: multiples of 8, and above 128 of an eighth of a power of two."""
     step = max(8, 1 << max(0, rows.bit_length() - 4))
     return max(_SMALLEST, -(-rows // step) * step)
 
