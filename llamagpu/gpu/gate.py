@@ -35,7 +35,7 @@ class Gate:
     """Submits command encoders and reads results back, for one device.
 
     Attributes:
-        canary: a live buffer. Writing no bytes to it raises if the device is lost, and takes less than a microsecond.
+        canary: a live buffer; see ``_probe``.
     """
 
     def __init__(self, handle: Any, spin: bool = True):
@@ -76,7 +76,12 @@ class Gate:
         return isinstance(self._failure, native.Lost)
 
     def _probe(self) -> None:
+        """Raise if the device is lost. A write of no bytes makes no object, and takes less than a microsecond."""
         with native.errors("checking the device"):
+            if native.has_raw and self.canary is not None:
+                queue, buffer = self._handle.queue._internal, self.canary.handle._internal
+                native.libf.wgpuQueueWriteBuffer(queue, buffer, 0, native.ffi.NULL, 0)
+                return
             self._handle.create_buffer(size=16, usage=native.BufferUsage.COPY_DST).destroy()
 
     def fail(self, error: Exception) -> None:
@@ -157,9 +162,7 @@ class Gate:
                 self.check()
                 self.fail(native.lost(f"mapping a result failed with status {answer[0]}"))
                 self.check()
-            if self.canary is not None:  # the library aborts if the device was lost while the mapping was pending
-                queue = self._handle.queue._internal
-                libf.wgpuQueueWriteBuffer(queue, self.canary.handle._internal, 0, ffi.NULL, 0)
+            self._probe()  # the library aborts if the device was lost while the mapping was pending
             slot.mapped = True
             data = bytes(ffi.buffer(libf.wgpuBufferGetMappedRange(buffer, 0, size), size))
             libf.wgpuBufferUnmap(buffer)
