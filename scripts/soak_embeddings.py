@@ -62,7 +62,8 @@ def watched(process: subprocess.Popen[bytes], output: Path) -> Iterator[tuple[in
     while process.poll() is None:
         try:
             rows = max(rows, journal.stat().st_size // (4 * HIDDEN + len('{"row": 10000}\n')))
-            yield rows, seen.memory_info().rss
+            processes = (seen, *seen.children(recursive=True))  # the model is in a child
+            yield rows, sum(process.memory_info().rss for process in processes)
         except (FileNotFoundError, psutil.NoSuchProcess):
             pass
         time.sleep(0.02)

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,55 @@ def test_a_forked_child_gets_an_error_and_exits() -> None:
     assert done.stdout.startswith("DeviceLostError A GPU cannot be used after fork.")
     assert done.stdout.count('"spawn"') == 2
     assert done.stdout.splitlines()[-1] == "7 2"
+
+
+SPAWN = """
+import multiprocessing
+def work(prompt):
+    with LLM() as llm:
+        return llm.generate(prompt, max_tokens=8).text
+if __name__ == "__main__":
+    with LLM() as llm, multiprocessing.get_context("spawn").Pool(2) as pool:
+        print(len({llm.generate("The dog", max_tokens=8).text, *pool.map(work, ["The dog"] * 4)}))
+"""
+
+
+@pytest.mark.slow
+def test_spawned_processes_share_an_adapter(tmp_path: Path) -> None:
+    """Two children and their parent have models on one adapter at once, with the same results."""
+    path = tmp_path / "spawn.py"
+    path.write_text("from llamagpu import LLM\n" + SPAWN)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+MANY_CYCLES = """
+import gc, psutil
+from llamagpu.gpu import native
+def figures():
+    gc.collect()
+    process = psutil.Process()
+    return process.memory_info().rss, sum(native.object_counts().values()), process.num_threads(), process.num_fds()
+def cycles(count):
+    for _ in range(count):
+        with LLM() as llm:
+            llm.generate("Once", max_tokens=3)
+cycles(50)
+before = figures()
+cycles(100)
+after = figures()
+print(before, after, file=sys.stderr)
+assert after[1:] == before[1:]
+assert after[0] <= before[0] * 1.01
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="file handles are counted on Linux")
+def test_a_hundred_loads_leave_nothing() -> None:
+    """Memory, native objects, threads and file handles stay as they were after the first fifty."""
+    done = script(MANY_CYCLES)
+    assert done.returncode == 0, done.stderr
 
 
 DAEMON = """
