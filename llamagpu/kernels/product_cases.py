@@ -99,7 +99,7 @@ def product_reference(a: Arrays, d: Dims) -> tuple[Any, Any]:
 def product_setup(bench: Bench, a: Arrays, d: Dims) -> tuple[Source, Tensor, Tensor | None]:
     """Source, weights and bias of a case on the device."""
     k = _columns(d)
-    return _put_source(bench, a, d, k), put_weights(bench, a, d["format"]), bench.put(a["bias"]) if d["bias"] else None
+    return _put_source(bench, a, d, k), put_weights(bench, a, d), bench.put(a["bias"]) if d["bias"] else None
 
 
 def product_case(m: int, n: int, k: int, source: str, format: str, bias: bool = False, **more: object) -> Dims:

@@ -23,7 +23,7 @@ from llamagpu.kernels.qkv import KERNEL as QKV
 from llamagpu.kernels.residual import KERNEL as RESIDUAL
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
-from llamagpu.kernels.sampling_reference import KERNEL as SAMPLE
+from llamagpu.kernels.sampling_cases import PROCESS, SAMPLE, SELECT
 from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 from llamagpu.kernels.step_ids import STEP_IDS, VOID_ROWS
@@ -64,6 +64,8 @@ REGISTRY = {
         TRANSPOSE,
         SLICE_ROWS,
         ATTENTION,
+        PROCESS,
+        SELECT,
         SAMPLE,
         NOISE,
         VOID_ROWS,

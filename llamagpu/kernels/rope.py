@@ -47,7 +47,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
     rows = bench.put(a["rows"], "u32")
-    return rope(bench.put(a["x"]), rows, bench.put(a["cos_sin"]), d["heads"], interleaved=d["interleaved"])
+    return rope(bench.change(a["x"]), rows, bench.put(a["cos_sin"]), d["heads"], interleaved=d["interleaved"])
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
