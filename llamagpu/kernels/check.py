@@ -39,11 +39,15 @@ class Report:
         """Whether the error is within the tolerance and nothing was written outside the output."""
         return self.guards and self.error <= self.kernel.tolerance
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The error beside the tolerance."""
         where = f" in {self.output}" if self.output else ""
         guards = "" if self.guards else ", wrote outside its output"
-        error = f"error {self.error:.2e} of {self.kernel.tolerance:.0e}"
-        return f"{self.kernel.name} {dims_text(self.dims)}: {error}{where}{guards}"
+        return f"error {self.error:.2e} of {self.kernel.tolerance:.0e}{where}{guards}"
+
+    def __str__(self) -> str:
+        return f"{self.kernel.name} {dims_text(self.dims)}: {self.text}"
 
 
 def dims_text(dims: Dims) -> str:

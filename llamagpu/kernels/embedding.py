@@ -85,7 +85,7 @@ KERNEL = Kernel(
         {"vocab": 49152, "columns": 576, "rows": 8, "format": "f16"},
         {"vocab": 333, "columns": 128, "rows": 5, "format": "int4-g64-f16"},
         {"vocab": 131, "columns": 97, "rows": 9, "format": "bf16", "cut": True},
-        {"vocab": 7, "columns": 3, "rows": 70000, "format": "f32"},
+        {"vocab": 7, "columns": 3, "rows": 70001, "format": "f32"},
     ),
     random=_random,
     tolerance=1e-6,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from llamagpu.gpu import Tensor
+from llamagpu.gpu import Affine, Tensor
 from llamagpu.kernels.attention_paged import partial_shape, splits_for
 from llamagpu.kernels.dequantize import FLOATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.dequantize import reference as weight_reference
@@ -73,8 +74,8 @@ def _source_reference(a: Arrays, d: Dims, k: int) -> tuple[Any, Any]:
 
 def _columns(d: Dims) -> int:
     if d["source"] == "merge":
-        group = 1 if d["format"] in FLOATS else 128
-        whole = int(d["head"]) * group
+        group = 1 if d["format"] in FLOATS else Affine.parse(d["format"]).group
+        whole = math.lcm(int(d["head"]), group)
         return -(-int(d["k"]) // whole) * whole
     return columns_for(d["k"], d["format"])
 

@@ -177,7 +177,7 @@ KERNEL = Kernel(
         _case(5, 6, 2, 80, "head_last"),
         _case(2, 16, 16, 128, "row", cache="f16"),
         _case(7, 32, 8, 128, None, beta=0.1, original=7),
-        _case(8200, 6, 1, 4, "row"),
+        _case(8201, 7, 1, 4, "row"),
     ),
     random=_random,
 )

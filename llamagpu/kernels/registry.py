@@ -27,6 +27,7 @@ from llamagpu.kernels.sampling_cases import PROCESS, SAMPLE, SELECT
 from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 from llamagpu.kernels.step_ids import STEP_IDS, VOID_ROWS
+from llamagpu.kernels.store import KERNEL as STORE
 from llamagpu.kernels.transpose import KERNEL as TRANSPOSE
 from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
@@ -42,6 +43,7 @@ REGISTRY = {
         ROPE,
         MATVEC,
         MATMUL,
+        STORE,
         QKV,
         RESIDUAL,
         GLU,

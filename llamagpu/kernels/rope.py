@@ -92,7 +92,7 @@ KERNEL = Kernel(
         {"rows": 31, "heads": 3, "head": 80, "rest": 5, "positions": 600, "interleaved": False},
         {"rows": 7, "heads": 40, "head": 128, "rest": 0, "positions": 4096, "interleaved": True},
         {"rows": 2, "heads": 9, "head": 16, "rest": 1, "positions": 64, "interleaved": False},
-        {"rows": 70000, "heads": 8, "head": 16, "rest": 0, "positions": 9, "interleaved": True},
+        {"rows": 70001, "heads": 8, "head": 16, "rest": 0, "positions": 9, "interleaved": True},
     ),
     random=_random,
 )

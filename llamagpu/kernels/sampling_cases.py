@@ -262,7 +262,7 @@ PROCESS = Kernel(
         {"rows": 20, "vocab": 257},
         {"rows": 10, "vocab": 2048},
         {"rows": 1, "vocab": 128256, "settings": "all"},
-        {"rows": 65540, "vocab": 3},
+        {"rows": 65541, "vocab": 3},
     ),
     random=_random,
 )
@@ -294,7 +294,7 @@ SAMPLE = Kernel(
         {"rows": 16, "vocab": 5000, "settings": "greedy", "nan": True},
         {"rows": 16, "vocab": 5000, "settings": "temperature", "nan": True},
         {"rows": 1, "vocab": 300000, "settings": "greedy"},
-        {"rows": 65540, "vocab": 3, "settings": "greedy"},
+        {"rows": 65541, "vocab": 3, "settings": "greedy"},
         *({"rows": 24, "vocab": 105, "settings": name} for name in SETTINGS),
     ),
     random=lambda rng: {**_random(rng), "settings": list(SETTINGS)[rng.integers(len(SETTINGS))]},

@@ -142,7 +142,7 @@ VOID_ROWS = Kernel(
         {"rows": 1, "columns": 1, "broken": 0},
         {"rows": 33, "columns": 97, "broken": 17},
         {"rows": 512, "columns": 576, "broken": 500},
-        {"rows": 65540, "columns": 3, "broken": 9},
+        {"rows": 65541, "columns": 3, "broken": 9},
     ),
     random=_random_void,
     tolerance=0.0,

@@ -92,6 +92,12 @@ class _Planner:
         )
 
 
+def kv_format(layout: Layout, kv_dtype: str) -> str:
+    """The cache's dtype, ``f16`` or ``f32``: as asked for; ``auto`` is f16 if no weights are wider."""
+    narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
+    return KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32")
+
+
 def plan_sizes(
     layout: Layout,
     device: Device,
@@ -108,8 +114,7 @@ def plan_sizes(
         UsageError: the context is longer than the model's.
         OutOfMemoryError: it does not fit; the message has the numbers, and choices that would fit.
     """
-    narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
-    planner = _Planner(layout, device, KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32"), fused)
+    planner = _Planner(layout, device, kv_format(layout, kv_dtype), fused)
     most = layout.config.max_position_embeddings
     if context is not None and not 1 <= context <= most:
         raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"It must be from 1 to {most}.")
