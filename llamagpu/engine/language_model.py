@@ -12,10 +12,12 @@ from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.prompts import Prompts
 from llamagpu.engine.session import Session
 from llamagpu.engine.texts import Texts
+from llamagpu.engine.verify import verified
 from llamagpu.errors import DeviceLostError, Unique, UsageError
-from llamagpu.model import Sizes, check_dtypes, find_model, prepare
+from llamagpu.model import Model, Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.bound import decoder_arguments
 from llamagpu.model.fingerprint import fingerprint
+from llamagpu.model.layout import Layout
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
 
@@ -38,6 +40,7 @@ class LanguageModel(Unique):
         tune: bool = False,
         fused: bool = True,
         progress: Progress | None = None,
+        verify: bool = False,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
@@ -60,6 +63,8 @@ class LanguageModel(Unique):
             prepared, device, context=context, kv_dtype=kv_dtype, tune=tune, fused=fused, progress=progress
         )
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
+        if verify:
+            verified(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} on {self.device.adapter}{' closed' if self.closed else ''}>"
@@ -68,6 +73,16 @@ class LanguageModel(Unique):
     def device(self) -> gpu.Device:
         """The device that the model is on."""
         return self._session.device
+
+    @property
+    def loaded(self) -> Model:
+        """The model on the device: weights, cache and plans."""
+        return self._session.model
+
+    @property
+    def layout(self) -> Layout:
+        """The model's tensors in its files."""
+        return self._prepared.layout
 
     @property
     def context(self) -> int:

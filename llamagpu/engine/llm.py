@@ -44,6 +44,7 @@ class LLM(LanguageModel):
             fastest on this machine, as ``llamagpu tune`` does. Other models on a shared device are not affected.
         fused: False runs one kernel for each operation of the formula: slower, readable, and an oracle.
         progress: called with (bytes loaded, bytes in total).
+        verify: replay the first tokens of a text after loading, and compare every result with a float64 reference.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
@@ -51,6 +52,7 @@ class LLM(LanguageModel):
         NoAdapterError: no GPU adapter, or none that matches.
         OutOfMemoryError: it does not fit.
         UsageError: an argument is out of its range.
+        WrongNumbersError: ``verify`` found a result that departs.
 
     >>> with LLM() as llm:
     ...     print(llm.generate("Once upon a time", max_tokens=20).text)

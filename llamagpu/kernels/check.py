@@ -58,7 +58,7 @@ def dims_text(dims: Dims) -> str:
 def check(kernel: Kernel, device: Device, dims: Dims, seed: int = 0, tuning: Tuning | None = None) -> Report:
     """Run one case on the device. Every element must be within tolerance × its scale."""
     arrays = kernel.inputs(np.random.default_rng(seed), dims)
-    expected = _by_name(kernel.reference(arrays, dims))
+    expected = by_name(kernel.reference(arrays, dims))
     bench, read = Bench(device), ReadTuning(tuning or device.tuning)
     try:
         with device.using(read):
@@ -75,7 +75,7 @@ def check(kernel: Kernel, device: Device, dims: Dims, seed: int = 0, tuning: Tun
 
 def host_outputs(outputs: Outputs) -> dict[str, F64]:
     """What a kernel returned, by name, as float64; a single output has the name ""."""
-    found: Mapping[str, Output] = _by_name(outputs)
+    found: Mapping[str, Output] = by_name(outputs)
     return {name: (t.numpy() if isinstance(t, Tensor) else t).astype(np.float64) for name, t in found.items()}
 
 
@@ -103,7 +103,8 @@ def programs(kernel: Kernel, device: Device, dims: Dims, tuning: Tuning | None =
     return tuple(dispatch.program for dispatch in plan.dispatches)
 
 
-def _by_name(outputs: T | Mapping[str, T]) -> Mapping[str, T]:
+def by_name(outputs: T | Mapping[str, T]) -> Mapping[str, T]:
+    """Outputs by name; a single one has the name ""."""
     return outputs if isinstance(outputs, Mapping) else {"": outputs}
 
 

@@ -64,7 +64,7 @@ def reference(a: Arrays, d: Dims) -> AllExpected:
     """The residual stream in float64, on the scale of both terms; and the prenorm buffer. Squares double an error."""
     x, weight = a["x"].astype(np.float64), a["weight"].astype(np.float64)
     old = a["out"].astype(np.float64) * float(d["add"])
-    y = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(1e-5)) * weight
+    y = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(d.get("eps", 1e-5))) * weight
     value, size = old + y, np.abs(old) + np.abs(y)
     if not d["norm"]:
         return Expected(value, size)

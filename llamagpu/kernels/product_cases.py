@@ -59,7 +59,7 @@ def _source_reference(a: Arrays, d: Dims, k: int) -> tuple[Any, Any]:
         return x, np.abs(x)
     if d["source"] == "normed":
         groups = -(-k // 4)
-        scale = 1 / np.sqrt(x[:, 4 * groups :].sum(axis=1, keepdims=True) / k + np.float32(EPS))
+        scale = 1 / np.sqrt(x[:, 4 * groups :].sum(axis=1, keepdims=True) / k + np.float32(d.get("eps", EPS)))
         return x[:, :k] * scale, np.abs(x[:, :k]) * scale
     runs = x.reshape(d["m"], k // d["head"], -1, d["head"] + 4)
     position = a["rows"][:, 1].astype(np.int64)

@@ -90,7 +90,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def _how(d: Dims) -> QkNorm:
-    return QkNorm(d["norm"], 1e-5, d.get("beta", 0.0), d.get("original", 1))
+    return QkNorm(d["norm"], d.get("eps", 1e-5), d.get("beta", 0.0), d.get("original", 1))
 
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
@@ -102,15 +102,15 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
     return {"q": out, "kv": data}
 
 
-def _normalized(values: F64, axes: tuple[int, ...], weight: F64) -> F64:
-    scale: F64 = 1 / np.sqrt((values**2).mean(axis=axes, keepdims=True) + np.float32(1e-5))
+def _normalized(values: F64, axes: tuple[int, ...], weight: F64, eps: float) -> F64:
+    scale: F64 = 1 / np.sqrt((values**2).mean(axis=axes, keepdims=True) + np.float32(eps))
     return values * scale * weight
 
 
 def reference(a: Arrays, d: Dims) -> dict[str, Expected]:
     """Queries, and the whole cache with keys and values in their places, in float64. The scale is the length of a
     rotated pair; float16 has one unit in the last place more."""
-    heads, kv, head, norm = d["heads"], d["kv_heads"], d["head"], d["norm"]
+    heads, kv, head, norm, how = d["heads"], d["kv_heads"], d["head"], d["norm"], _how(d)
     x = a["x"].astype(np.float64).reshape(d["rows"], -1, head)
     weight = a["weight"].astype(np.float64)
     rotation = a["cos_sin"].astype(np.float64)[a["rows"][:, 1]].reshape(d["rows"], 1, head // 2, 2)
@@ -119,18 +119,17 @@ def reference(a: Arrays, d: Dims) -> dict[str, Expected]:
     finished, sizes = [], []
     for part, w in zip((x[:, :heads], x[:, heads : heads + kv]), weights, strict=True):
         axes = (1, 2) if norm == "row" else (2,)
-        y = _normalized(part, axes, w) if norm in ("head", "row") else part
+        y = _normalized(part, axes, w, how.eps) if norm in ("head", "row") else part
         p, q = y[..., 0::2], y[..., 1::2]
         turned = np.empty_like(y)
         turned[..., 0::2] = p * rotation[..., 0] - q * rotation[..., 1]
         turned[..., 1::2] = q * rotation[..., 0] + p * rotation[..., 1]
         size = np.repeat(np.sqrt(p**2 + q**2), 2, axis=-1)
         if norm == "head_last":
-            size = size * np.abs(_normalized(turned, axes, w)) / np.where(turned == 0, 1, np.abs(turned))
-            turned = _normalized(turned, axes, w)
+            size = size * np.abs(_normalized(turned, axes, w, how.eps)) / np.where(turned == 0, 1, np.abs(turned))
+            turned = _normalized(turned, axes, w, how.eps)
         finished.append(turned)
         sizes.append(size + np.abs(turned))
-    how = _how(d)
     factor = 1 + how.beta * np.log1p(a["rows"][:, 1] // how.original)[:, None]
     queries = Expected(*(t.reshape(d["rows"], -1) * factor for t in (finished[0], sizes[0])))
     v = x[:, heads + kv :]

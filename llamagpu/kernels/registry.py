@@ -6,7 +6,7 @@ from llamagpu.kernels.attention_spans import KERNEL as SPANS
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
 from llamagpu.kernels.cross_entropy import KERNEL as CROSS_ENTROPY
 from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
-from llamagpu.kernels.elementwise import ADD, MULTIPLY, RELU2, SCALE, SILU
+from llamagpu.kernels.elementwise import ACTIVATE, ADD, MULTIPLY, SCALE, SILU
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
 from llamagpu.kernels.gate import KERNEL as GATE
 from llamagpu.kernels.gelu import KERNEL as GELU
@@ -62,7 +62,7 @@ REGISTRY = {
         MULTIPLY,
         SCALE,
         SILU,
-        RELU2,
+        ACTIVATE,
         TRANSPOSE,
         SLICE_ROWS,
         ATTENTION,
