@@ -24,7 +24,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
@@ -373,9 +373,32 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kernels", help="names, separated by commas; the default is all")
+    parser.add_argument("--again", action="store_true", help="judge only the survivors of the last results again")
     parser.add_argument("--quick", action="store_true", help="only the kernels' own cases, in the current tuning")
     parser.add_argument("--out", type=Path, default=DOCS / "mutation.json", help="results; the page lies beside it")
     return parser.parse_args()
+
+
+def _judged(cases: list[Case], drawn: Iterable[Mutant], count: int) -> Iterator[dict[str, Any]]:
+    """Judge mutants until ``count`` compile."""
+    worker, number = Worker(cases), 0
+    for mutant in drawn:
+        text = (gpu.shader_root() / f"{mutant.file}.wgsl").read_text()
+        verdict = worker.judge(mutant, mutant.apply(text))
+        if verdict.outcome == "does not compile":
+            continue
+        number += 1
+        found = {"label": mutant.label(text), "kind": mutant.kind, **asdict(verdict)}
+        print(f"{number:4} {found['outcome']:10} {found['label']}   {found['by']}", flush=True)
+        yield found
+        if number == count:
+            break
+    worker.close()
+
+
+def _labels(mutants: Sequence[Mutant]) -> dict[str, Mutant]:
+    texts = {file: (gpu.shader_root() / f"{file}.wgsl").read_text() for file in {m.file for m in mutants}}
+    return {m.label(texts[m.file]): m for m in mutants}
 
 
 def main() -> None:
@@ -385,27 +408,22 @@ def main() -> None:
     with gpu.open() as device:
         cases, adapter = collect(device, names, args.quick), str(device.adapter)
     drawn = all_sites(sorted({file for case in cases for file in case.files}))
-    total = len(drawn)
-    random.Random(args.seed).shuffle(drawn)
-    print(f"{len(cases)} cases, {total} edits", flush=True)
-    worker, mutants = Worker(cases), []
-    while drawn and len(mutants) < args.count:
-        mutant = drawn.pop()
-        text = (gpu.shader_root() / f"{mutant.file}.wgsl").read_text()
-        verdict = worker.judge(mutant, mutant.apply(text))
-        if verdict.outcome == "does not compile":
-            continue
-        label = mutant.label(text)
-        mutants.append({"label": label, "kind": mutant.kind, **asdict(verdict)})
-        print(f"{len(mutants):4} {verdict.outcome:10} {label}   {verdict.by}", flush=True)
-    worker.close()
-    old = json.loads(args.out.read_text()) if args.out.exists() else {}
-    found = {"count": len(mutants), "seed": args.seed, "sites": total, "device": adapter, "mutants": mutants}
-    found["explanations"] = old.get("explanations", {})
+    print(f"{len(cases)} cases, {len(drawn)} edits", flush=True)
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"explanations": {}}
+    if args.again:
+        sites_by_label = _labels(drawn)
+        open_ = [m["label"] for m in found["mutants"] if m["outcome"] == "survived" and m["label"] in sites_by_label]
+        now = {m["label"]: m for m in _judged(cases, [sites_by_label[label] for label in open_], len(open_))}
+        found["mutants"] = [now.get(m["label"], m) for m in found["mutants"]]
+    else:
+        total = len(drawn)
+        random.Random(args.seed).shuffle(drawn)
+        mutants = list(_judged(cases, reversed(drawn), args.count))
+        found |= {"count": len(mutants), "seed": args.seed, "sites": total, "device": adapter, "mutants": mutants}
     args.out.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(page(found))
-    caught, survived = (sum(m["outcome"] == k for m in mutants) for k in ("caught", "survived"))
-    print(f"{caught} caught, {survived} survived, {len(mutants) - caught - survived} equivalent or unseen")
+    caught, survived = (sum(m["outcome"] == k for m in found["mutants"]) for k in ("caught", "survived"))
+    print(f"{caught} caught, {survived} survived, {len(found['mutants']) - caught - survived} equivalent or unseen")
     sys.exit(caught < 0.97 * (caught + survived))
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from llamagpu import LLM, gpu, kernels
 from llamagpu.errors import UsageError
-from llamagpu.kernels.sampling_cases import SAMPLE, SETTINGS
+from llamagpu.kernels.logits_cases import SETTINGS
+from llamagpu.kernels.sampling_cases import SAMPLE
 from llamagpu.kernels.sampling_reference import choose_row, process_row
 from llamagpu.kernels.step import Settings
 

@@ -13,6 +13,7 @@ from llamagpu.kernels.gelu import KERNEL as GELU
 from llamagpu.kernels.glu import KERNEL as GLU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
+from llamagpu.kernels.logits_cases import PROCESS, SELECT
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.noise import KERNEL as NOISE
@@ -23,7 +24,7 @@ from llamagpu.kernels.qkv import KERNEL as QKV
 from llamagpu.kernels.residual import KERNEL as RESIDUAL
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
-from llamagpu.kernels.sampling_cases import PROCESS, SAMPLE, SELECT
+from llamagpu.kernels.sampling_cases import SAMPLE
 from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 from llamagpu.kernels.step_ids import STEP_IDS, VOID_ROWS
