@@ -118,6 +118,7 @@ def test_the_readme_has_examples() -> None:
         ("gguf_table", "gguf"),
         ("eval_peers", "lm-eval"),
         ("make_template_goldens", "chat-templates"),
+        ("mutate", "mutation"),
     ],
 )
 def test_pages_match_their_measurements(script: str, name: str) -> None:

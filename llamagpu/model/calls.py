@@ -201,6 +201,7 @@ def _elementwise(r: References, step: Step) -> Called:
     return "activate", a, {"activation": step.libs["activation"]}, {"": ("activated", out)}
 
 
+SAMPLING = {"sample", "logits_process", "logits_select"}  # not intermediates: they choose a token
 CALLS: dict[str, Callable[[References, Step], Called]] = {
     "product_rows": _product,
     "product_lanes": _product,

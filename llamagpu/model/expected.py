@@ -17,7 +17,7 @@ from llamagpu.kernels.check import by_name, relative_error
 from llamagpu.kernels.entry import F64, Arrays, Expected
 from llamagpu.kernels.kv_write import PAGE, Cache, address
 from llamagpu.kernels.quantization import dequantize_rows
-from llamagpu.model.calls import CALLS
+from llamagpu.model.calls import CALLS, SAMPLING
 from llamagpu.model.layout import Key, Layout, Matrix
 from llamagpu.model.model import Model
 from llamagpu.model.replay import Step
@@ -89,11 +89,10 @@ class References:
 
     def of(self, step: Step) -> list[Intermediate]:
         """The results of a call; empty if it belongs to the sampling."""
-        make = CALLS.get(step.program.shader)
-        if make is None:
+        if step.program.shader in SAMPLING:
             return []
         self._layer = None if step.program.shader == "embedding" else self._layer_of(step)
-        kernel, a, d, got = make(self, step)
+        kernel, a, d, got = CALLS[step.program.shader](self, step)
         expected = by_name(REGISTRY[kernel].reference(a, d))
         return [
             found
