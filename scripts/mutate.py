@@ -373,7 +373,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kernels", help="names, separated by commas; the default is all")
-    parser.add_argument("--again", action="store_true", help="judge only the survivors of the last results again")
+    parser.add_argument("--again", action="store_true", help="judge the edits that were not caught again")
     parser.add_argument("--quick", action="store_true", help="only the kernels' own cases, in the current tuning")
     parser.add_argument("--out", type=Path, default=DOCS / "mutation.json", help="results; the page lies beside it")
     return parser.parse_args()
@@ -412,7 +412,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"explanations": {}}
     if args.again:
         sites_by_label = _labels(drawn)
-        open_ = [m["label"] for m in found["mutants"] if m["outcome"] == "survived" and m["label"] in sites_by_label]
+        open_ = [m["label"] for m in found["mutants"] if m["outcome"] != "caught" and m["label"] in sites_by_label]
         now = {m["label"]: m for m in _judged(cases, [sites_by_label[label] for label in open_], len(open_))}
         found["mutants"] = [now.get(m["label"], m) for m in found["mutants"]]
     else:

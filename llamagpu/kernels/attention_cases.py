@@ -38,11 +38,14 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def _hide(data: F64, pages: npt.NDArray[np.uint32], state: npt.NDArray[np.uint32], scores: Scores, d: Dims) -> None:
-    """Make keys and values NaN in the blocks before a row's window: nothing may read them."""
+    """Make keys and values NaN in the blocks before a row's window, and after the last position: nothing may use
+    them."""
     cache = data.reshape(-1, 2, d["kv_heads"], PAGE, d["head"])
     for slot in np.unique(state[:, 2]):
-        first = min(scores.begin(int(position)) for position in state[state[:, 2] == slot, 1]) // BLOCK * BLOCK
-        page, place = address(pages, make_rows([0] * first, np.arange(first), slot))
+        mine = [int(position) for position in state[state[:, 2] == slot, 1]]
+        first, end = min(scores.begin(position) for position in mine) // BLOCK * BLOCK, max(mine) + 1
+        unused = np.r_[:first, end : pages.shape[1] * PAGE]
+        page, place = address(pages, make_rows([0] * len(unused), unused, slot))
         cache[page, :, :, place] = np.nan
 
 
@@ -160,6 +163,8 @@ DECODE = Kernel(
         _case(1, 257, 9, 3, 64, "f16"),
         _case(4, 31, 4, 4, 8, "f32", spare=2),
         _case(3, 600, 32, 1, 16, "f16"),
+        _case(2, 70, 4, 2, 12, "f32"),
+        _case(2, 70, 2, 2, 24, "f16"),
         _case(1, 2000, 16, 8, 64, "f32", steep=True),
         _case(1, 2000, 32, 8, 64, "f32"),
         _case(2, 97, 5, 1, 80, "f16"),

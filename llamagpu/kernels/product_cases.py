@@ -37,6 +37,9 @@ def _source_inputs(rng: np.random.Generator, d: Dims, k: int) -> Arrays:
     heads, splits = k // d["head"], _splits(d)
     positions = rng.integers(0, d["length"], m)
     partials = rng.standard_normal((m, heads, splits, d["head"] + 4)).astype(np.float32)
+    partials[..., d["head"]] *= rng.choice(
+        [1, 150], (m, heads, 1)
+    )  # scores also lie so far apart that e^score overflows
     partials[..., d["head"] + 1] = rng.uniform(1, 9, (m, heads, splits))
     return {"x": partials.reshape(m, -1), "rows": step_rows([0] * m, positions)}
 
