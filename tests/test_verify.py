@@ -12,7 +12,7 @@ import random_models
 from llamagpu import LLM, gpu
 from llamagpu.cli.main import run
 from llamagpu.engine.verify import verify
-from llamagpu.errors import WrongNumbersError
+from llamagpu.errors import UsageError, WrongNumbersError
 from llamagpu.gpu import linker
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -157,11 +157,22 @@ def test_models_pass(model: Callable[[str], Path], device: gpu.Device, name: str
 def test_verifying_leaves_nothing_behind(story: LLM) -> None:
     """Also if it is left early, and for a prompt of one token."""
     tokens, before = story.generate("Once", max_tokens=4).token_ids, held(story.device)
+    with pytest.raises(UsageError, match="9999"):
+        next(verify(story, [9999]))
     checks = verify(story, [5])
     assert next(checks).form == "fused prompt of 1 tokens"
     checks.close()
     assert held(story.device) == before
     assert story.generate("Once", max_tokens=4).token_ids == tokens
+
+
+@pytest.mark.parametrize("context", [1, 2, 5])
+def test_short_contexts(device: gpu.Device, context: int) -> None:
+    with LLM(device=device, context=context) as llm:
+        forms = {s.form.split(" of")[0] for s in verify(llm)}
+    assert forms == {
+        f"{form} {part}" for form in ("fused", "unfused") for part in ("prompt", "step")[: min(context, 2)]
+    }
 
 
 @pytest.mark.slow

@@ -47,12 +47,14 @@ def verify(llm: LanguageModel, ids: Sequence[int] | None = None) -> Iterator[See
             two.
 
     Raises:
+        UsageError: a token is not in the vocabulary.
         WrongNumbersError: the first result that departs from its reference, by layer and kernel.
         OutOfMemoryError: the replay does not fit beside the model.
     """
     device, model, layout = llm.device, llm.loaded, llm.layout
-    ids = list(ids) if ids else llm.tokenize(_TEXT)
-    count = max(n for n in ROW_BUCKETS if n <= min(len(ids), MOST_TOKENS, model.context - 1) and n & (n - 1) == 0)
+    ids = list(llm._prompts.checked(ids)) if ids else llm.tokenize(_TEXT)
+    most = min(len(ids), MOST_TOKENS, max(1, model.context - 1))  # a place is left for the step
+    count = max(n for n in ROW_BUCKETS if n <= most and n & (n - 1) == 0)
     for fused in (True, False):
         yield from _form(device, model, layout, ids[:count], fused)
 
@@ -74,7 +76,13 @@ def _form(device: Device, model: Model, layout: Layout, ids: list[int], fused: b
     try:
         with device.ledger.tracking() as buffers:
             cache, forward = _make(device, model, len(ids), fused)
-        yield from _runs(device, forward, cache, References(model, layout, cache.layers), ids, fused)
+        references, name = References(model, layout, cache.layers), "fused" if fused else "unfused"
+        pages = cache.take(len(ids) + 1)
+        assert pages is not None
+        yield from _prompt(device, forward, references, ids, pages.slot, name)
+        if len(ids) < model.context:
+            forward.state.write_rows([Row(ids[-1], len(ids), pages.slot)], 1)
+            yield from _replayed(device, forward.decode(1, len(ids) + 1, True), references, f"{name} step")
     finally:
         if forward is not None:
             forward.free()
@@ -86,23 +94,18 @@ def _make(device: Device, model: Model, count: int, fused: bool) -> tuple[PagedC
     config, context = model.config, min(model.context, 4 * MOST_TOKENS)
     cache = PagedCache(device, config, context, context + PAGE, model.sizes.kv_dtype, count)
     arena = make_arena(device, config, count, context, fused)
+    cache.take(1)  # so that slots and pages are not numbered as positions are
     loaded = model.forward
     return cache, Forward(device, config, model.weights, cache, loaded.rotations, arena, loaded.tuning, fused)
 
 
-def _runs(
-    device: Device, forward: Forward, cache: PagedCache, references: References, ids: list[int], fused: bool
+def _prompt(
+    device: Device, forward: Forward, references: References, ids: list[int], slot: int, name: str
 ) -> Iterator[Seen]:
-    count, name, state = len(ids), "fused" if fused else "unfused", forward.state
-    cache.take(1)  # so that slots and pages are not numbered as positions are
-    pages = cache.take(count + 1)
-    assert pages is not None
-    state.write_prompt(ids, 0, pages.slot, count)
-    state.pick([count - 1])
-    for plan in (forward.prefill(count), forward.head(1)):
-        yield from _replayed(device, plan, references, f"{name} prompt of {count} tokens")
-    state.write_rows([Row(ids[-1], count, pages.slot)], 1)
-    yield from _replayed(device, forward.decode(1, count + 1, True), references, f"{name} step")
+    forward.state.write_prompt(ids, 0, slot, len(ids))
+    forward.state.pick([len(ids) - 1])
+    for plan in (forward.prefill(len(ids)), forward.head(1)):
+        yield from _replayed(device, plan, references, f"{name} prompt of {len(ids)} tokens")
 
 
 def _replayed(device: Device, plan: Plan, references: References, form: str) -> Iterator[Seen]:
