@@ -44,7 +44,8 @@ DOCS = ROOT / "docs"
 TIMEOUT_S = 90.0  # a mutant that takes longer hangs
 RANDOM = 20  # random shapes of a kernel, as in tests/test_kernels.py
 UNSEEN = 6  # further random shapes, which only tell survivors from equivalents
-FOLDED = 65535  # cases with a larger dim run last
+FOLDED = 65535  # cases with more workgroups have folded grids, and run last
+FOLDS = (0, 2)  # tunings of the folded cases: the current one, and that of the other family of shaders
 SWAPS = {
     " + ": " - ",
     " - ": " + ",
@@ -156,15 +157,12 @@ class Case:
     tuning: gpu.Tuning
     files: frozenset[str]
     size: int  # elements of the inputs
+    folded: bool
     checked: bool = True  # whether the tests run it, too
 
     @property
     def cost(self) -> tuple[bool, bool, int]:
-        return not self.checked, _folded(self.dims), self.size
-
-
-def _folded(dims: Dims) -> bool:
-    return any(type(v) is int and v > FOLDED and name != "vocab" for name, v in dims.items())
+        return not self.checked, self.folded, self.size
 
 
 def collect(device: gpu.Device, names: Sequence[str], quick: bool = False) -> list[Case]:
@@ -173,9 +171,9 @@ def collect(device: gpu.Device, names: Sequence[str], quick: bool = False) -> li
     out: list[Case] = []
     for kernel in (kernels.REGISTRY[name] for name in names):
         if quick:
-            chosen = [(s, dims) for s, dims in enumerate(kernel.cases) if not _folded(dims)]
             tuning = replace(device.tuning, trusted=False)
-            out += [_case(device, kernel, dims, seed, tuning, True)[0] for seed, dims in chosen]
+            own = [_case(device, kernel, dims, seed, tuning, True)[0] for seed, dims in enumerate(kernel.cases)]
+            out += [case for case in own if not case.folded]
             continue
         seen: set[object] = set()
         for number, tuning in enumerate([device.tuning, *gpu.variants(device.features, device.subgroup_size)]):
@@ -183,8 +181,8 @@ def collect(device: gpu.Device, names: Sequence[str], quick: bool = False) -> li
             unseen = [] if number else kernels.random_dims(kernel, UNSEEN, seed=99)
             for seed, dims in enumerate([*cases, *unseen]):
                 case = _case(device, kernel, dims, seed, replace(tuning, trusted=False), seed < len(cases))
-                key = case[1] if number else (str(dims), case[1])
-                if key not in seen and not (number and case[0].cost[1]):
+                key = case[1] if number and not case[0].folded else (str(dims), case[1])
+                if key not in seen and (number in FOLDS or not case[0].folded):
                     seen |= {key, case[1]}
                     out.append(case[0])
     return sorted(out, key=lambda c: c.cost)
@@ -194,9 +192,15 @@ def _case(
     device: gpu.Device, kernel: Kernel, dims: Dims, seed: int, tuning: gpu.Tuning, checked: bool
 ) -> tuple[Case, object]:
     arrays = kernel.inputs(np.random.default_rng(seed), dims)
-    bench, programs = Bench(device), []
-    dispatch = device.dispatch
-    device.dispatch = lambda program, *_, **__: programs.append(program)  # type: ignore[method-assign]
+    bench = Bench(device)
+    programs: list[gpu.Program] = []
+    groups: list[int] = []
+
+    def note(program: gpu.Program, count: int, *_: Any, **__: Any) -> None:
+        programs.append(program)
+        groups.append(count)
+
+    dispatch, device.dispatch = device.dispatch, note  # type: ignore[method-assign]
     try:
         with device.using(tuning):
             kernel.run(bench, arrays, dims)
@@ -204,8 +208,8 @@ def _case(
         device.dispatch = dispatch  # type: ignore[method-assign]
         bench.free()
     files = frozenset(file for program in programs for file in linker._files(program))
-    size = sum(a.size for a in arrays.values())
-    return Case(kernel.name, dims, seed, tuning, files, size, checked), tuple(programs)
+    size, folded = sum(a.size for a in arrays.values()), max(groups) > FOLDED
+    return Case(kernel.name, dims, seed, tuning, files, size, folded, checked), tuple(programs)
 
 
 # --- running ---------------------------------------------------------------------------------
@@ -262,7 +266,7 @@ class Verdict:
 def judge(device: gpu.Device, shaders: Shaders, cases: Sequence[Case], mutant: Mutant, text: str) -> Verdict:
     """Run a mutant on all cases that link its file."""
     line = text.split("\n")[mutant.line - 1]
-    mine = [c for c in cases if mutant.file in c.files and (_SIZED.search(line) or not _folded(c.dims))]
+    mine = [c for c in cases if mutant.file in c.files and (_SIZED.search(line) or not c.folded)]
     outputs = []
     with shaders.edited(mutant.file, text):
         for case in mine:
