@@ -93,6 +93,10 @@ class KernelError(LlamaGPUError):
     """A kernel was called with tensors that it cannot take, or a shader did not compile."""
 
 
+class WrongNumbersError(LlamaGPUError):
+    """The GPU computed numbers that differ from the reference by more than the tolerance."""
+
+
 class Unique:
     """Base of objects that own a GPU device or threads. A ``with`` block closes them; copying and pickling them is an
     error."""

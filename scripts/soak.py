@@ -130,9 +130,10 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# A long run",
         "",
-        f"{found['minutes']:.0f} minutes, {found['rounds']} rounds: {d['calls']:,} calls of three threads on two models",
-        f"of one device (text, chats, batches, vectors), {d['cancelled']:,} cancelled streams, {d['losses']:,} losses",
-        f"of the device in the middle of calls; both models closed and loaded again {d['reloads']:,} times.",
+        f"{found['minutes']:.0f} minutes, {found['rounds']} rounds: {d['calls']:,} calls of three threads on two",
+        "models of one device (text, chats, batches, vectors),",
+        f"{d['cancelled']:,} cancelled streams, {d['losses']:,} losses of the device in the middle of calls,",
+        f"and {d['reloads']:,} times both models closed and loaded again.",
         f"Errors, and results that differed from an undisturbed call: {found['wrong']}.",
         "",
         "| after a round | tenth of the run | most later | growth |",

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import random_models
 
-from llamagpu import LLM, kernels
+from llamagpu import LLM
 from llamagpu.cli.main import cli
 from llamagpu.cli.main import run as run_here
 
@@ -239,35 +238,15 @@ def test_a_terminal_that_is_not_utf8() -> None:
 
 
 @pytest.mark.slow
-def test_doctor() -> None:
-    done = run("doctor", "--json")
+def test_doctor(tmp_path: Path) -> None:
+    done = run("doctor", "--json", "--report", str(tmp_path / "report.md"))
     report = json.loads(done.stdout)
     assert done.returncode == 0
+    assert "All" in (tmp_path / "report.md").read_text()
     assert report["adapters"]
     assert report["reason"]
     assert len(report["kernels"]) > 10
     assert all(k["ok"] for k in report["kernels"])
-
-
-def test_doctor_skips_cases_that_do_not_fit_in_memory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(kernels, "REGISTRY", {"add": kernels.REGISTRY["add"]})
-    monkeypatch.setenv("LLAMAGPU_MEMORY_LIMIT", "3000000")
-    assert run_here(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert "ok     add" in out
-    assert "1 skipped (memory): rows=65 columns=260000" in out
-
-
-def test_doctor_reports_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    add = kernels.REGISTRY["add"]
-    monkeypatch.setattr(kernels, "REGISTRY", {"add": replace(add, tolerance=-1.0, cases=add.cases[:2])})
-    assert run_here(["doctor"]) == 1
-    out, err = capsys.readouterr()
-    assert "WRONG  add" in out
-    assert "kernel checks failed: add" in err
-    assert "because" in out
 
 
 @pytest.mark.slow

@@ -55,11 +55,12 @@ def test_doctor(
     terminal: bool,
     stderr_is: Callable[[bool], None],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stderr_is(terminal)
     monkeypatch.setattr(kernels, "REGISTRY", {name: kernels.REGISTRY[name] for name in ("copy", "add")})
-    assert run(["doctor"]) == 0
+    assert run(["doctor", "--report", str(tmp_path / "report.md")]) == 0
     out, err = capsys.readouterr()
     assert ("2 of 2 kernels" in err and "checking add" in err) == terminal
     assert "ok     add" in out

@@ -120,6 +120,7 @@ def test_the_readme_has_examples() -> None:
         ("eval_peers", "lm-eval"),
         ("make_template_goldens", "chat-templates"),
         ("fault_table", "recovery"),
+        ("mutate", "mutation"),
     ],
 )
 def test_pages_match_their_measurements(script: str, name: str) -> None:

@@ -24,6 +24,7 @@ from llamagpu.cli.profile import profile
 from llamagpu.cli.quantize import quantize
 from llamagpu.cli.rank import rank
 from llamagpu.cli.tune import tune
+from llamagpu.cli.verify import verify
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
 from llamagpu.version import __version__
 
@@ -62,7 +63,21 @@ def _more_verbose(context: click.Context, _option: click.Parameter, verbose: int
         _log(context.find_root().meta[_VERBOSE] + verbose)
 
 
-for command in (generate, chat, embed, rank, models, quantize, inspect, perplexity, bench, profile, tune, doctor):
+for command in (
+    generate,
+    chat,
+    embed,
+    rank,
+    models,
+    quantize,
+    inspect,
+    perplexity,
+    bench,
+    profile,
+    tune,
+    doctor,
+    verify,
+):
     command.params.append(
         click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_more_verbose, help=_VERBOSE_HELP)
     )

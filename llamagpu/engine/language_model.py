@@ -10,15 +10,17 @@ from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.prompts import Prompts
-from llamagpu.engine.remote import RemoteSession, remote_arguments
+from llamagpu.engine.remote import RemoteSession, elsewhere, remote_arguments
 from llamagpu.engine.session import Session
 from llamagpu.engine.texts import Texts
+from llamagpu.engine.verify import verified
 from llamagpu.errors import DeviceLostError, Unique, UsageError
-from llamagpu.model import Sizes, check_dtypes, find_model, prepare
+from llamagpu.model import Model, Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.bound import decoder_arguments
 from llamagpu.model.estimate import MemoryUse
 from llamagpu.model.fingerprint import fingerprint
 from llamagpu.model.fit import Load
+from llamagpu.model.layout import Layout
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
 
@@ -44,6 +46,7 @@ class LanguageModel(Unique):
         recover: bool = True,
         isolate: bool = False,
         max_memory: int | str | None = None,
+        verify: bool = False,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
@@ -64,6 +67,8 @@ class LanguageModel(Unique):
         options |= {"device": device, "recover": recover, "max_memory": max_memory}
         self._session = self._open_session(options, progress, isolate)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
+        if verify:
+            verified(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} on {self.device.adapter}{' closed' if self.closed else ''}>"
@@ -72,6 +77,22 @@ class LanguageModel(Unique):
     def device(self) -> gpu.Device:
         """The device that the model is on; of an isolated model its ``adapter`` alone is known."""
         return cast(gpu.Device, self._session.device)
+
+    @property
+    def loaded(self) -> Model:
+        """The model on the device: weights, cache and plans.
+
+        Raises:
+            UsageError: it is in another process.
+        """
+        if isinstance(self._session, RemoteSession):
+            raise elsewhere("loaded")
+        return self._session.model
+
+    @property
+    def layout(self) -> Layout:
+        """The model's tensors in its files."""
+        return self._prepared.layout
 
     @property
     def context(self) -> int:

@@ -51,6 +51,7 @@ class LLM(LanguageModel):
         isolate: load the model in a process of its own, which is started again if its driver ends it, once in a minute.
             Generations continue from their tokens. ``bind`` and most of ``device`` are missing then.
         max_memory: the most memory to take on the adapter, in bytes or as text such as ``"4GB"``.
+        verify: replay the first tokens of a text after loading, and compare every result with a float64 reference.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
@@ -58,6 +59,7 @@ class LLM(LanguageModel):
         NoAdapterError: no GPU adapter, or none that matches.
         OutOfMemoryError: it does not fit; a hub model is not downloaded then.
         UsageError: an argument is out of its range.
+        WrongNumbersError: ``verify`` found a result that departs.
 
     >>> with LLM() as llm:
     ...     print(llm.generate("Once upon a time", max_tokens=20).text)

@@ -72,11 +72,13 @@ def fold(groups: int, limit: int) -> tuple[int, int]:
 class Plan:
     """A flat list of dispatches over fixed buffers, and the uniform buffer that holds their sizes.
 
-    ``trusted`` drops the shaders' bounds checks. ``work`` counts the multiply-adds of all dispatches.
+    ``trusted`` drops the shaders' bounds checks. ``work`` counts the multiply-adds of all dispatches, ``calls`` has
+    what they were recorded from.
     """
 
     def __init__(self, memory: Memory, pipelines: Pipelines, calls: Sequence[Call], trusted: bool):
         self._memory, self._generation = memory, memory.generation
+        self.calls = tuple(calls)
         offsets: dict[bytes, int] = {}
         for call in calls:
             if call.params:
@@ -148,6 +150,10 @@ class Plan:
         self._submit_last(*segments[-1], read)
         if fence is not None:
             self._memory.wait_fence(fence)
+
+    def run_between(self, begin: int, end: int) -> None:
+        """Encode and submit the dispatches ``begin`` to ``end`` alone, on the device thread."""
+        self._submit_last(begin, end, None)
 
     def _submit_segment(self, begin: int, end: int) -> Slot:
         encoder = self._encoded(begin, end)

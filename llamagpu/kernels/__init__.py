@@ -7,7 +7,7 @@ submodules.
 """
 
 from llamagpu.kernels.attention_dense import attention
-from llamagpu.kernels.check import Report, check, random_dims
+from llamagpu.kernels.check import Report, check, dims_text, programs, random_dims
 from llamagpu.kernels.cross_entropy import cross_entropy
 from llamagpu.kernels.dequantize import dequantize
 from llamagpu.kernels.elementwise import add, multiply, scale, silu
@@ -29,11 +29,13 @@ __all__ = [
     "check",
     "cross_entropy",
     "dequantize",
+    "dims_text",
     "gelu",
     "layer_norm",
     "linear",
     "matmul",
     "multiply",
+    "programs",
     "quantize",
     "random_dims",
     "rms_norm",

@@ -44,7 +44,9 @@ def require_activation(kernel: str, name: str) -> None:
 
 
 def activation_scale(name: str, g: F64, value: F64) -> F64:
-    """The scale of an activation's error: e^-|g| is accurate to about |g| units in the last place (WGSL: 3 + 2|g|), and
-    results below the smallest float32 are lost. The polynomial of gelu is off by up to 1.5e-7 |g|."""
+    """The scale of an activation's error: e^-|t| is accurate to about |t| units in the last place (WGSL: 3 + 2|t|), and
+    results below the smallest float32 are lost. t is g, or the cubic of gelu_tanh. The polynomial of gelu is off by up
+    to 1.5e-7 |g|."""
     polynomial = 0.1 * np.abs(g) if name == "gelu" else 0.0
-    return np.asarray(np.abs(value) * (1 + np.abs(g) / 8) + np.finfo(np.float32).tiny * np.abs(g) * 1e6 + polynomial)
+    t = 2 * np.sqrt(2 / np.pi) * (g + 0.044715 * g**3) if name == "gelu_tanh" else g
+    return np.asarray(np.abs(value) * (1 + np.abs(t) / 8) + np.finfo(np.float32).tiny * np.abs(g) * 1e6 + polynomial)

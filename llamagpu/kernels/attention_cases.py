@@ -15,7 +15,7 @@ from llamagpu.kernels.attention_paged import (
 )
 from llamagpu.kernels.entry import F64, Arrays, Bench, Dims, Expected, Kernel, as_stored
 from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
-from llamagpu.kernels.scores import BLOCK, Scores
+from llamagpu.kernels.scores import BLOCK, RUN, Scores
 from llamagpu.kernels.step import step_rows as make_rows
 
 
@@ -32,16 +32,34 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
         state = make_rows([0] * rows, last, np.arange(rows))
     _hide(data, pages, state, _scores(d), d)
     q = rng.standard_normal((rows, d["heads"] * d["head"] + 8)).astype(np.float32)
+    if d.get("steep"):
+        _steepen(data, q, pages, state, d)
     return {"q": q, "data": as_stored(data, d["format"]), "pages": pages, "rows": state}
 
 
 def _hide(data: F64, pages: npt.NDArray[np.uint32], state: npt.NDArray[np.uint32], scores: Scores, d: Dims) -> None:
-    """Make keys and values NaN in the blocks before a row's window: nothing may read them."""
+    """Make keys and values NaN in the blocks before a row's window, and after the last position: nothing may use
+    them."""
     cache = data.reshape(-1, 2, d["kv_heads"], PAGE, d["head"])
     for slot in np.unique(state[:, 2]):
-        first = min(scores.begin(int(position)) for position in state[state[:, 2] == slot, 1]) // BLOCK * BLOCK
-        page, place = address(pages, make_rows([0] * first, np.arange(first), slot))
+        mine = [int(position) for position in state[state[:, 2] == slot, 1]]
+        first, end = min(scores.begin(position) for position in mine) // BLOCK * BLOCK, max(mine) + 1
+        unused = np.r_[:first, end : pages.shape[1] * PAGE]
+        page, place = address(pages, make_rows([0] * len(unused), unused, slot))
         cache[page, :, :, place] = np.nan
+
+
+def _steepen(
+    data: F64, q: npt.NDArray[np.float32], pages: npt.NDArray[np.uint32], state: npt.NDArray[np.uint32], d: Dims
+) -> None:
+    """For each head of k, raise a score in another run so far that e^score would overflow."""
+    cache = data.reshape(-1, 2, d["kv_heads"], PAGE, d["head"])
+    for row in state:
+        for head in range(d["kv_heads"]):
+            query = q[0, head * (d["heads"] // d["kv_heads"]) * d["head"] :][: d["head"]]
+            position = min(head * RUN + 7, int(row[1]))
+            page, place = address(pages, make_rows([0], position, row[2]))
+            cache[page, 0, head, place] = query * (150 * d["head"] ** 0.5 / (query @ query))
 
 
 def _cache(bench: Bench, a: Arrays, d: Dims) -> Cache:
@@ -119,6 +137,7 @@ PREFILL = Kernel(
         {**case, "prefill": True}
         for case in (
             _case(1, 1, 1, 1, 4, "f32"),
+            _case(3, 700, 4, 2, 64, "f16", steep=True),
             _case(2, 2, 4, 4, 8, "f32"),
             _case(31, 31, 8, 2, 16, "f16"),
             _case(33, 97, 9, 3, 64, "f32"),
@@ -128,7 +147,7 @@ PREFILL = Kernel(
             _case(600, 600, 2, 1, 8, "f32"),
             _case(90, 500, 4, 2, 16, "f32", window=37),
             _case(70, 300, 4, 1, 32, "f16", window=256, cap=9.0, scale=0.2),
-            _case(16, 16, 65540, 1, 4, "f32"),
+            _case(16, 16, 65541, 1, 4, "f32"),
         )
     ),
     random=lambda rng: _random(rng, True),
@@ -144,6 +163,9 @@ DECODE = Kernel(
         _case(1, 257, 9, 3, 64, "f16"),
         _case(4, 31, 4, 4, 8, "f32", spare=2),
         _case(3, 600, 32, 1, 16, "f16"),
+        _case(2, 70, 4, 2, 12, "f32"),
+        _case(2, 70, 2, 2, 24, "f16"),
+        _case(1, 2000, 16, 8, 64, "f32", steep=True),
         _case(1, 2000, 32, 8, 64, "f32"),
         _case(2, 97, 5, 1, 80, "f16"),
         _case(1, 300, 8, 2, 128, "f32"),
@@ -151,7 +173,7 @@ DECODE = Kernel(
         _case(4, 1500, 8, 2, 32, "f32", window=300, spare=1),
         _case(3, 700, 4, 1, 64, "f16", window=512, cap=9.0, scale=0.2),
         _case(3, 300, 4, 2, 16, "f32", window=1),
-        _case(8200, 2, 8, 8, 4, "f32"),
+        _case(9363, 2, 7, 7, 4, "f32"),
     ),
     random=lambda rng: _random(rng, False),
 )

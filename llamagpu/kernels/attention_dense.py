@@ -121,7 +121,7 @@ KERNEL = Kernel(
         _case(17, 17, 9, 3, 64, True),
         _case(5, 300, 8, 8, 128, False, scale=0.3),
         _case(3, 40, 1, 1, 2048, True),
-        _case(2, 2, 65540, 1, 4, True),
+        _case(2, 2, 65541, 1, 4, True),
     ),
     random=_random,
 )

@@ -8,7 +8,7 @@ from llamagpu.gpu import Program, Tensor
 from llamagpu.kernels.arguments import owner, require, require_floats, require_rows, weight_parts, weights_libs
 from llamagpu.kernels.dequantize import FORMATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.dequantize import reference as weight_reference
-from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel, Outputs
 from llamagpu.kernels.kv_write import PAGE, address
 from llamagpu.kernels.prenorm import NextNorm, next_norm, prenorm_columns, prenorm_reference
 from llamagpu.kernels.step import step_rows as make_rows
@@ -60,51 +60,51 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     return weight_inputs(rng, d["vocab"], columns, d["format"]) | more
 
 
-def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
+def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
     columns = len(a["weight"])
     found = {
-        "rows": bench.put(a["rows"], "u32"),
+        "rows": bench.change(a["rows"], "u32"),
         "out": bench.out((d["rows"], columns)),
-        "prenorm": bench.out((d["rows"], prenorm_columns(columns))),
     }
-    table, pages = put_weights(bench, a, d["format"]), bench.put(a["pages"], "u32")
+    if d["norm"]:
+        found["prenorm"] = bench.out((d["rows"], prenorm_columns(columns)))
+    table, pages = put_weights(bench, a, d), bench.put(a["pages"], "u32")
     following = NextNorm(found["prenorm"], bench.put(a["weight"])) if d["norm"] else None
     begin_step(table, found["rows"], pages, found["out"], following=following, factor=d["factor"])
-    return found[d["which"]]
+    return found
 
 
-def reference(a: Arrays, d: Dims) -> Expected:
-    """The rows' state, the rows of the table, or the prenorm buffer, as the case asks."""
+def reference(a: Arrays, d: Dims) -> dict[str, Expected]:
+    """The rows' state, the rows of the table, and the prenorm buffer, if the case has one."""
     whole = weight_reference(a, d)
     x, size = (
         values[a["rows"][:, 0].astype(np.int64)] * np.float32(d["factor"]) for values in (whole.value, whole.scale)
     )
     size = size + (0 if d["factor"] == 1 else np.abs(x))
-    if d["which"] == "out":
-        return Expected(x, size)
-    if d["which"] == "prenorm":
-        weight = a["weight"].astype(np.float64)
-        return Expected(prenorm_reference(x, weight), prenorm_reference(size, np.abs(weight)))
     page, place = address(a["pages"], a["rows"])
     rows = a["rows"].astype(np.float64)
     rows[:, 3] = page * PAGE + place
-    return Expected(rows, np.zeros_like(rows))
+    out = {"rows": Expected(rows, np.zeros_like(rows)), "out": Expected(x, size)}
+    if d["norm"]:
+        weight = a["weight"].astype(np.float64)
+        out["prenorm"] = Expected(prenorm_reference(x, weight), prenorm_reference(size, np.abs(weight)))
+    return out
 
 
-def _case(vocab: int, columns: int, rows: int, format: str, which: str, norm: bool = True, factor: float = 1.0) -> Dims:
+def _case(
+    vocab: int, columns: int, rows: int, format: str, norm: bool = True, factor: float = 1.0, cut: bool = False
+) -> Dims:
     sizes = {"vocab": vocab, "columns": columns, "rows": rows, "format": format}
-    return sizes | {"which": which, "norm": norm, "factor": factor}
+    return sizes | {"norm": norm, "factor": factor, "cut": cut}
 
 
 def _random(rng: np.random.Generator) -> Dims:
-    which = ("out", "prenorm", "rows")[rng.integers(3)]
     return _case(
         int(rng.integers(1, 999)),
         int(rng.integers(1, 700)),
         int(rng.integers(1, 40)),
         FORMATS[rng.integers(len(FORMATS))],
-        which,
-        which == "prenorm" or bool(rng.integers(2)),
+        bool(rng.integers(3)),
         (1.0, 25.298)[rng.integers(2)],
     )
 
@@ -115,11 +115,12 @@ KERNEL = Kernel(
     _run,
     reference,
     cases=(
-        _case(1, 1, 1, "f32", "prenorm"),
-        _case(105, 97, 3, "f16", "prenorm"),
-        _case(49152, 576, 8, "bf16", "prenorm"),
-        _case(333, 128, 31, "int4-g64-f16", "out", norm=False, factor=11.3),
-        _case(7, 3, 70000, "f32", "rows"),
+        _case(1, 1, 1, "f32"),
+        _case(105, 97, 3, "f16"),
+        _case(49152, 576, 8, "bf16"),
+        _case(333, 128, 31, "int4-g64-f16", norm=False, factor=11.3),
+        _case(131, 97, 9, "f16", factor=0.7, cut=True),
+        _case(7, 3, 70001, "f32"),
     ),
     random=_random,
 )

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from llamagpu.gpu import Device, ReadTuning, Tuning
-from llamagpu.kernels.entry import Bench, Dims, Kernel
+from llamagpu.gpu import Device, Program, ReadTuning, Tensor, Tuning
+from llamagpu.kernels.entry import F64, Bench, Dims, Expected, Kernel, Output, Outputs
+
+T = TypeVar("T")
+_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one case: the largest error in units of its scale, whether nothing was written outside the
-    outputs or into their padding (``guards``), and the fields of the tuning that the kernel read."""
+    """The outcome of one case.
+
+    Attributes:
+        error: the largest error of all outputs, in units of its scale.
+        output: the name of the output with this error, "" if the kernel has only one.
+        guards: whether nothing was written outside the outputs or into their padding.
+        tuning_fields: the fields of the tuning that the kernel read.
+    """
 
     kernel: Kernel
     dims: Dims
+    seed: int
     error: float
+    output: str
     guards: bool
     tuning_fields: frozenset[str]
 
@@ -26,31 +39,73 @@ class Report:
         """Whether the error is within the tolerance and nothing was written outside the output."""
         return self.guards and self.error <= self.kernel.tolerance
 
-    def __str__(self) -> str:
-        dims = " ".join(f"{k}={v}" for k, v in self.dims.items())
+    @property
+    def text(self) -> str:
+        """The error beside the tolerance."""
+        where = f" in {self.output}" if self.output else ""
         guards = "" if self.guards else ", wrote outside its output"
-        return f"{self.kernel.name} {dims}: error {self.error:.2e} of {self.kernel.tolerance:.0e}{guards}"
+        return f"error {self.error:.2e} of {self.kernel.tolerance:.0e}{where}{guards}"
+
+    def __str__(self) -> str:
+        return f"{self.kernel.name} {dims_text(self.dims)}: {self.text}"
+
+
+def dims_text(dims: Dims) -> str:
+    """The dims of a case on one line."""
+    return " ".join(f"{k}={v}" for k, v in dims.items())
 
 
 def check(kernel: Kernel, device: Device, dims: Dims, seed: int = 0, tuning: Tuning | None = None) -> Report:
     """Run one case on the device. Every element must be within tolerance × its scale."""
     arrays = kernel.inputs(np.random.default_rng(seed), dims)
-    expected = kernel.reference(arrays, dims)
+    expected = by_name(kernel.reference(arrays, dims))
     bench, read = Bench(device), ReadTuning(tuning or device.tuning)
     try:
         with device.using(read):
-            got = kernel.run(bench, arrays, dims).numpy().astype(np.float64)
+            got = host_outputs(kernel.run(bench, arrays, dims))
         guards = bench.guards_intact()
     finally:
         bench.free()
+    if got.keys() != expected.keys():
+        raise AssertionError(f"{kernel.name}: outputs {sorted(got)}, expected {sorted(expected)}")
+    errors = {name: relative_error(got[name], e) for name, e in expected.items()}
+    worst = max(errors, key=errors.__getitem__)
+    return Report(kernel, dims, seed, errors[worst], worst, guards, frozenset(read.fields))
+
+
+def host_outputs(outputs: Outputs) -> dict[str, F64]:
+    """What a kernel returned, by name, as float64; a single output has the name ""."""
+    found: Mapping[str, Output] = by_name(outputs)
+    return {name: (t.numpy() if isinstance(t, Tensor) else t).astype(np.float64) for name, t in found.items()}
+
+
+def relative_error(got: F64, expected: Expected) -> float:
+    """The largest error, in units of its scale; infinity if a value is not finite and should be."""
     if got.shape != expected.value.shape:
-        raise AssertionError(f"{kernel.name}: shape {got.shape}, expected {expected.value.shape}")
-    difference = np.abs(got - expected.value)
-    allowed = np.maximum(expected.scale, np.finfo(np.float32).tiny)
-    flushed = difference <= np.finfo(np.float32).tiny  # WGSL allows subnormal numbers to become 0
-    ratio = np.where(flushed, 0.0, difference / allowed)
-    error = float(np.max(np.where(np.isfinite(got), ratio, np.inf)))
-    return Report(kernel, dims, error, guards, frozenset(read.fields))
+        raise AssertionError(f"an output has the shape {got.shape}, expected {expected.value.shape}")
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(got - expected.value)
+        # WGSL allows subnormal numbers to become 0
+        ratio = np.where(difference <= _TINY, 0.0, difference / np.maximum(expected.scale, _TINY))
+    free = np.isinf(expected.scale)
+    return float(np.max(np.where(free, 0.0, np.where(np.isfinite(got), ratio, np.inf))))
+
+
+def programs(kernel: Kernel, device: Device, dims: Dims, tuning: Tuning | None = None) -> tuple[Program, ...]:
+    """The programs that a case dispatches in a tuning. They are compiled, but do not run."""
+    bench = Bench(device)
+    arrays = kernel.inputs(np.random.default_rng(0), dims)
+    try:
+        plan = device.record(lambda: kernel.run(bench, arrays, dims), tuning)
+        plan.free()
+    finally:
+        bench.free()
+    return tuple(dispatch.program for dispatch in plan.dispatches)
+
+
+def by_name(outputs: T | Mapping[str, T]) -> Mapping[str, T]:
+    """Outputs by name; a single one has the name ""."""
+    return outputs if isinstance(outputs, Mapping) else {"": outputs}
 
 
 def random_dims(kernel: Kernel, count: int, seed: int = 0) -> list[Dims]:

@@ -71,7 +71,7 @@ KERNEL = Kernel(
         {"rows": 3, "columns": 105, "spread": 3.0},
         {"rows": 2, "columns": 50257, "spread": 5.0},
         {"rows": 31, "columns": 600, "spread": 30.0},
-        {"rows": 65540, "columns": 3, "spread": 1.0},
+        {"rows": 65541, "columns": 3, "spread": 1.0},
     ),
     random=lambda rng: {"rows": int(rng.integers(1, 50)), "columns": int(rng.integers(1, 3000)), "spread": 4.0},
 )

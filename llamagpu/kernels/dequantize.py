@@ -66,15 +66,14 @@ def weight_inputs(rng: np.random.Generator, rows: int, columns: int, format: str
     return {"w": dequantize_rows(stored, affine), **dict(zip(("packed", "scales", "biases"), stored, strict=True))}
 
 
-def put_weights(bench: Bench, a: Arrays, format: str) -> Tensor:
-    """The weights of ``weight_inputs`` on the device."""
-    woven = bench.device.tuning.order == "woven"
-    if format in FLOATS:
-        return bench.put(a["w"], format, woven)
+def put_weights(bench: Bench, a: Arrays, d: Dims) -> Tensor:
+    """The weights of ``weight_inputs`` on the device, in two parts if the case has ``cut``."""
     rows, columns = a["w"].shape
-    tensor = bench.device.empty_affine(rows, columns, Affine.parse(format), tail=bench.tail, woven=woven)
-    bench.made.append(tensor)
-    upload(tensor, 0, (a["packed"], a["scales"], a["biases"]))
+    tensor = bench.weights(rows, columns, d["format"], bench.device.tuning.order == "woven", d.get("cut", False))
+    if d["format"] in FLOATS:
+        tensor.write(a["w"])
+    else:
+        upload(tensor, 0, (a["packed"], a["scales"], a["biases"]))
     return tensor
 
 
@@ -83,7 +82,7 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
-    return dequantize(put_weights(bench, a, d["format"]), bench.out(a["w"].shape))
+    return dequantize(put_weights(bench, a, d), bench.out(a["w"].shape))
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
@@ -112,6 +111,7 @@ KERNEL = Kernel(
         *({"rows": 33, "columns": 97, "format": f} for f in FORMATS),
         {"rows": 576, "columns": 1536, "format": "int4-g64-f16"},
         *({"rows": 5, "columns": 96, "format": f, "size": SUBNORMAL} for f in ("int8-g32-f16-z128", "int4-g32-f16")),
+        *({"rows": 131, "columns": 96, "format": f, "cut": True} for f in ("f16", "int4-g32-f16")),
         {"rows": 140000, "columns": 120, "format": "bf16"},
     ),
     random=_random,

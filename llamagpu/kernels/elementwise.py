@@ -59,7 +59,7 @@ _CASES: tuple[Dims, ...] = (
     {"rows": 1, "columns": 576},
     {"rows": 31, "columns": 2048},
 )
-_FOLDED: Dims = {"rows": 65, "columns": 260000}  # more than 65,535 workgroups
+_FOLDED: Dims = {"rows": 67, "columns": 260000}  # an odd number of workgroups above 65,535
 _FACTOR = -0.37
 
 
@@ -73,11 +73,13 @@ def _plain(value: F64) -> Expected:
     return Expected(value, np.abs(value))
 
 
-def _activation(name: str) -> Callable[[Arrays, Dims], Expected]:
+def _activation(name: str | None = None) -> Callable[[Arrays, Dims], Expected]:
+    """The reference of an activation: the one named, or that of the case."""
+
     def reference(a: Arrays, d: Dims) -> Expected:
-        x = a["x"].astype(np.float64)
-        value, _ = ACTIVATIONS[name](x)
-        return Expected(value, activation_scale(name, x, value))
+        x, chosen = a["x"].astype(np.float64), name or d["activation"]
+        value, _ = ACTIVATIONS[chosen](x)
+        return Expected(value, activation_scale(chosen, x, value))
 
     return reference
 
@@ -116,9 +118,22 @@ SCALE = _kernel(
     "scale",
     _ONE,
     lambda bench, a, out: scale(bench.put(a["x"]), _FACTOR, out),
-    lambda a, d: _plain(a["x"].astype(np.float64) * np.float32(_FACTOR)),
+    lambda a, d: _plain(a["x"].astype(np.float64) * np.float32(d.get("factor", _FACTOR))),
 )
 SILU = _kernel("silu", _far_tails, lambda bench, a, out: silu(bench.put(a["x"]), out), _activation("silu"))
-RELU2 = _kernel(
-    "relu2", _far_tails, lambda bench, a, out: activate(bench.put(a["x"]), "relu2", out), _activation("relu2")
+ACTIVATE = Kernel(
+    "activate",
+    _far_tails,
+    lambda bench, a, d: activate(bench.put(a["x"]), d["activation"], bench.out(a["x"].shape)),
+    _activation(),
+    cases=tuple(
+        {"rows": rows, "columns": columns, "activation": name}
+        for name in ACTIVATIONS
+        for rows, columns in ((1, 1), (3, 97), (31, 2048))
+    ),
+    random=lambda rng: {
+        "rows": int(rng.integers(1, 50)),
+        "columns": int(rng.integers(1, 2000)),
+        "activation": list(ACTIVATIONS)[rng.integers(len(ACTIVATIONS))],
+    },
 )

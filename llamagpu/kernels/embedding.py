@@ -54,13 +54,14 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
     out = bench.out((d["rows"], a["w"].shape[1]))
-    return embedding(put_weights(bench, a, d["format"]), bench.put(a["rows"], "u32"), out)
+    return embedding(put_weights(bench, a, d), bench.put(a["rows"], "u32"), out, d["factor"])
 
 
 def reference(a: Arrays, d: Dims) -> Expected:
-    """Rows of the table as stored; floats come out exactly, see ``test_bf16_and_f16_are_read_exactly``."""
-    rows, whole = a["rows"][:, 0].astype(np.int64), weight_reference(a, d)
-    return Expected(whole.value[rows], whole.scale[rows])
+    """Rows of the table as stored, times a factor; without one, floats come out exactly, see
+    ``test_bf16_and_f16_are_read_exactly``."""
+    rows, whole, factor = a["rows"][:, 0].astype(np.int64), weight_reference(a, d), np.float64(np.float32(d["factor"]))
+    return Expected(factor * whole.value[rows], abs(factor) * whole.scale[rows])
 
 
 def _random(rng: np.random.Generator) -> Dims:
@@ -68,6 +69,7 @@ def _random(rng: np.random.Generator) -> Dims:
         "vocab": int(rng.integers(1, 3000)),
         "columns": int(rng.integers(1, 700)),
         "rows": int(rng.integers(1, 40)),
+        "factor": (1.0, 25.298)[rng.integers(2)],
     }
     return sizes | {"format": FORMATS[rng.integers(len(FORMATS))]}
 
@@ -78,13 +80,14 @@ KERNEL = Kernel(
     _run,
     reference,
     cases=(
-        {"vocab": 1, "columns": 1, "rows": 1, "format": "f32"},
-        {"vocab": 105, "columns": 97, "rows": 3, "format": "f16"},
-        {"vocab": 105, "columns": 333, "rows": 31, "format": "bf16"},
-        {"vocab": 2048, "columns": 128, "rows": 512, "format": "bf16"},
-        {"vocab": 49152, "columns": 576, "rows": 8, "format": "f16"},
-        {"vocab": 333, "columns": 128, "rows": 5, "format": "int4-g64-f16"},
-        {"vocab": 7, "columns": 3, "rows": 70000, "format": "f32"},
+        {"vocab": 1, "columns": 1, "rows": 1, "format": "f32", "factor": 1.0},
+        {"vocab": 105, "columns": 97, "rows": 3, "format": "f16", "factor": 1.0},
+        {"vocab": 105, "columns": 333, "rows": 31, "format": "bf16", "factor": -0.7},
+        {"vocab": 2048, "columns": 128, "rows": 512, "format": "bf16", "factor": 1.0},
+        {"vocab": 49152, "columns": 576, "rows": 8, "format": "f16", "factor": 12.0},
+        {"vocab": 333, "columns": 128, "rows": 5, "format": "int4-g64-f16", "factor": 1.0},
+        {"vocab": 131, "columns": 97, "rows": 9, "format": "bf16", "factor": 3.5, "cut": True},
+        {"vocab": 7, "columns": 3, "rows": 70001, "format": "f32", "factor": 1.0},
     ),
     random=_random,
     tolerance=1e-6,

@@ -61,7 +61,7 @@ KERNEL = Kernel(
         {"rows": 1, "columns": 1536, "activation": "silu"},
         {"rows": 31, "columns": 333, "activation": "relu2"},
         {"rows": 32, "columns": 8192, "activation": "silu"},
-        {"rows": 3, "columns": 1400003, "activation": "silu"},
+        {"rows": 3, "columns": 1400067, "activation": "silu"},
     ),
     random=_random,
 )

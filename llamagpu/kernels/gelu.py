@@ -51,7 +51,7 @@ KERNEL = Kernel(
         {"rows": 3, "columns": 97, "tanh": True},
         {"rows": 31, "columns": 3072, "tanh": False},
         {"rows": 31, "columns": 3072, "tanh": True},
-        {"rows": 3, "columns": 1400003, "tanh": True},
+        {"rows": 3, "columns": 1400067, "tanh": True},
     ),
     random=lambda rng: {
         "rows": int(rng.integers(1, 50)),

@@ -78,6 +78,7 @@ KERNEL = Kernel(
         _case(3, 98, 97, "normed", "bf16"),
         _case(64, 512, 128, "plain", "bf16", many=True),
         _case(3, 97, 96, "normed", "f32", activation="relu2", gated=False),
+        _case(2, 132, 64, "plain", "f16", True, cut=True),
         _case(33, 1536, 384, "plain", "f16", True, activation="gelu", gated=False, many=True),
     ),
     random=_random,

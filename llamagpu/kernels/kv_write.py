@@ -117,7 +117,7 @@ KERNEL = Kernel(
         {"rows": 1, "slots": 1, "kv_heads": 3, "head": 64, "first": 576, "format": "f16"},
         {"rows": 31, "slots": 4, "kv_heads": 2, "head": 80, "first": 160, "format": "f32"},
         {"rows": 512, "slots": 1, "kv_heads": 8, "head": 64, "first": 64, "format": "f16"},
-        {"rows": 65540, "slots": 1, "kv_heads": 4, "head": 32, "first": 0, "format": "f32"},
+        {"rows": 65541, "slots": 1, "kv_heads": 4, "head": 32, "first": 0, "format": "f32"},
     ),
     random=_random,
     tolerance=1e-6,

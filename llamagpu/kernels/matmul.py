@@ -68,6 +68,7 @@ KERNEL = Kernel(
         {"m": 130, "n": 129, "k": 17, "format": "f32", "bias": True},
         {"m": 64, "n": 960, "k": 576, "format": "int4-g64-f16", "bias": True},
         {"m": 33, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
+        {"m": 19, "n": 133, "k": 97, "format": "f16", "bias": True, "cut": True},
         {"m": 524290, "n": 3, "k": 3, "format": "f32", "bias": False},
     ),
     random=lambda rng: product_random(rng, 8, 140),

@@ -45,7 +45,7 @@ def product_reference(a: Arrays, d: Dims) -> Expected:
 def product_put(bench: Bench, a: Arrays, d: Dims) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The tensors of a case: x, w, bias or None, out."""
     bias = bench.put(a["bias"]) if d["bias"] else None
-    return bench.put(a["x"]), put_weights(bench, a, d["format"]), bias, bench.out((d["m"], d["n"]))
+    return bench.put(a["x"]), put_weights(bench, a, d), bias, bench.out((d["m"], d["n"]))
 
 
 def product_random(rng: np.random.Generator, low: int, high: int) -> Dims:
@@ -70,6 +70,8 @@ KERNEL = Kernel(
         {"m": 1, "n": 960, "k": 576, "format": "int4-g64-f16", "bias": True},
         {"m": 1, "n": 99, "k": 48, "format": "int4-g16-f16", "bias": False},
         {"m": 5, "n": 333, "k": 2048, "format": "int8-g64-bf16", "bias": False},
+        {"m": 3, "n": 133, "k": 97, "format": "f16", "bias": True, "cut": True},
+        {"m": 2, "n": 130, "k": 96, "format": "int8-g32-f16-z128", "bias": True, "cut": True},
         {"m": 524290, "n": 3, "k": 3, "format": "f16", "bias": False},
     ),
     random=lambda rng: product_random(rng, 1, 2 * MAX_VECTORS + 2),

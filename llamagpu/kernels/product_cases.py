@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from llamagpu.gpu import Tensor
+from llamagpu.gpu import Affine, Tensor
 from llamagpu.kernels.attention_paged import partial_shape, splits_for
 from llamagpu.kernels.dequantize import FLOATS, columns_for, put_weights, weight_inputs
 from llamagpu.kernels.dequantize import reference as weight_reference
@@ -36,6 +37,9 @@ def _source_inputs(rng: np.random.Generator, d: Dims, k: int) -> Arrays:
     heads, splits = k // d["head"], _splits(d)
     positions = rng.integers(0, d["length"], m)
     partials = rng.standard_normal((m, heads, splits, d["head"] + 4)).astype(np.float32)
+    partials[..., d["head"]] *= rng.choice(
+        [1, 150], (m, heads, 1)
+    )  # scores also lie so far apart that e^score overflows
     partials[..., d["head"] + 1] = rng.uniform(1, 9, (m, heads, splits))
     return {"x": partials.reshape(m, -1), "rows": step_rows([0] * m, positions)}
 
@@ -58,7 +62,7 @@ def _source_reference(a: Arrays, d: Dims, k: int) -> tuple[Any, Any]:
         return x, np.abs(x)
     if d["source"] == "normed":
         groups = -(-k // 4)
-        scale = 1 / np.sqrt(x[:, 4 * groups :].sum(axis=1, keepdims=True) / k + np.float32(EPS))
+        scale = 1 / np.sqrt(x[:, 4 * groups :].sum(axis=1, keepdims=True) / k + np.float32(d.get("eps", EPS)))
         return x[:, :k] * scale, np.abs(x[:, :k]) * scale
     runs = x.reshape(d["m"], k // d["head"], -1, d["head"] + 4)
     position = a["rows"][:, 1].astype(np.int64)
@@ -73,8 +77,8 @@ def _source_reference(a: Arrays, d: Dims, k: int) -> tuple[Any, Any]:
 
 def _columns(d: Dims) -> int:
     if d["source"] == "merge":
-        group = 1 if d["format"] in FLOATS else 128
-        whole = int(d["head"]) * group
+        group = 1 if d["format"] in FLOATS else Affine.parse(d["format"]).group
+        whole = math.lcm(int(d["head"]), group)
         return -(-int(d["k"]) // whole) * whole
     return columns_for(d["k"], d["format"])
 
@@ -99,7 +103,7 @@ def product_reference(a: Arrays, d: Dims) -> tuple[Any, Any]:
 def product_setup(bench: Bench, a: Arrays, d: Dims) -> tuple[Source, Tensor, Tensor | None]:
     """Source, weights and bias of a case on the device."""
     k = _columns(d)
-    return _put_source(bench, a, d, k), put_weights(bench, a, d["format"]), bench.put(a["bias"]) if d["bias"] else None
+    return _put_source(bench, a, d, k), put_weights(bench, a, d), bench.put(a["bias"]) if d["bias"] else None
 
 
 def product_case(m: int, n: int, k: int, source: str, format: str, bias: bool = False, **more: object) -> Dims:

@@ -8,7 +8,7 @@ import numpy as np
 
 from llamagpu.gpu import Program, Tensor
 from llamagpu.kernels.arguments import parts, require, require_floats, require_rows
-from llamagpu.kernels.entry import F64, FLOAT_TOLERANCE, Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.entry import F64, FLOAT_TOLERANCE, Arrays, Bench, Dims, Expected, Kernel, Outputs
 from llamagpu.kernels.kv_write import PAGE, Cache, address, cache_columns
 from llamagpu.kernels.step import step_rows
 
@@ -90,27 +90,27 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
 
 
 def _how(d: Dims) -> QkNorm:
-    return QkNorm(d["norm"], 1e-5, d.get("beta", 0.0), d.get("original", 1))
+    return QkNorm(d["norm"], d.get("eps", 1e-5), d.get("beta", 0.0), d.get("original", 1))
 
 
-def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
+def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
     x, rows, weight = bench.put(a["x"]), bench.put(a["rows"], "u32"), bench.put(a["weight"])
     data = bench.out((a["pages"].size, cache_columns(d["kv_heads"], d["head"])), d["cache"])
     cache = Cache(data, bench.put(a["pages"], "u32"), d["kv_heads"], d["head"])
     out = bench.out((d["rows"], d["heads"] * d["head"]))
     qk_norm(x, _how(d), weight if d["norm"] else None, rows, bench.put(a["cos_sin"]), cache, out)
-    return out if d["which"] == "q" else data
+    return {"q": out, "kv": data}
 
 
-def _normalized(values: F64, axes: tuple[int, ...], weight: F64) -> F64:
-    scale: F64 = 1 / np.sqrt((values**2).mean(axis=axes, keepdims=True) + np.float32(1e-5))
+def _normalized(values: F64, axes: tuple[int, ...], weight: F64, eps: float) -> F64:
+    scale: F64 = 1 / np.sqrt((values**2).mean(axis=axes, keepdims=True) + np.float32(eps))
     return values * scale * weight
 
 
-def reference(a: Arrays, d: Dims) -> Expected:
-    """Queries, or the whole cache with keys and values in their places, in float64. The scale is the length of a
+def reference(a: Arrays, d: Dims) -> dict[str, Expected]:
+    """Queries, and the whole cache with keys and values in their places, in float64. The scale is the length of a
     rotated pair; float16 has one unit in the last place more."""
-    heads, kv, head, norm = d["heads"], d["kv_heads"], d["head"], d["norm"]
+    heads, kv, head, norm, how = d["heads"], d["kv_heads"], d["head"], d["norm"], _how(d)
     x = a["x"].astype(np.float64).reshape(d["rows"], -1, head)
     weight = a["weight"].astype(np.float64)
     rotation = a["cos_sin"].astype(np.float64)[a["rows"][:, 1]].reshape(d["rows"], 1, head // 2, 2)
@@ -119,26 +119,23 @@ def reference(a: Arrays, d: Dims) -> Expected:
     finished, sizes = [], []
     for part, w in zip((x[:, :heads], x[:, heads : heads + kv]), weights, strict=True):
         axes = (1, 2) if norm == "row" else (2,)
-        y = _normalized(part, axes, w) if norm in ("head", "row") else part
+        y = _normalized(part, axes, w, how.eps) if norm in ("head", "row") else part
         p, q = y[..., 0::2], y[..., 1::2]
         turned = np.empty_like(y)
         turned[..., 0::2] = p * rotation[..., 0] - q * rotation[..., 1]
         turned[..., 1::2] = q * rotation[..., 0] + p * rotation[..., 1]
         size = np.repeat(np.sqrt(p**2 + q**2), 2, axis=-1)
         if norm == "head_last":
-            size = size * np.abs(_normalized(turned, axes, w)) / np.where(turned == 0, 1, np.abs(turned))
-            turned = _normalized(turned, axes, w)
+            size = size * np.abs(_normalized(turned, axes, w, how.eps)) / np.where(turned == 0, 1, np.abs(turned))
+            turned = _normalized(turned, axes, w, how.eps)
         finished.append(turned)
         sizes.append(size + np.abs(turned))
-    how = _how(d)
     factor = 1 + how.beta * np.log1p(a["rows"][:, 1] // how.original)[:, None]
-    if d["which"] == "q":
-        return Expected(*(t.reshape(d["rows"], -1) * factor for t in (finished[0], sizes[0])))
+    queries = Expected(*(t.reshape(d["rows"], -1) * factor for t in (finished[0], sizes[0])))
     v = x[:, heads + kv :]
     ulp = _F16_ULP / FLOAT_TOLERANCE if d["cache"] == "f16" else 0
-    return Expected(
-        _in_cache(a, d, finished[1], v), _in_cache(a, d, sizes[1] + np.abs(finished[1]) * ulp, np.abs(v) * ulp)
-    )
+    key_sizes = _in_cache(a, d, sizes[1] + np.abs(finished[1]) * ulp, np.abs(v) * ulp)
+    return {"q": queries, "kv": Expected(_in_cache(a, d, finished[1], v), key_sizes)}
 
 
 def _in_cache(a: Arrays, d: Dims, k: F64, v: F64) -> F64:
@@ -150,7 +147,7 @@ def _in_cache(a: Arrays, d: Dims, k: F64, v: F64) -> F64:
 
 def _case(rows: int, heads: int, kv_heads: int, head: int, norm: str | None, **more: object) -> Dims:
     sizes = {"rows": rows, "heads": heads, "kv_heads": kv_heads, "head": head, "norm": norm}
-    return sizes | {"cache": "f32", "which": "q"} | more
+    return sizes | {"cache": "f32"} | more
 
 
 def _random(rng: np.random.Generator) -> Dims:
@@ -162,7 +159,6 @@ def _random(rng: np.random.Generator) -> Dims:
         (4, 20, 32)[rng.integers(3)],
         tuple(NORMS)[rng.integers(4)],
         cache=("f32", "f16")[rng.integers(2)],
-        which=("q", "kv")[rng.integers(2)],
         beta=(0.0, 0.1)[rng.integers(2)],
         original=int(rng.integers(1, 30)),
     )
@@ -175,12 +171,12 @@ KERNEL = Kernel(
     reference,
     cases=(
         _case(1, 1, 1, 4, "head"),
-        _case(1, 16, 8, 128, "head", cache="f16", which="kv"),
-        _case(3, 4, 1, 256, "head", which="q"),
-        _case(5, 6, 2, 80, "head_last", which="kv"),
+        _case(1, 16, 8, 128, "head", cache="f16"),
+        _case(3, 4, 1, 256, "head"),
+        _case(5, 6, 2, 80, "head_last"),
         _case(2, 16, 16, 128, "row", cache="f16"),
         _case(7, 32, 8, 128, None, beta=0.1, original=7),
-        _case(8200, 6, 1, 4, "row"),
+        _case(8201, 7, 1, 4, "row"),
     ),
     random=_random,
 )

@@ -6,7 +6,7 @@ import numpy as np
 
 from llamagpu.gpu import Tensor
 from llamagpu.kernels.arguments import parts, require, require_floats, require_rows
-from llamagpu.kernels.entry import F64, FLOAT_TOLERANCE, Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.entry import F64, FLOAT_TOLERANCE, Arrays, Bench, Dims, Expected, Kernel, Outputs
 from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
 from llamagpu.kernels.product import Epilogue, product
 from llamagpu.kernels.product_cases import FEW_FORMATS, product_case, product_inputs, product_reference, product_setup
@@ -45,17 +45,17 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     return a
 
 
-def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
+def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
     source, w, bias = product_setup(bench, a, d)
     q, rows = bench.out((d["m"], d["heads"] * d["head"])), bench.put(a["rows"], "u32")
     data = bench.out((a["pages"].size, cache_columns(d["kv_heads"], d["head"])), d["cache"])
     cache = Cache(data, bench.put(a["pages"], "u32"), d["kv_heads"], d["head"])
     product(source, w, bias, qkv(q, rows, bench.put(a["cos_sin"]), cache, d["heads"]), d["many"])
-    return q if d["which"] == "q" else data
+    return {"q": q, "kv": data}
 
 
-def reference(a: Arrays, d: Dims) -> Expected:
-    """Rotated queries; or the whole cache with rotated keys and values in their places, float16 to one unit in the
+def reference(a: Arrays, d: Dims) -> dict[str, Expected]:
+    """Rotated queries, and the whole cache with rotated keys and values in their places, float16 to one unit in the
     last place."""
     value, size = (t.reshape(d["m"], -1, d["head"]) for t in product_reference(a, d))
     rotation = a["cos_sin"].astype(np.float64)[a["rows"][:, 1]].reshape(d["m"], 1, d["head"] // 2, 2)
@@ -66,8 +66,7 @@ def reference(a: Arrays, d: Dims) -> Expected:
     rotated_size[..., 0::2] = ps * np.abs(cos) + qs * np.abs(sin)
     rotated_size[..., 1::2] = qs * np.abs(cos) + ps * np.abs(sin)
     heads, kv = d["heads"], d["kv_heads"]
-    if d["which"] == "q":
-        return Expected(rotated[:, :heads].reshape(d["m"], -1), rotated_size[:, :heads].reshape(d["m"], -1))
+    q = Expected(rotated[:, :heads].reshape(d["m"], -1), rotated_size[:, :heads].reshape(d["m"], -1))
     out: F64 = np.zeros((2, a["pages"].size, 2, kv, PAGE, d["head"]))
     place = a["rows"][:, 3].astype(np.int64)
     for i, (k, v) in enumerate(((rotated, value), (rotated_size, size))):
@@ -75,7 +74,7 @@ def reference(a: Arrays, d: Dims) -> Expected:
         out[i, place // PAGE, :, :, place % PAGE] = both
     ulp = np.abs(out[0]) * (_F16_ULP / FLOAT_TOLERANCE if d["cache"] == "f16" else 0)
     shape = (a["pages"].size, -1)
-    return Expected(out[0].reshape(shape), (out[1] + ulp).reshape(shape))
+    return {"q": q, "kv": Expected(out[0].reshape(shape), (out[1] + ulp).reshape(shape))}
 
 
 def _qkv_case(m: int, k: int, heads: int, kv_heads: int, head: int, format: str, **more: object) -> Dims:
@@ -95,7 +94,6 @@ def _random(rng: np.random.Generator) -> Dims:
         FEW_FORMATS[rng.integers(len(FEW_FORMATS))],
         bias=bool(rng.integers(2)),
         cache=("f32", "f16")[rng.integers(2)],
-        which=("q", "kv")[rng.integers(2)],
         source="plain" if many else "normed",
         many=many,
     )
@@ -107,11 +105,12 @@ KERNEL = Kernel(
     _run,
     reference,
     cases=(
-        _qkv_case(1, 1, 1, 1, 4, "f32", which="q"),
-        _qkv_case(1, 576, 9, 3, 64, "f16", cache="f16", which="kv"),
-        _qkv_case(8, 97, 4, 2, 80, "bf16", bias=True, which="kv"),
-        _qkv_case(2, 128, 8, 4, 16, "int4-g64-f16", bias=True, cache="f16", which="q"),
-        _qkv_case(33, 64, 2, 1, 32, "f32", which="kv", source="plain", many=True),
+        _qkv_case(1, 1, 1, 1, 4, "f32"),
+        _qkv_case(1, 576, 9, 3, 64, "f16", cache="f16"),
+        _qkv_case(8, 97, 4, 2, 80, "bf16", bias=True),
+        _qkv_case(2, 128, 8, 4, 16, "int4-g64-f16", bias=True, cache="f16"),
+        _qkv_case(33, 64, 2, 1, 32, "f32", source="plain", many=True),
+        _qkv_case(3, 64, 3, 2, 20, "f16", cut=True),
     ),
     random=_random,
 )

@@ -6,13 +6,14 @@ from llamagpu.kernels.attention_spans import KERNEL as SPANS
 from llamagpu.kernels.begin_step import KERNEL as BEGIN_STEP
 from llamagpu.kernels.cross_entropy import KERNEL as CROSS_ENTROPY
 from llamagpu.kernels.dequantize import KERNEL as DEQUANTIZE
-from llamagpu.kernels.elementwise import ADD, MULTIPLY, RELU2, SCALE, SILU
+from llamagpu.kernels.elementwise import ACTIVATE, ADD, MULTIPLY, SCALE, SILU
 from llamagpu.kernels.embedding import KERNEL as EMBEDDING
 from llamagpu.kernels.gate import KERNEL as GATE
 from llamagpu.kernels.gelu import KERNEL as GELU
 from llamagpu.kernels.glu import KERNEL as GLU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
+from llamagpu.kernels.logits_cases import PROCESS, SELECT
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.noise import KERNEL as NOISE
@@ -23,10 +24,11 @@ from llamagpu.kernels.qkv import KERNEL as QKV
 from llamagpu.kernels.residual import KERNEL as RESIDUAL
 from llamagpu.kernels.rms_norm import KERNEL as RMS_NORM
 from llamagpu.kernels.rope import KERNEL as ROPE
-from llamagpu.kernels.sampling_reference import KERNEL as SAMPLE
+from llamagpu.kernels.sampling_cases import SAMPLE
 from llamagpu.kernels.slice_rows import KERNEL as SLICE_ROWS
 from llamagpu.kernels.softmax import KERNEL as SOFTMAX
 from llamagpu.kernels.step_ids import STEP_IDS, VOID_ROWS
+from llamagpu.kernels.store import KERNEL as STORE
 from llamagpu.kernels.transpose import KERNEL as TRANSPOSE
 from llamagpu.kernels.yardsticks import COPY, MULTIPLY_ADD
 
@@ -42,6 +44,7 @@ REGISTRY = {
         ROPE,
         MATVEC,
         MATMUL,
+        STORE,
         QKV,
         RESIDUAL,
         GLU,
@@ -60,10 +63,12 @@ REGISTRY = {
         MULTIPLY,
         SCALE,
         SILU,
-        RELU2,
+        ACTIVATE,
         TRANSPOSE,
         SLICE_ROWS,
         ATTENTION,
+        PROCESS,
+        SELECT,
         SAMPLE,
         NOISE,
         VOID_ROWS,

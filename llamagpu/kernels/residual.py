@@ -6,7 +6,7 @@ import numpy as np
 
 from llamagpu.gpu import Tensor
 from llamagpu.kernels.arguments import parts, require, require_floats
-from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel
+from llamagpu.kernels.entry import AllExpected, Arrays, Bench, Dims, Expected, Kernel, Outputs
 from llamagpu.kernels.prenorm import prenorm_columns, prenorm_reference
 from llamagpu.kernels.product import Epilogue, product
 from llamagpu.kernels.product_cases import (
@@ -40,37 +40,37 @@ def add_norm(out: Tensor, prenorm: Tensor, weight: Tensor, factor: float = 1.0) 
     return Epilogue(out.rows, out.columns, "add_norm", windows, params)
 
 
-def _run(bench: Bench, a: Arrays, d: Dims) -> Tensor:
+def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
     source, w, bias = product_setup(bench, a, d)
-    out = bench.put(a["out"])
-    if d["which"] == "sum":
+    out = bench.change(a["out"])
+    if not d["norm"]:
         product(source, w, bias, add_to(out, d["factor"]), d["many"])
         return out
     prenorm = bench.out((d["m"], prenorm_columns(d["n"])))
     product(source, w, bias, add_norm(out, prenorm, bench.put(a["norm"]), d["factor"]), d["many"])
-    return out if d["which"] == "out" else prenorm
+    return {"out": out, "prenorm": prenorm}
 
 
-def reference(a: Arrays, d: Dims) -> Expected:
-    """The residual stream after the addition; or the prenorm buffer, whose squares double an error."""
+def reference(a: Arrays, d: Dims) -> AllExpected:
+    """The residual stream after the addition, and the prenorm buffer, whose squares double an error."""
     value, size = product_reference(a, d)
     factor = float(np.float32(d["factor"]))
     value, size = factor * value + a["out"], factor * size + np.abs(a["out"])
-    if d["which"] != "prenorm":
+    if not d["norm"]:
         return Expected(value, size)
     norm = a["norm"].astype(np.float64)
     scale = prenorm_reference(size, np.abs(norm))
     scale[:, 4 * -(-d["n"] // 4) :] *= 2
-    return Expected(prenorm_reference(value, norm), scale)
+    return {"out": Expected(value, size), "prenorm": Expected(prenorm_reference(value, norm), scale)}
 
 
-def _case(*sizes: object, factor: float = 1.0, **more: object) -> Dims:
-    return product_case(*sizes, factor=factor, **more)  # type: ignore[arg-type]
+def _case(*sizes: object, norm: bool = True, factor: float = 1.0, **more: object) -> Dims:
+    return product_case(*sizes, norm=norm, factor=factor, **more)  # type: ignore[arg-type]
 
 
 def _random(rng: np.random.Generator) -> Dims:
-    which, factor = ("sum", "out", "prenorm")[rng.integers(3)], (1.0, 0.22)[rng.integers(2)]
-    return product_random(rng, 1, ("plain", "merge"), which=which, factor=factor)
+    norm, factor = bool(rng.integers(3)), (1.0, 0.22)[rng.integers(2)]
+    return product_random(rng, 1, ("plain", "merge"), norm=norm, factor=factor)
 
 
 KERNEL = Kernel(
@@ -79,13 +79,15 @@ KERNEL = Kernel(
     _run,
     reference,
     cases=(
-        _case(1, 1, 1, "plain", "f32", which="prenorm"),
-        _case(1, 576, 1536, "plain", "f16", which="prenorm"),
-        _case(1, 576, 576, "merge", "bf16", head=64, length=200, which="prenorm"),
-        _case(8, 97, 48, "merge", "f32", True, head=16, length=1000, which="out", factor=0.22),
-        _case(2, 128, 128, "merge", "int8-g64-bf16", head=32, length=257, which="prenorm"),
-        _case(2, 96, 64, "merge", "f32", head=32, length=900, window=300, which="out"),
-        _case(33, 130, 77, "plain", "f16", which="sum", many=True),
+        _case(1, 1, 1, "plain", "f32"),
+        _case(1, 576, 1536, "plain", "f16"),
+        _case(1, 576, 576, "merge", "bf16", head=64, length=200),
+        _case(8, 97, 48, "merge", "f32", True, head=16, length=1000, factor=0.22),
+        _case(2, 128, 128, "merge", "int8-g64-bf16", head=32, length=257),
+        _case(2, 96, 64, "merge", "f32", head=32, length=900, window=300),
+        _case(33, 130, 77, "plain", "f16", norm=False, many=True),
+        _case(3, 131, 96, "plain", "int4-g32-f16", True, cut=True),
+        _case(1, 70, 40, "plain", "f16", norm=False),
     ),
     random=_random,
 )

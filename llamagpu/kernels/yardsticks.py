@@ -69,6 +69,6 @@ MULTIPLY_ADD = Kernel(
     lambda rng, d: {"x": np.array([[rng.uniform(0.1, 0.9), rng.uniform(-1, 1), 0, 0]], np.float32)},
     _run,
     reference,
-    cases=({"groups": 1, "steps": 1}, {"groups": 3, "steps": 50}, {"groups": 65540, "steps": 2}),
+    cases=({"groups": 1, "steps": 1}, {"groups": 3, "steps": 50}, {"groups": 65541, "steps": 2}),
     random=lambda rng: {"groups": int(rng.integers(1, 50)), "steps": int(rng.integers(1, 200))},
 )

@@ -102,6 +102,7 @@ class Forward:
         fused: bool = True,
     ):
         self.device, self.tuning, self.state, self.logits = device, tuning, arena.state, arena.logits
+        self.rotations = rotations
         self.hidden_states = arena.activations["normed"]
         self._weights, self._cache, self._arena, self._fused = weights, cache, arena, fused
         self._space = Workspace(config, rotations, cache.table, arena.state.rows, arena.activations, arena.partials)

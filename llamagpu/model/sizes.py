@@ -44,8 +44,7 @@ class _Planner:
     @property
     def kv(self) -> str:
         """The cache's dtype, as the GPU layer names it."""
-        narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in self.layout.matrices.values())
-        return KV_DTYPES.get(self.kv_dtype) or ("f16" if narrow else "f32")
+        return kv_format(self.layout, self.kv_dtype)
 
     def sizes(self, tokens: int, pool: int | None = None) -> Sizes:
         c, rows = self.layout.config, bucket(min(max(tokens, HEAD_ROWS), ROW_BUCKETS[-1]))
@@ -117,6 +116,12 @@ class _Planner:
         room = (self.capacity.free or 0) - (need.total - need.weights)
         source, config = self.layout.source, self.layout.config
         return out + smaller_models(source.name, config.model_type, self.layout.parameters, room)
+
+
+def kv_format(layout: Layout, kv_dtype: str) -> str:
+    """The cache's dtype, ``f16`` or ``f32``: as asked for; ``auto`` is f16 if no weights are wider."""
+    narrow = all(m.format == "f16" or isinstance(m.format, Affine) for m in layout.matrices.values())
+    return KV_DTYPES.get(kv_dtype) or ("f16" if narrow else "f32")
 
 
 def plan_sizes(

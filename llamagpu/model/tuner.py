@@ -25,7 +25,7 @@ _CHAIN_BYTES = {"software": 24_000_000}  # weights that a chain reads; 256 MB el
 _DISPATCHES = 48  # most dispatches of a chain
 # Kernels that no forward pass runs; all others are checked before shaders are trusted.
 _NOT_RUN = ("copy", "multiply_add", "noise")
-_PRODUCTS = ("matvec", "matmul", "qkv", "residual", "glu")
+_PRODUCTS = ("matvec", "matmul", "store", "qkv", "residual", "glu")
 # Divisions of product_lanes to try: lanes, workgroup and pieces ahead, each with 1, 2 or 4 rows. On short rows more
 # lanes would gain little for one vector and lose much for several.
 _SHORT = 6144  # columns

@@ -85,7 +85,7 @@ def load_tensors(
         return tensor
 
     matrices = {key: load(matrix) for key, matrix in layout.matrices.items()}
-    arrays: list[npt.NDArray[np.generic]] = [_vector_values(layout, v) for v in layout.vectors.values()]
+    arrays: list[npt.NDArray[np.generic]] = [vector_values(layout, v) for v in layout.vectors.values()]
     vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
     device.synchronize()
     return matrices | vectors
@@ -213,7 +213,8 @@ def _convert(wide: npt.NDArray[np.float32], dtype: str, name: str) -> Array:
     return wide.astype(np.float16 if dtype == "f16" else np.float32)
 
 
-def _vector_values(layout: TensorLayout, vector: Vector) -> npt.NDArray[np.float32]:
+def vector_values(layout: TensorLayout, vector: Vector) -> npt.NDArray[np.float32]:
+    """A vector of a layout, on the host."""
     out = np.zeros(vector.size, np.float32)
     for p in vector.pieces:
         out[p.rows] = wide_rows(layout, p, np.arange(len(p.rows)))
