@@ -120,6 +120,7 @@ KERNEL = Kernel(
         _case(49152, 576, 8, "bf16"),
         _case(333, 128, 31, "int4-g64-f16", norm=False, factor=11.3),
         _case(131, 97, 9, "f16", factor=0.7, cut=True),
+        _case(9, 257, 3, "f32"),
         _case(7, 3, 70001, "f32"),
     ),
     random=_random,

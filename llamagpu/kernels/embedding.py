@@ -86,6 +86,7 @@ KERNEL = Kernel(
         {"vocab": 2048, "columns": 128, "rows": 512, "format": "bf16", "factor": 1.0},
         {"vocab": 49152, "columns": 576, "rows": 8, "format": "f16", "factor": 12.0},
         {"vocab": 333, "columns": 128, "rows": 5, "format": "int4-g64-f16", "factor": 1.0},
+        {"vocab": 9, "columns": 257, "rows": 3, "format": "f32", "factor": 1.0},
         {"vocab": 131, "columns": 97, "rows": 9, "format": "bf16", "factor": 3.5, "cut": True},
         {"vocab": 7, "columns": 3, "rows": 70001, "format": "f32", "factor": 1.0},
     ),
