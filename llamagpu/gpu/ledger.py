@@ -68,7 +68,7 @@ class Ledger:
 
     @contextmanager
     def tracking(self) -> Iterator[list[Buffer]]:
-        """A list of every buffer that the calling thread allocates inside the block."""
+        """A list of every buffer that the calling thread allocates inside the block, but for staging memory."""
         outer, self._local.made = getattr(self._local, "made", None), []
         try:
             yield self._local.made
@@ -110,7 +110,7 @@ class Ledger:
         with self._lock:
             self.buffers.add(buffer)
         made = getattr(self._local, "made", None)
-        if made is not None:
+        if made is not None and buffer.purpose != "staging":  # the device keeps those for all
             made.append(buffer)
         self.peak = max(self.peak, self.held())
         return buffer

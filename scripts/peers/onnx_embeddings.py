@@ -48,6 +48,7 @@ if __name__ == "__main__":
     o = embedding_options()
     tokenizer = Tokenizer.from_file(str(o.model / "tokenizer.json"))
     tokenizer.no_padding()
+    tokenizer.enable_truncation(256)  # the model's max_seq_length; its tokenizer.json says 128
     model, device, version = session(f"{o.model}.onnx", o.backend)
     ways = {
         "list": lambda texts, lengths: encode(model, tokenizer, texts),
