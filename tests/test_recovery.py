@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import faults
 import numpy as np
@@ -14,7 +15,8 @@ import random_encoders
 
 from llamagpu import LLM, Embedder, gpu, kernels
 from llamagpu.errors import DeviceLostError, OutOfMemoryError
-from llamagpu.gpu import recovery
+from llamagpu.gpu import native, recovery
+from llamagpu.gpu.gate import Gate
 
 PROMPT = "Once upon a time"
 
@@ -87,6 +89,28 @@ def test_a_second_loss_within_a_minute_is_final(caplog: pytest.LogCaptureFixture
             with pytest.raises(DeviceLostError):
                 call()
         assert llm.device.recovery.losses == 1
+
+
+@pytest.mark.usefixtures("often")
+def test_a_device_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait past its deadline is a loss: the model goes on with another device."""
+    with LLM() as llm:
+        expected = llm.generate(PROMPT, max_tokens=10).token_ids
+        real, hung = Gate._poll_until, [True]
+
+        def poll(gate: Gate, answer: list[int]) -> None:
+            if not hung:
+                real(gate, answer)
+                return
+            hung.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr("llamagpu.gpu.gate.DEADLINE_SECONDS", -1.0)
+                patch.setattr(native, "libf", SimpleNamespace(wgpuDevicePoll=lambda *given: None))
+                real(gate, answer)
+
+        monkeypatch.setattr(Gate, "_poll_until", poll)
+        assert llm.generate(PROMPT, max_tokens=10).token_ids == expected
+        assert (hung, llm.device.recovery.losses) == ([], 1)
 
 
 @pytest.mark.usefixtures("often")
