@@ -112,6 +112,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="mutants of each kind")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    unknown = [kind for kind in given.kinds if kind not in KINDS]
+    if unknown:
+        parser.error(f"unknown kinds: {', '.join(unknown)}")
     wrong = 0
     for kind in given.kinds:
         count = given.count or (50_000 if kind == "safetensors" else 20_000)
