@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llamagpu.engine import messages
@@ -27,6 +29,7 @@ from llamagpu.model.weights import Progress
 log = logging.getLogger("llamagpu")
 AGAIN_SECONDS = 60.0  # a second death within this time is final
 _END_SECONDS = 10.0  # for a process to end by itself
+_PACKAGES = Path(__file__).resolve().parents[2]
 
 
 class _Cancelled(threading.Event):
@@ -155,7 +158,9 @@ class Supervisor:
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Channel]:
         command = [sys.executable, "-m", "llamagpu.engine.child"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]  # the child imports the same package
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert process.stdin is not None
         assert process.stdout is not None
         channel = Channel(process.stdout, process.stdin)
