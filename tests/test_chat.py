@@ -420,6 +420,7 @@ class Screen:
         return before.decode()
 
 
+@pytest.mark.slow
 def test_chat_on_a_terminal(tmp_path: Path) -> None:
     """Ctrl-C ends the answer but not the chat, the up arrow recalls a line, Ctrl-D leaves.
 

@@ -48,6 +48,7 @@ def fails_here(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -
     return err
 
 
+@pytest.mark.slow
 def test_generate_streams_text() -> None:
     done = run("generate", "Once upon a time", "-n", "20")
     assert done.returncode == 0, done.stderr.decode()
@@ -160,6 +161,7 @@ def test_an_unreachable_hub_fails_soon(tmp_path: Path) -> None:
         assert time.monotonic() - start < 8
 
 
+@pytest.mark.slow
 def test_model_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(3, "generate", "a", "-m", str(tmp_path / "nowhere"))
     assert "no config.json" in fails(3, "generate", "a", "-m", str(tmp_path))
@@ -178,6 +180,7 @@ def test_model_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "'gpt_oss' is not supported" in fails(4, "generate", "a", "-m", str(tmp_path / "m"))
 
 
+@pytest.mark.slow
 def test_adapter_and_memory_errors() -> None:
     assert "No adapter matches" in fails(5, "generate", "a", "--device", "geforce")
     hidden = {"VK_ICD_FILENAMES": "/nowhere.json", "VK_DRIVER_FILES": "/nowhere.json"}

@@ -292,6 +292,7 @@ def test_embed_prints_lines(
     assert (np.float32([row["embedding"] for row in found["results"]]) == expected).all()
 
 
+@pytest.mark.slow
 def test_rank_prints_the_best_first(
     ranker: Path, encoder: CrossEncoder, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -314,6 +315,7 @@ def test_rank_prints_the_best_first(
     ).all()
 
 
+@pytest.mark.slow
 def test_usage_and_exit_codes(
     model: Path, ranker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

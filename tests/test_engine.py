@@ -340,6 +340,7 @@ with LLM() as again:
 """
 
 
+@pytest.mark.slow
 def test_a_device_destroyed_in_mid_generation_without_recovery() -> None:
     done = subprocess.run([sys.executable, "-c", LOSS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

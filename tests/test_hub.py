@@ -573,6 +573,7 @@ def test_a_gguf_file_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         find_model("owner:a.gguf")
 
 
+@pytest.mark.slow
 def test_models_that_cannot_fit_are_not_downloaded(
     hub: Hub, tiny: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], device: gpu.Device
 ) -> None:

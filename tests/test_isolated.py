@@ -89,6 +89,7 @@ def test_isolated_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert np.array_equal(ranker.predict([("a1 a2", t) for t in texts]), scores)
 
 
+@pytest.mark.slow
 def test_errors_of_isolated_models(device: gpu.Device) -> None:
     with pytest.raises(NoAdapterError):
         LLM(device="none", isolate=True)

@@ -474,6 +474,7 @@ def test_standard_input_and_output(tmp_path: Path) -> None:
     assert b"nothing can be resumed" in second.stderr
 
 
+@pytest.mark.slow
 def test_usage_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = str(write(tmp_path / "in.jsonl", [{"text": ""}]))
     output = str(tmp_path / "out.jsonl")
@@ -499,6 +500,7 @@ def test_usage_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run_here([*job, "--errors", "skip", "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

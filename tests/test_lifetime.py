@@ -149,6 +149,7 @@ time.sleep(0.7)
 """
 
 
+@pytest.mark.slow
 def test_a_daemon_thread_at_interpreter_exit() -> None:
     done = script(DAEMON)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -120,6 +120,7 @@ def test_the_readme_has_examples() -> None:
         ("eval_peers", "lm-eval"),
         ("make_template_goldens", "chat-templates"),
         ("fault_table", "recovery"),
+        ("soak", "soak"),
         ("mutate", "mutation"),
     ],
 )
