@@ -146,7 +146,8 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._reader.join()
+        if threading.current_thread() is not self._reader:  # garbage is collected on any thread
+            self._reader.join()
 
     def _ask(self, id: int, item: _Running | _Encoding) -> None:
         with self._lock:
