@@ -128,7 +128,7 @@ def _begins_as_gguf(path: Path) -> bool:
 def _similar(path: Path) -> Path | None:
     """A path beside a missing one whose name is nearly the same."""
     try:
-        close = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+        close = get_close_matches(path.name, [p.name for p in path.parent.iterdir() if p.name != path.name], n=1)
     except OSError:  # there is no such directory
         return None
     return path.parent / close[0] if close else None
