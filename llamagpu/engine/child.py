@@ -13,7 +13,6 @@ from typing import Any
 
 from llamagpu.engine import messages
 from llamagpu.engine.encoder_session import EncoderSession
-from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.messages import Channel, sendable
 from llamagpu.engine.request import Sequence, Token
 from llamagpu.engine.session import Session
@@ -66,7 +65,6 @@ class Child:
         else:
             prepared = prepare(path, given.pop("dtype"), given.pop("head"))
             self._session = Session(prepared, progress=self._progress, **given)
-        self._packs: EncoderEngine | None = None
         facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
         channel.send(messages.Opened(facts))
 
@@ -93,9 +91,7 @@ class Child:
             events = _Events(self, message.id)
             self.running[message.id] = self._session.engine.submit(message.request, events=events, earlier=message.made)
         elif isinstance(message, messages.Encode):
-            if self._packs is None:
-                self._packs = self._session.packs()
-            done = self._packs.submit(message.texts, message.modes)
+            done = self._session.packs().submit(message.texts, message.modes)
             done.add_done_callback(lambda future: self._encoded(message.id, future))
         elif message.id in self.running:
             self.running[message.id].cancelled.set()

@@ -208,7 +208,7 @@ class Supervisor:
                         del self._pending[message.id]
 
     def _replace(self) -> bool:
-        """Start another process, and ask it for what is left; False if that is no use."""
+        """Start another process and send it the pending requests. False if it died too soon again, or cannot start."""
         error, now = self._dead(), time.monotonic()
         if self._died is not None and now - self._died < AGAIN_SECONDS:
             self._fail(

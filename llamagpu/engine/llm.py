@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, Unpack, cast, overload
 
 import numpy as np
@@ -168,8 +169,16 @@ class LLM(LanguageModel):
         Raises:
             UsageError: there is no pooling, an item is not text, or an argument is not allowed.
         """
-        pipeline = read_pipeline(self.directory, pooling)
-        return Embeddings(pipeline, self.texts(pipeline.max_length)).encode(sentences, batch_size, **options)
+        self._check_open()
+        if pooling not in self._embeddings:  # the files are read once
+            pipeline = read_pipeline(self.directory, pooling)
+            self._embeddings[pooling] = Embeddings(pipeline, self.texts(pipeline.max_length))
+        return self._embeddings[pooling].encode(sentences, batch_size, **options)
+
+    @cached_property
+    def _embeddings(self) -> dict[str | None, Embeddings]:
+        """What embeds, by pooling."""
+        return {}
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         self._check_open()

@@ -176,7 +176,7 @@ class Session(Loaded):
                 self._packs = EncoderEngine(self.device, self.engine.packs())
             return self._packs
 
-        return self.device.call(make)
+        return self._packs or self.device.call(make)
 
     def _end(self) -> None:
         self.engine.close()

@@ -41,7 +41,7 @@ def video_memory(vendor: int, product: int) -> int | None:
 
 
 def _amdgpu(root: Path, vendor: int, product: int) -> Iterator[int]:
-    """From the files of Linux's amdgpu driver: all memory less what is in use."""
+    """Free memory by the files of the amdgpu driver on Linux: the total less what is used."""
     for total in root.glob("card*/device/mem_info_vram_total"):
         folder = total.parent
         ids = [int((folder / name).read_text(), 16) for name in ("vendor", "device")]

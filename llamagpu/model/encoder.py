@@ -75,7 +75,8 @@ class Encoder:
         self.rows, self.hidden_size = sizes.rows, c.hidden_size
         h, columns = c.hidden_size, cache_columns(c.num_attention_heads, c.head_dim)
         self._buffers = {n: device.empty((self.rows, k), purpose="activations") for n, k in float_columns(c).items()}
-        self._words = {n: device.empty((self.rows, k), "u32", purpose="activations") for n, k in WORD_COLUMNS.items()}
+        for name, count in WORD_COLUMNS.items():
+            self._buffers[name] = device.empty((self.rows, count), "u32", purpose="activations")
         pages = np.arange(sizes.pages, dtype=np.uint32)[None]
         self._rotation = device.tensor(rope_table(None, c.head_dim, sizes.positions), "f32", purpose="activations")
         data = device.empty((pages.size, columns), purpose="kv")
@@ -149,7 +150,7 @@ class Encoder:
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of some words, or of the last layer's vectors (``x``)."""
-        return (self._buffers | self._words)[name] if name != "sequences" else self.pooling.sequences
+        return self._buffers[name] if name != "sequences" else self.pooling.sequences
 
     def plan(self, rows: int, modes: tuple[str, ...], bound: BoundIds | None = None) -> Plan:
         """The pass over ``rows`` rows and its pooling. With ``bound``, the ids come from there, and everything is NaN
@@ -166,7 +167,7 @@ class Encoder:
         self.plan(len(words["words"]), modes).run()
 
     def _forward(self, rows: int, modes: tuple[str, ...], bound: BoundIds | None) -> None:
-        take = {name: t.head(rows) for name, t in (self._buffers | self._words).items()}
+        take = {name: t.head(rows) for name, t in self._buffers.items()}
         eps, heads = self.config.layer_norm_eps, self.config.num_attention_heads
         x, y, z = take["x"], take["y"], take["z"]
         if bound is not None:

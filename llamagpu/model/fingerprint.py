@@ -44,7 +44,7 @@ def encoder_fingerprint(source: Source, pipeline: Pipeline | None = None) -> str
 
 
 class _Digest:
-    """A SHA-256 of a source's config and tokenizer, and of what is added."""
+    """A SHA-256 that begins with a source's config and tokenizer."""
 
     def __init__(self, source: Source, more: list[Any]):
         self._digest, self._source, self._stored = hashlib.sha256(), source, source.tensors()
