@@ -61,7 +61,7 @@ class Parts:
 
 def chain(model: Model, rows: int, prompt: bool) -> Plan:
     """A plan of the model's products with nothing between them: of a prompt, or of a step, which includes the head."""
-    device, c, weights = model.forward.device, model.config, model.weights
+    device, c, weights = model.device, model.config, model.weights
     x = {k: device.tensor(np.ones((rows, k), np.float32)) for k in {c.hidden_size, c.q_size, c.intermediate_size}}
     layers = [(layer.qkv, layer.o, layer.gate_up, layer.down) for layer in weights.layers]
     out = {n: device.empty((rows, n)) for n in {w.rows for w in layers[0]} | (set() if prompt else {weights.head.rows})}
@@ -78,7 +78,7 @@ def chain(model: Model, rows: int, prompt: bool) -> Plan:
 
 def attention_only(model: Model, positions: int, times: int) -> Plan:
     """A plan of the attention of all layers for one sequence of some positions, repeated ``times`` times."""
-    device, c = model.forward.device, model.config
+    device, c = model.device, model.config
     q = device.tensor(np.ones((1, c.q_size), np.float32))
     splits = splits_for(positions)
     partials = device.empty(partial_shape(1, c.num_attention_heads, c.head_dim, splits))
@@ -102,7 +102,7 @@ def held_pages(model: Model, tokens: Sequence[int]) -> Iterator[list[int]]:
     Raises:
         OutOfMemoryError: the cache has no room.
     """
-    device, cache = model.forward.device, model.cache
+    device, cache = model.device, model.cache
     taken = [device.call(partial(cache.take, n)) for n in tokens]
     try:
         if None in taken:
@@ -116,7 +116,7 @@ def held_pages(model: Model, tokens: Sequence[int]) -> Iterator[list[int]]:
 
 def measure_parts(model: Model, depth: int, repeat: int = 5) -> Parts:
     """Times of the parts of a step at a depth, measured in turns. Nothing else may run on the model meanwhile."""
-    device, c, state = model.forward.device, model.config, model.forward.state
+    device, c, state = model.device, model.config, model.forward.state
     times = max(1, min(16, weight_macs(c) // attention_macs(c, depth + 1)))  # to hide submission
     with device.ledger.tracking() as made:
         plans = {

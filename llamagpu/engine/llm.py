@@ -26,8 +26,7 @@ from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, wait_logits
 from llamagpu.model.sentence_transformers import read_pipeline
 from llamagpu.text import Message
-
-_CHAT_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # read from generation_config.json
+from llamagpu.text.settings import chat_settings
 
 
 class LLM(LanguageModel):
@@ -132,13 +131,7 @@ class LLM(LanguageModel):
         """As ``chat``, but an iterator of text pieces."""
         given: dict[str, Any] = {**options}
         ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
-        return self._stream(ids, reuse=True, **cast(GenerateOptions, self._chat_settings() | given))
-
-    def _chat_settings(self) -> dict[str, Any]:
-        given = self._generation
-        if given.get("do_sample") is not True:
-            return {k: given[k] for k in ("repetition_penalty",) if given.get(k) is not None}
-        return {"temperature": 1.0} | {k: given[k] for k in _CHAT_SETTINGS if given.get(k) is not None}
+        return self._stream(ids, reuse=True, **cast(GenerateOptions, chat_settings(self._generation) | given))
 
     def _stream(self, prompt: Prompt, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
         params = sampling_params(self.config.vocab_size, **options)

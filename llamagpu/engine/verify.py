@@ -90,7 +90,7 @@ def _form(device: Device, model: Model, layout: Layout, ids: list[int], fused: b
             device.free(buffer)
 
 
-def _make(device: Device, model: Model, count: int, fused: bool) -> tuple[PagedCache, Forward]:
+def _make(device: Device, model: Model, count: int, fused: bool) -> tuple[PagedCache, Forward[Plan]]:
     config, context = model.config, min(model.context, 4 * MOST_TOKENS)
     cache = PagedCache(device, config, context, context + PAGE, model.sizes.kv_dtype, count)
     arena = make_arena(device, config, count, context, fused)
@@ -100,7 +100,7 @@ def _make(device: Device, model: Model, count: int, fused: bool) -> tuple[PagedC
 
 
 def _prompt(
-    device: Device, forward: Forward, references: References, ids: list[int], slot: int, name: str
+    device: Device, forward: Forward[Plan], references: References, ids: list[int], slot: int, name: str
 ) -> Iterator[Seen]:
     forward.state.write_prompt(ids, 0, slot, len(ids))
     forward.state.pick([len(ids) - 1])

@@ -20,7 +20,9 @@ from llamagpu.gpu.native import Lost, version
 from llamagpu.gpu.opening import open_device
 from llamagpu.gpu.plan import Plan
 from llamagpu.gpu.readback import Readback
+from llamagpu.gpu.recorder import Recorded, Recorder
 from llamagpu.gpu.recovery import Resident
+from llamagpu.gpu.symbolic import Recording, SymbolicDevice
 from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, affine_bytes, pack_rows, row_items, tensor_bytes
 from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.tuning_store import cache_folder, store_tuning, tuning_path
@@ -45,8 +47,12 @@ __all__ = [
     "Program",
     "ReadTuning",
     "Readback",
+    "Recorded",
+    "Recorder",
+    "Recording",
     "Resident",
     "Slot",
+    "SymbolicDevice",
     "Tensor",
     "TunedLanes",
     "Tuning",

@@ -22,7 +22,7 @@ _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "soft
 _BACKEND_ORDER = {"Metal": 0, "Vulkan": 0, "D3D12": 1}  # auto never chooses OpenGL
 WANTED_FEATURES = (SHADER_F16, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
 # WebGPU's defaults. Every kernel keeps within them, so only the buffer sizes are raised.
-_BASELINE = {
+DEFAULT_LIMITS = {
     "max-bind-groups": 4,
     "max-storage-buffers-per-shader-stage": 8,
     "max-uniform-buffers-per-shader-stage": 12,
@@ -77,7 +77,7 @@ class Adapter:
     def request_device(self, baseline: bool) -> tuple[Any, frozenset[str]]:
         """A native device and its features. ``baseline`` requests no features and WebGPU's default limits."""
         features = [] if baseline else [f for f in WANTED_FEATURES if f in self.handle.features]
-        limits = dict(_BASELINE)
+        limits = dict(DEFAULT_LIMITS)
         if not baseline:
             for key in ("max-storage-buffer-binding-size", "max-buffer-size"):
                 limits[key] = self.handle.limits[key]

@@ -55,18 +55,22 @@ class Memory:
         with native.errors("making a command encoder"):
             return self.handle.create_command_encoder()
 
-    def allocate(self, size: int, purpose: str) -> Buffer:
-        """A zeroed buffer of ``size`` bytes, entered in the ledger.
-
-        Raises:
-            OutOfMemoryError: the size exceeds the device's buffer limit or the free memory, or the driver refused.
-        """
+    def check_buffer(self, size: int, purpose: str) -> None:
+        """Raises OutOfMemoryError if ``size`` exceeds the limit of one buffer."""
         if size > self.max_buffer:
             raise OutOfMemoryError(
                 f"A buffer of {size / 1e6:,.1f} MB for {purpose} exceeds this adapter's limit.",
                 f"{self.adapter} allows {self.max_buffer / 1e6:,.1f} MB in one buffer.",
                 "Use a smaller context or a smaller dtype.",
             )
+
+    def allocate(self, size: int, purpose: str) -> Buffer:
+        """A zeroed buffer of ``size`` bytes, entered in the ledger.
+
+        Raises:
+            OutOfMemoryError: the size exceeds the device's buffer limit or the free memory, or the driver refused.
+        """
+        self.check_buffer(size, purpose)
         self.ledger.check(size, purpose)
         usage = native.BufferUsage
         if purpose == "staging":

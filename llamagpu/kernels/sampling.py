@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from llamagpu.gpu import Device, Program, Tensor
+from llamagpu.gpu import Program, Recorder, Tensor
 from llamagpu.kernels.arguments import owner, parts, require
 from llamagpu.kernels.step import CUT_WORDS, DRAW_WORDS, LIKELY, LIKELY_WORDS, RESULT_WORDS, SETTING_WORDS, STOPS
 
@@ -46,7 +47,7 @@ def sampler_columns(vocab: int) -> dict[str, int]:
     return {"scores": vocab} | fixed
 
 
-def make_sampler(device: Device, rows: int, slots: int, vocab: int) -> Sampler:
+def make_sampler(device: Recorder[Any], rows: int, slots: int, vocab: int) -> Sampler:
     """Allocate the buffers, for at most ``rows`` rows and ``slots`` sequences."""
 
     def words(n: int, columns: int, dtype: str = "u32") -> Tensor:

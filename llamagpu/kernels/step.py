@@ -1,6 +1,7 @@
 """The words that host and kernels exchange in a step: state of its rows, draws, settings, cuts, and results.
 
-Only this module and the shaders know these layouts. The shaders name the fields in the comments of their bindings.
+The layouts are stated here, as numpy dtypes of 32-bit fields. The shaders name the fields in the comments of their
+bindings, and exported plans carry the layouts.
 """
 
 from __future__ import annotations
@@ -12,27 +13,49 @@ import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
-ROW_WORDS = 4  # token, position, slot, place in the cache
 PROMPT_BIT = np.uint32(1 << 31)  # set in a token's count if the prompt holds the token
 LIKELY = 20  # most likeliest tokens of a row
 STOPS = 12  # stop ids that a row is checked for on the GPU; a multiple of four
 NO_END = 0xFFFFFFFF
-_NO_CUT = (0, 0xFFFFFFFF, 0, 0)
-DRAW_WORDS, SETTING_WORDS, CUT_WORDS, RESULT_WORDS, LIKELY_WORDS = 4 + STOPS, 8, len(_NO_CUT), 4, 2 * LIKELY
+NO_CUT = (0, 0xFFFFFFFF, 0, 0)
+_U32, _F32 = "<u4", "<f4"
+ROW = np.dtype([("token", _U32), ("position", _U32), ("slot", _U32), ("place", _U32)])
+DRAW = np.dtype([("seed", _U32), ("factor", _F32), ("last", _U32), ("stops", _U32), ("stop_ids", _U32, (STOPS,))])
+SETTING = np.dtype(
+    [
+        ("inverse_temperature", _F32),
+        ("repetition", _F32),
+        ("presence", _F32),
+        ("frequency", _F32),
+        ("top_k", _U32),
+        ("top_p", _F32),
+        ("min_p", _F32),
+        ("logprobs", _U32),
+    ]
+)
+RESULT = np.dtype([("token", _U32), ("not_finite", _U32), ("logprob", _F32), ("ended", _U32)])
+ROW_WORDS, DRAW_WORDS, SETTING_WORDS, RESULT_WORDS = (d.itemsize // 4 for d in (ROW, DRAW, SETTING, RESULT))
+CUT_WORDS, LIKELY_WORDS = len(NO_CUT), 2 * LIKELY
 
 
 def step_rows(tokens: npt.ArrayLike, positions: npt.ArrayLike, slots: npt.ArrayLike | int = 0) -> Words:
     """The state of a step's rows: uint32 [rows, 4] of (token, position, slot, place). ``begin_step`` fills the
     place."""
     tokens = np.atleast_1d(np.asarray(tokens, np.uint32))
-    out = np.zeros((len(tokens), ROW_WORDS), np.uint32)
-    out[:, 0], out[:, 1], out[:, 2] = tokens, positions, slots
-    return out
+    out = np.zeros(len(tokens), ROW)
+    out["token"], out["position"], out["slot"] = tokens, positions, slots
+    return _words(out)
 
 
 def no_cuts(rows: int) -> Words:
     """Cuts that keep every token: uint32 [rows, 4]."""
-    return np.tile(np.array(_NO_CUT, np.uint32), (rows, 1))
+    return np.tile(np.array(NO_CUT, np.uint32), (rows, 1))
+
+
+def _words(values: npt.NDArray[np.void]) -> Words:
+    """uint32 [rows, words] of structured values [rows]."""
+    words: Words = values.view(np.uint32).reshape(len(values), -1)
+    return words
 
 
 @dataclass(frozen=True)
@@ -64,21 +87,14 @@ class Settings:
     def pack(self) -> Words:
         """uint32 [8], ``lib/settings.wgsl``."""
         drawn = bool(self.temperature)  # filters cannot change an arg max
-        floats = np.array(
-            [
-                1 / self.temperature if drawn else 1.0,
-                self.repetition_penalty,
-                self.presence_penalty,
-                self.frequency_penalty,
-                0,
-                self.top_p if drawn else 1.0,
-                self.min_p if drawn else 0.0,
-                0,
-            ],
-            np.float32,
-        ).view(np.uint32)
-        floats[4], floats[7] = (self.top_k if drawn else 0), self.logprobs
-        return floats
+        out = np.zeros(1, SETTING)
+        out["inverse_temperature"] = 1 / self.temperature if drawn else 1.0
+        out["repetition"], out["presence"] = self.repetition_penalty, self.presence_penalty
+        out["frequency"], out["logprobs"] = self.frequency_penalty, self.logprobs
+        out["top_k"] = self.top_k if drawn else 0
+        out["top_p"], out["min_p"] = (self.top_p, self.min_p) if drawn else (1.0, 0.0)
+        words: Words = _words(out)[0]
+        return words
 
     def draw(self, plain: bool, last: int = NO_END, stops: Sequence[int] = ()) -> Words:
         """uint32 [16]: the seed, the bits of the factor of the scores (0: no noise), the last position, the stop ids.
@@ -88,12 +104,13 @@ class Settings:
             last: the position of the row's last token.
             stops: ids that end the row; the host checks those beyond ``STOPS``.
         """
-        factor = 0.0 if not self.temperature else (1 / self.temperature if plain else 1.0)
-        out = np.zeros(DRAW_WORDS, np.uint32)
         ids = list(stops)[:STOPS]
-        out[:4] = self.seed, np.float32(factor).view(np.uint32), last, len(ids)
-        out[4 : 4 + len(ids)] = ids
-        return out
+        out = np.zeros(1, DRAW)
+        out["factor"] = 0.0 if not self.temperature else (1 / self.temperature if plain else 1.0)
+        out["seed"], out["last"], out["stops"] = self.seed, last, len(ids)
+        out["stop_ids"][0, : len(ids)] = ids
+        words: Words = _words(out)[0]
+        return words
 
 
 @dataclass(frozen=True)
@@ -114,14 +131,13 @@ def read_sampled(raw: bytes, wanted: Sequence[int]) -> list[Sampled]:
     Args:
         wanted: the number of likeliest tokens that each row requested.
     """
-    words, count = np.frombuffer(raw, np.uint32), len(wanted)
-    results = words[: RESULT_WORDS * count].reshape(count, RESULT_WORDS)
-    likely = words[RESULT_WORDS * count :].reshape(-1, LIKELY, 2)
+    count = len(wanted)
+    results = np.frombuffer(raw, RESULT, count)
+    likely = np.frombuffer(raw, np.uint32, offset=results.nbytes).reshape(-1, LIKELY, 2)
     out = []
     for row, n in enumerate(wanted):
         ids, logprobs = (likely[row, :n, 0], likely[row, :n, 1].view(np.float32)) if n else ((), ())
         pairs = tuple((int(i), float(p)) for i, p in zip(ids, logprobs, strict=True))
-        out.append(
-            Sampled(int(results[row, 0]), not results[row, 1], float(results[row, 2:3].view(np.float32)[0]), pairs)
-        )
+        result = results[row]
+        out.append(Sampled(int(result["token"]), not result["not_finite"], float(result["logprob"]), pairs))
     return out

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from llamagpu.gpu import Device, Tensor
+from llamagpu.gpu import Recorder, Tensor
 from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
 from llamagpu.model.config import Config
 
-SLOTS = 32  # sequences that may hold pages at once
+SLOTS = 32  # sequences that may hold pages at once, unless fewer are asked for
 _ROOT = 0  # the id of the empty prefix
 
 
@@ -65,25 +66,27 @@ class Pages:
 
 
 class PagedCache:
-    """Pages for ``pool`` tokens, shared by up to ``SLOTS`` sequences of up to ``context`` tokens.
+    """Pages for ``pool`` tokens, shared by up to ``slots`` sequences of up to ``context`` tokens.
 
     Pages are counted by reference. A full page is known by its tokens and all tokens before them. It stays known after
     its sequences have ended, until another sequence needs the memory; the least recently used page is taken first. One
     more page, in the slot ``dump``, takes the writes of padding rows. Prefill chunks have up to ``rows`` rows.
     """
 
-    def __init__(self, device: Device, config: Config, context: int, pool: int, dtype: str, rows: int):
-        self.total, self.dump = pages_for(pool), SLOTS
+    def __init__(
+        self, device: Recorder[Any], config: Config, context: int, pool: int, dtype: str, rows: int, slots: int = SLOTS
+    ):
+        self.total, self.dump = pages_for(pool), slots
         self._config, self._rows = config, rows
         self._device = device
-        self._slots = list(range(SLOTS - 1, -1, -1))
+        self._slots = list(range(slots - 1, -1, -1))
         self._references = [0] * self.total
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(self.total))  # the next to be taken first
         self._known: dict[tuple[int, tuple[int, ...]], int] = {}  # (id of the prefix before, tokens) -> page
         self._keys: dict[int, tuple[int, tuple[int, ...]]] = {}  # the reverse
         self._ids: dict[int, int] = {}  # page -> id of the prefix that ends with it
         self._next_id = _ROOT + 1
-        self._table = np.full((SLOTS + 1, table_columns(context)), self.total, np.uint32)
+        self._table = np.full((slots + 1, table_columns(context)), self.total, np.uint32)
         self.table: Tensor = device.tensor(self._table, "u32", purpose="kv")
         columns = cache_columns(config.num_key_value_heads, config.head_dim)
         self.layers = [

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from llamagpu.gpu import Device, Plan, Tensor, Tuning, tensor_bytes
+from llamagpu.gpu import Recorded, Recorder, Tensor, Tuning, tensor_bytes
 from llamagpu.kernels.attention_paged import splits_for
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.sampling import choose
 from llamagpu.kernels.step_ids import step_ids, void_rows
-from llamagpu.model.cache import SLOTS, PagedCache
+from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config
 from llamagpu.model.decoder import Operations, decoder_head, decoder_layers
 from llamagpu.model.operations import FusedPrompt, FusedStep, Unfused, Workspace, activation_columns
 from llamagpu.model.rope import Rope
 from llamagpu.model.step import StepState, state_shapes
 from llamagpu.model.weights import Weights
+
+P = TypeVar("P", bound=Recorded)
 
 # Rows of prefill plans; a chunk is padded up to the next one.
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -36,9 +38,9 @@ def split_bucket(positions: int) -> int:
     return 1 << (splits_for(positions) - 1).bit_length()
 
 
-def partial_rows(context: int) -> int:
-    """Rows × runs of the buffer for partial results of decode attention."""
-    return max(split_bucket(context), BATCHES[-1] * min(_PARTIAL_RUNS, split_bucket(context)))
+def partial_rows(context: int, batch: int = BATCHES[-1]) -> int:
+    """Rows × runs of the buffer for partial results of decode attention, for up to ``batch`` sequences."""
+    return max(split_bucket(context), batch * min(_PARTIAL_RUNS, split_bucket(context)))
 
 
 def batch_limit(context: int, positions: int) -> int:
@@ -53,46 +55,48 @@ class Arena:
     state: StepState
     activations: dict[str, Tensor]  # f32 [rows, …], see ``operations.activation_columns``
     partials: Tensor  # [partial_rows, heads · (head_dim + 4)] runs of decode attention
-    picked: Tensor  # [HEAD_ROWS, hidden] the rows of x that the head reads
-    logits: Tensor  # [HEAD_ROWS, vocab]
+    picked: Tensor  # [batch, hidden] the rows of x that the head reads
+    logits: Tensor  # [batch, vocab]
 
 
-def arena_shapes(config: Config, rows: int, context: int, fused: bool) -> list[tuple[int, int]]:
+def arena_shapes(config: Config, rows: int, context: int, fused: bool, batch: int = HEAD_ROWS) -> list[tuple[int, int]]:
     """Rows and columns of everything that ``make_arena`` allocates; all items have 4 bytes."""
     c = config
     shapes = [(rows, n) for n in activation_columns(c, fused).values()]
-    shapes += [(partial_rows(context), c.num_attention_heads * (c.head_dim + 4))]
-    shapes += [(HEAD_ROWS, n) for n in (c.hidden_size, c.vocab_size)]
-    return shapes + state_shapes(rows, HEAD_ROWS, SLOTS + 1, c.vocab_size)
+    shapes += [(partial_rows(context, batch), c.num_attention_heads * (c.head_dim + 4))]
+    shapes += [(batch, n) for n in (c.hidden_size, c.vocab_size)]
+    return shapes + state_shapes(rows, batch, batch + 1, c.vocab_size)
 
 
-def arena_bytes(config: Config, rows: int, context: int, fused: bool) -> int:
+def arena_bytes(config: Config, rows: int, context: int, fused: bool, batch: int = HEAD_ROWS) -> int:
     """Bytes that ``make_arena`` allocates."""
-    return sum(tensor_bytes(*shape) for shape in arena_shapes(config, rows, context, fused))
+    return sum(tensor_bytes(*shape) for shape in arena_shapes(config, rows, context, fused, batch))
 
 
-def make_arena(device: Device, config: Config, rows: int, context: int, fused: bool) -> Arena:
-    """Allocate the buffers."""
+def make_arena(
+    device: Recorder[Any], config: Config, rows: int, context: int, fused: bool, batch: int = HEAD_ROWS
+) -> Arena:
+    """Allocate the buffers, for up to ``batch`` sequences at once."""
     c = config
 
     def floats(n: int, columns: int) -> Tensor:
         return device.empty((n, columns), purpose="activations")
 
     return Arena(
-        state=StepState(device, rows, HEAD_ROWS, SLOTS + 1, c.vocab_size, dump=SLOTS),
+        state=StepState(device, rows, batch, batch + 1, c.vocab_size, dump=batch),
         activations={name: floats(rows, n) for name, n in activation_columns(c, fused).items()},
-        partials=floats(partial_rows(context), c.num_attention_heads * (c.head_dim + 4)),
-        picked=floats(HEAD_ROWS, c.hidden_size),
-        logits=floats(HEAD_ROWS, c.vocab_size),
+        partials=floats(partial_rows(context, batch), c.num_attention_heads * (c.head_dim + 4)),
+        picked=floats(batch, c.hidden_size),
+        logits=floats(batch, c.vocab_size),
     )
 
 
-class Forward:
+class Forward(Generic[P]):
     """Plans over one model's weights, cache and activations, recorded with its tuning when they are first needed."""
 
     def __init__(
         self,
-        device: Device,
+        device: Recorder[P],
         config: Config,
         weights: Weights,
         cache: PagedCache,
@@ -102,35 +106,40 @@ class Forward:
         fused: bool = True,
     ):
         self.device, self.tuning, self.state, self.logits = device, tuning, arena.state, arena.logits
-        self.rotations = rotations
+        self.weights, self.cache, self.rotations, self.arena = weights, cache, rotations, arena
         self.hidden_states = arena.activations["normed"]
-        self._weights, self._cache, self._arena, self._fused = weights, cache, arena, fused
+        self._fused = fused
         self._space = Workspace(config, rotations, cache.table, arena.state.rows, arena.activations, arena.partials)
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[tuple[object, ...], P] = {}
 
-    def prefill(self, rows: int) -> Plan:
+    def with_tuning(self, tuning: Tuning) -> Forward[P]:
+        """Plans over the same buffers with another tuning, which must have the same order of weight rows."""
+        config = self._space.config
+        return Forward(self.device, config, self.weights, self.cache, self.rotations, self.arena, tuning, self._fused)
+
+    def prefill(self, rows: int) -> P:
         """All layers over ``rows`` (a bucket) consecutive positions of one sequence; x keeps the residual stream."""
         return self._plan(("prefill", rows), lambda: self._prompt(rows))
 
-    def prefill_ids(self, rows: int) -> Plan:
+    def prefill_ids(self, rows: int) -> P:
         """As ``prefill``, with the tokens of ``state.ids``. From the first one on that is not in the vocabulary, x is
         NaN."""
         return self._plan(("prefill_ids", rows), lambda: self._prompt_of_ids(rows))
 
-    def last_norm(self, rows: int) -> Plan:
+    def last_norm(self, rows: int) -> P:
         """The last hidden states, which the head reads: x after the final norm, in ``hidden_states``."""
-        norm = self._weights.norm
+        norm = self.weights.norm
         return self._plan(("last_norm", rows), lambda: FusedPrompt(self._space, rows).norm(norm))
 
-    def head(self, rows: int) -> Plan:
+    def head(self, rows: int) -> P:
         """Logits of the picked rows of x."""
         return self._plan(("head", rows), lambda: self._head(rows))
 
-    def first(self, plain: bool) -> Plan:
+    def first(self, plain: bool) -> P:
         """Logits of the picked row, and the next token."""
         return self._plan(("first", plain), lambda: self._sample(self._head(1), plain))
 
-    def decode(self, batch: int, positions: int, plain: bool) -> Plan:
+    def decode(self, batch: int, positions: int, plain: bool) -> P:
         """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and
         writes that of the next step. ``plain`` omits the kernels of penalties and filters."""
         splits = split_bucket(positions)
@@ -142,32 +151,32 @@ class Forward:
             plan.free()
         self._plans.clear()
 
-    def _plan(self, key: tuple[object, ...], forward: Callable[[], object]) -> Plan:
+    def _plan(self, key: tuple[object, ...], forward: Callable[[], object]) -> P:
         if key not in self._plans:
             self._plans[key] = self.device.record(forward, self.tuning)
         return self._plans[key]
 
     def _prompt(self, rows: int) -> None:
         ops: Operations[Any] = (FusedPrompt if self._fused else Unfused)(self._space, rows)
-        decoder_layers(ops, self._weights, self._space.config.layers, self._cache.layers)
+        decoder_layers(ops, self.weights, self._space.config.layers, self.cache.layers)
 
     def _prompt_of_ids(self, rows: int) -> None:
         state = self.state
         step_ids(state.ids, state.rows.head(rows), state.broken, self._space.config.vocab_size, state.dump)
         self._prompt(rows)
-        void_rows(self._arena.activations["x"].head(rows), state.rows.head(rows), state.broken)
+        void_rows(self.arena.activations["x"].head(rows), state.rows.head(rows), state.broken)
 
     def _step(self, batch: int, splits: int, plain: bool) -> None:
         ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space, batch, splits)
         logits = self.logits.head(batch)
-        decoder_layers(ops, self._weights, self._space.config.layers, self._cache.layers)
-        decoder_head(ops, self._weights, logits)
+        decoder_layers(ops, self.weights, self._space.config.layers, self.cache.layers)
+        decoder_head(ops, self.weights, logits)
         self._sample(logits, plain)
 
     def _head(self, rows: int) -> Tensor:
-        picked, logits = self._arena.picked.head(rows), self.logits.head(rows)
-        embedding(self._arena.activations["x"], self.state.picks.head(rows), picked)
-        decoder_head(Unfused(self._picked_space(picked), rows), self._weights, logits)
+        picked, logits = self.arena.picked.head(rows), self.logits.head(rows)
+        embedding(self.arena.activations["x"], self.state.picks.head(rows), picked)
+        decoder_head(Unfused(self._picked_space(picked), rows), self.weights, logits)
         return logits
 
     def _picked_space(self, picked: Tensor) -> Workspace:

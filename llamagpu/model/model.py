@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llamagpu.errors import UsageError
-from llamagpu.gpu import Device, Tuning, device_capacity
+from llamagpu.gpu import Device, Plan, Recorded, Recorder, Tuning, device_capacity
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config, parse_config
 from llamagpu.model.find import find_model, open_source
@@ -21,15 +21,17 @@ from llamagpu.model.sources import RandomWeights, Source
 from llamagpu.model.weights import Progress, Weights, load_weights, random_weights
 
 log = logging.getLogger("llamagpu")
+P = TypeVar("P", bound=Recorded)
 
 
 @dataclass
 class Model:
     """Config, weights, plans and cache of a model on a device, and its chosen sizes."""
 
+    device: Device
     config: Config
     weights: Weights
-    forward: Forward
+    forward: Forward[Plan]
     cache: PagedCache
     sizes: Sizes
 
@@ -134,14 +136,22 @@ def load_model(
         weights = random_weights(layout, device, woven)
     else:
         weights = load_weights(layout, device, woven, progress)
-    cache = PagedCache(device, config, sizes.context, sizes.pool, sizes.kv_dtype, sizes.rows)
+    forward, cache = make_forward(device, config, weights, sizes, tuning, fused)
+    return Model(device, config, weights, forward, cache, sizes)
+
+
+def make_forward(
+    device: Recorder[P], config: Config, weights: Weights, sizes: Sizes, tuning: Tuning, fused: bool = True
+) -> tuple[Forward[P], PagedCache]:
+    """The forward pass of a model, and the buffers that it works on, for chosen sizes."""
+    s = sizes
+    cache = PagedCache(device, config, s.context, s.pool, s.kv_dtype, s.rows, s.batch)
     rotations = {
-        rope: device.tensor(rope_table(rope, config.head_dim, sizes.context), "f32", purpose="activations")
+        rope: device.tensor(rope_table(rope, config.head_dim, s.context), "f32", purpose="activations")
         for rope in config.ropes
     }
-    arena = make_arena(device, config, sizes.rows, sizes.context, fused)
-    forward = Forward(device, config, weights, cache, rotations, arena, tuning, fused)
-    return Model(config, weights, forward, cache, sizes)
+    arena = make_arena(device, config, s.rows, s.context, fused, s.batch)
+    return Forward(device, config, weights, cache, rotations, arena, tuning, fused), cache
 
 
 def _report(layout: Layout, sizes: Sizes) -> None:

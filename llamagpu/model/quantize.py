@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.errors import UsageError
 from llamagpu.gpu import Affine, widen_bf16
 from llamagpu.kernels.quantization import quantize_rows
 from llamagpu.model.layout import Layout
 from llamagpu.model.model import Prepared
+from llamagpu.model.new_folder import check_new, new_folder
 from llamagpu.model.sources import HuggingFace
 from llamagpu.model.sources.safetensors import SINGLE, Checkpoint
 from llamagpu.model.weights import Progress, require_finite
@@ -72,21 +72,8 @@ def quantize_checkpoint(
     if not isinstance(source, HuggingFace):
         raise UsageError(f"{prepared.name} is not a model directory.", "Only directories can be quantized.")
     _check(prepared, out, bits, group_size)
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    with new_folder(out) as folder:
         written = _write(source, prepared.layout, folder, bits, group_size, progress)
-        folder.chmod(0o755)
-        os.rename(folder, out)
-    except OSError as e:
-        raise LlamaGPUError(
-            f"{out} could not be written.",
-            e.strerror or str(e),
-            "Free some space, or choose another place; partial files were removed.",
-        ) from e
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
     return Written(out, written[0], written[1])
 
 
@@ -99,12 +86,7 @@ def _check(prepared: Prepared, out: Path, bits: int, group_size: int) -> None:
         raise UsageError(
             "The model is quantized already.", "Quantizing twice adds up errors.", "Use the float version."
         )
-    if os.path.lexists(out):
-        raise UsageError(f"{out} exists.", "It would be overwritten.", "Choose another directory, or remove it.")
-    if not out.parent.is_dir():
-        raise UsageError(
-            f"There is no directory {out.parent}.", "The model would be written into it.", "Make it first."
-        )
+    check_new(out, "model")
 
 
 def _write(

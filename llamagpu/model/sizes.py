@@ -23,13 +23,15 @@ _POOL_BYTES = 32_000_000
 @dataclass(frozen=True)
 class Sizes(Estimate):
     """The memory that a model takes, and its chosen sizes. ``pool`` is the cache's capacity in tokens of all sequences,
-    ``rows`` the number of tokens in the largest prefill chunk, ``wanted`` the context that was asked for."""
+    ``rows`` the number of tokens in the largest prefill chunk, ``wanted`` the context that was asked for, ``batch`` the
+    most sequences at once."""
 
     context: int
     wanted: int
     pool: int
     kv_dtype: str
     rows: int
+    batch: int = SLOTS
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class _Planner:
     capacity: Capacity
     kv_dtype: str
     fused: bool
+    batch: int
 
     @property
     def kv(self) -> str:
@@ -52,8 +55,8 @@ class _Planner:
         rotations = len(c.ropes) * tensor_bytes(tokens, c.head_dim)
         return Sizes(
             weights=self.layout.held(self.capacity.woven),
-            kv=kv_bytes(c, pool, self.kv) + tensor_bytes(SLOTS + 1, table_columns(tokens)),
-            activations=arena_bytes(c, rows, tokens, self.fused) + rotations,
+            kv=kv_bytes(c, pool, self.kv) + tensor_bytes(self.batch + 1, table_columns(tokens)),
+            activations=arena_bytes(c, rows, tokens, self.fused, self.batch) + rotations,
             params=PARAMS,
             staging=STAGING,
             context=tokens,
@@ -61,12 +64,13 @@ class _Planner:
             pool=pool,
             kv_dtype=self.kv,
             rows=rows,
+            batch=self.batch,
         )
 
     def largest_binding(self, sizes: Sizes) -> int:
         """Bytes of the largest tensor that needs one binding: a layer's cache, or activations."""
         c = self.layout.config
-        shapes = arena_shapes(c, sizes.rows, sizes.context, self.fused)
+        shapes = arena_shapes(c, sizes.rows, sizes.context, self.fused, self.batch)
         tables = (layer_bytes(c, sizes.pool, self.kv), tensor_bytes(sizes.context, c.head_dim))
         return max(*tables, *(tensor_bytes(*shape) for shape in shapes))
 
@@ -86,7 +90,7 @@ class _Planner:
         """The sizes for a context, with a pool of several contexts if they take little memory beside the weights."""
         c, allowed = self.layout.config, max(_POOL_BYTES, self.layout.nbytes // 2)
         one = self.sizes(wanted).pool
-        pools = (n * one for n in _POOLS if kv_bytes(c, n * one, self.kv) <= allowed)
+        pools = (n * one for n in _POOLS if n <= self.batch and kv_bytes(c, n * one, self.kv) <= allowed)
         return self.sizes(wanted, next((p for p in pools if self.fits(wanted, p)), one))
 
     def refusal(self, wanted: int, pool: int | None = None) -> OutOfMemoryError:
@@ -132,18 +136,20 @@ def plan_sizes(
     most_context: int = DEFAULT_CONTEXT,
     fused: bool = True,
     at_once: int = 0,
+    batch: int = SLOTS,
 ) -> Sizes:
     """Choose context and cache dtype, and add up their bytes. Without a context it is the model's, up to
     ``most_context``, or the largest that fits.
 
     Args:
         at_once: the least capacity of the cache, in tokens of all sequences together.
+        batch: the most sequences at once.
 
     Raises:
         UsageError: the context is longer than the model's.
         OutOfMemoryError: it does not fit; the message has the numbers, and choices that would fit.
     """
-    planner = _Planner(layout, capacity, kv_dtype, fused)
+    planner = _Planner(layout, capacity, kv_dtype, fused, batch)
     most = layout.config.max_position_embeddings
     if context is not None and not 1 <= context <= most:
         raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"It must be from 1 to {most}.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.gpu import Device, Part, Slot, Tensor
+from llamagpu.gpu import Part, Recorder, Slot, Tensor
 from llamagpu.kernels.sampling import Sampler, make_sampler, sampler_columns
 from llamagpu.kernels.step import NO_END, PROMPT_BIT, ROW_WORDS, Sampled, Settings, no_cuts, read_sampled, step_rows
 
@@ -55,7 +56,7 @@ class StepState:
     that are on the GPU, see ``kernels.step_ids``.
     """
 
-    def __init__(self, device: Device, rows: int, sampled: int, slots: int, vocab: int, dump: int):
+    def __init__(self, device: Recorder[Any], rows: int, sampled: int, slots: int, vocab: int, dump: int):
         self._memory, self.dump, self._vocab = device.memory, dump, vocab
         self.rows = device.empty((rows, ROW_WORDS), "u32", purpose="activations")
         self.picks = device.empty((sampled, ROW_WORDS), "u32", purpose="activations")

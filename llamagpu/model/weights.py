@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import UnsupportedModelError
-from llamagpu.gpu import UPLOAD_ROWS, Affine, Device, Tensor, narrow_bf16, pack_rows, widen_bf16
+from llamagpu.gpu import UPLOAD_ROWS, Affine, Recorder, Tensor, narrow_bf16, pack_rows, widen_bf16
 from llamagpu.kernels.noise import noise
 from llamagpu.kernels.quantization import dequantize_rows, quantize_rows, upload, widen_rows
 from llamagpu.model.layout import Layout
@@ -54,13 +54,13 @@ class Weights:
     embed_norm: Tensor | None = None
 
 
-def load_weights(layout: Layout, device: Device, woven: bool, progress: Progress | None = None) -> Weights:
+def load_weights(layout: Layout, device: Recorder[Any], woven: bool, progress: Progress | None = None) -> Weights:
     """A decoder's tensors; see ``load_tensors``."""
     return _assemble(layout, load_tensors(layout, device, woven, progress))
 
 
 def load_tensors(
-    layout: TensorLayout, device: Device, woven: bool, progress: Progress | None = None
+    layout: TensorLayout, device: Recorder[Any], woven: bool, progress: Progress | None = None
 ) -> dict[Key, Tensor]:
     """Upload everything, slice by slice. ``progress(bytes done, bytes in all)`` is called along the way.
 
@@ -91,7 +91,7 @@ def load_tensors(
     return matrices | vectors
 
 
-def random_weights(layout: Layout, device: Device, woven: bool) -> Weights:
+def random_weights(layout: Layout, device: Recorder[Any], woven: bool) -> Weights:
     """Weights of a layout, uniform from -0.03 to 0.03, made on the GPU; norms are ones."""
     matrices = {key: _random(device, m, seed, woven) for seed, (key, m) in enumerate(layout.matrices.items())}
     ones = [np.ones(v.size, np.float32) for v in layout.vectors.values()]
@@ -100,7 +100,7 @@ def random_weights(layout: Layout, device: Device, woven: bool) -> Weights:
     return _assemble(layout, matrices | vectors)
 
 
-def _random(device: Device, matrix: Matrix, seed: int, woven: bool) -> Tensor:
+def _random(device: Recorder[Any], matrix: Matrix, seed: int, woven: bool) -> Tensor:
     format, tensor = matrix.format, empty_matrix(device, matrix, woven)
     if not isinstance(format, Affine):
         return noise(tensor, seed)
@@ -112,7 +112,7 @@ def _random(device: Device, matrix: Matrix, seed: int, woven: bool) -> Tensor:
     return noise(tensor, seed)
 
 
-def empty_matrix(device: Device, matrix: Matrix, woven: bool) -> Tensor:
+def empty_matrix(device: Recorder[Any], matrix: Matrix, woven: bool) -> Tensor:
     """Zeroed memory for a matrix."""
     if isinstance(matrix.format, Affine):
         return device.empty_affine(matrix.rows, matrix.columns, matrix.format, woven=woven)

@@ -1,0 +1,46 @@
+"""The tunings that a site carries; the page takes the first one that its adapter can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamagpu.gpu import Tuning, default_tuning
+from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP
+
+# wgpu-native calls the feature "subgroup".
+_BROWSER_NAMES = {SUBGROUP: "subgroups"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A tuning, and the adapters that it is for.
+
+    Attributes:
+        features: WebGPU features that it needs, by wgpu-native's names.
+        software: whether it is for software adapters alone, which report themselves as fallback adapters.
+    """
+
+    name: str
+    tuning: Tuning
+    features: frozenset[str] = frozenset()
+    software: bool = False
+
+    @property
+    def browser_features(self) -> list[str]:
+        """The features by the names of the WebGPU specification."""
+        return sorted(_BROWSER_NAMES.get(f, f) for f in self.features)
+
+
+def _for_gpus(name: str, *features: str) -> Profile:
+    needed = frozenset(features)
+    return Profile(name, default_tuning("discrete", needed, 0), needed)
+
+
+# The best first. Weight rows are stored in plain order in all of them, so that they share the weights' bytes.
+PROFILES = (
+    Profile("software", Tuning(merged_runs=1), software=True),
+    _for_gpus("subgroups-f16", SUBGROUP, SHADER_F16),
+    _for_gpus("subgroups", SUBGROUP),
+    _for_gpus("f16", SHADER_F16),
+    _for_gpus("base"),
+)

@@ -1,0 +1,152 @@
+"""``export``: a model as a static site that runs it in a browser, by WebGPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamagpu.browser.libraries import write_libraries
+
+from llamagpu.browser.manifest import manifest
+from llamagpu.browser.recorded import RecordedModel, plan_browser_sizes, record_model
+from llamagpu.browser.shards import Shards, write_shards
+from llamagpu.errors import UnsupportedModelError, UsageError
+from llamagpu.model import Prepared, check_dtypes, find_model, prepare
+from llamagpu.model.encoder_config import is_encoder
+from llamagpu.model.find import open_source
+from llamagpu.model.new_folder import check_new, new_folder
+from llamagpu.model.weights import Progress
+from llamagpu.text import ChatTemplates, Tokenizer, special_tokens
+
+_PACKAGE = Path(__file__).resolve().parent
+PAGE, MODULES = _PACKAGE.parent / "page", _PACKAGE / "site"
+_TEMPLATES = "chat_templates.json"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A written site.
+
+    Attributes:
+        nbytes: bytes of all files; ``weight_bytes`` are those of the weights and tables.
+        files: number of files.
+        context: the most tokens of a prompt and its text together.
+    """
+
+    path: Path
+    nbytes: int
+    weight_bytes: int
+    files: int
+    context: int
+
+
+def export(
+    model: str | Path | None,
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    context: int | None = None,
+    title: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Site:
+    """Write a model as a static site: the page, its JavaScript module, the recorded plans, shaders and weights. No GPU
+    is needed for it.
+
+    Args:
+        model: a directory, a GGUF file, a hub id, or None for the bundled model.
+        out: the site's folder, which must not exist yet.
+        dtype, kv_dtype: as for ``LLM``.
+        context: the most tokens of a sequence; None is the model's maximum, 4096, or the most that one binding holds.
+        title: the page's; None is the model's name.
+        progress: called with (bytes of weights read, bytes in total).
+
+    Raises:
+        UsageError: ``out`` exists, or an argument is out of its range.
+        ModelNotFoundError: the model, or a JavaScript library that was never fetched before, cannot be had.
+        UnsupportedModelError: the model is not a decoder, or its tokenizer does not work in a browser.
+        OutOfMemoryError: the context does not fit the buffers that every browser offers.
+        LlamaGPUError: a file could not be written.
+    """
+    out = Path(out)
+    check_new(out, "site")
+    if title is not None and not (isinstance(title, str) and title.strip()):
+        raise UsageError("The title is empty.", "It is the heading of the page.", "Give a text, or leave it out.")
+    dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
+    source = open_source(find_model(model, revision))
+    if is_encoder(source.config()):
+        raise UnsupportedModelError(f"{source.name} is an encoder.", "Only models that generate text can be exported.")
+    prepared = prepare(source, dtype)
+    sizes = plan_browser_sizes(prepared, context, kv_dtype)
+    text = _text_files(prepared)
+    with new_folder(out) as folder:
+        _copy_static(folder)
+        _write_all(folder, text)
+        recorded = record_model(prepared, sizes, progress)
+        with recorded.device:
+            shards = _write_model(folder, recorded)
+            plan = manifest(prepared, recorded, shards, title or prepared.name, _TEMPLATES in text)
+        plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
+        _write_all(folder, {"plan.json": _json(plan, indent=1)})
+        sizes_of = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+    weights = sum(s["bytes"] for s in shards.files)
+    return Site(out, sum(sizes_of), weights, len(sizes_of), sizes.context)
+
+
+def _json(value: Any, indent: int | None = None) -> bytes:
+    separators = (",", ":") if indent is None else None
+    return json.dumps(value, indent=indent, separators=separators, ensure_ascii=False).encode()
+
+
+def _listed(folder: Path, name: str) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in (folder / name).iterdir())
+
+
+def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Bytes and SHA-256 of files."""
+    contents = {name: (folder / name).read_bytes() for name in names}
+    return {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _copy_static(folder: Path) -> None:
+    """The page, the modules, and the libraries that they import."""
+    for source in (PAGE, MODULES):
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    write_libraries(folder / "libraries")
+
+
+def _text_files(prepared: Prepared) -> dict[str, bytes]:
+    """The tokenizer, and the chat templates if the model has some, as the page reads them. They are read as ``LLM``
+    reads them, so that a broken one is refused here."""
+    source = prepared.source
+    config = source.tokenizer_config()
+    tokenizer = Tokenizer(source.tokenizer_file(), config, prepared.config.vocab_size, f"{source.name}'s tokenizer")
+    special = special_tokens(config)
+    templates = ChatTemplates(source.chat_templates(), None, special, tokenizer.special_texts)
+    files = {
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "tokenizer_config.json": _json({**config, **special}),
+    }
+    if templates:
+        files[_TEMPLATES] = _json(source.chat_templates())
+    return files
+
+
+def _write_model(folder: Path, recorded: RecordedModel) -> Shards:
+    _write_all(folder, {f"shaders/{name}": code.encode() for name, code in recorded.shaders.items()})
+    _write_all(folder, {f"plans/{name}.json": _json(plan) for name, plan in recorded.profiles.items()})
+    (folder / "weights").mkdir()
+    return write_shards(recorded.device, recorded.buffers, folder, "weights/")
