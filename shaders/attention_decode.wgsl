@@ -7,8 +7,10 @@
 // out[r, h, :] = Σⱼ exp(scoreⱼ - m) V[j, :] / Σⱼ exp(scoreⱼ - m).
 // Grid: rows · kv_heads · ceil(group / QUERIES) · splits workgroups; a workgroup takes QUERIES heads that share K and V.
 // lib/flash divides the positions and elements among its invocations.
-var<private> row: u32;
-var<private> split: u32;
+// main keeps row and split in locals, too: WGSL forbids barriers after a branch on a private variable, which counts as
+// non-uniform.
+var<private> own_row: u32;
+var<private> own_split: u32;
 var<private> kv_head: u32;
 var<private> first: u32;   // first query head of the workgroup, counted within the group
 
@@ -17,20 +19,20 @@ fn head_of(i: u32) -> u32 {
 }
 
 fn flash_query(i: u32, c: u32) -> vec4<f32> {
-    return q[row * params.stride4 + head_of(i) * D4 + c] * params.scale;
+    return q[own_row * params.stride4 + head_of(i) * D4 + c] * params.scale;
 }
 
 fn flash_first(i: u32) -> u32 {
-    return mask_begin(row, step_rows[row].y);
+    return mask_begin(own_row, step_rows[own_row].y);
 }
 
 fn flash_last(i: u32) -> u32 {
-    return step_rows[row].y;
+    return step_rows[own_row].y;
 }
 
 // Index where the run's results for head i begin.
 fn base_of(i: u32) -> u32 {
-    let run = (row * params.kv_heads * params.group + head_of(i)) * params.splits + split;
+    let run = (own_row * params.kv_heads * params.group + head_of(i)) * params.splits + own_split;
     return run * select(D4 + 1u, D4, params.splits == 1u);
 }
 
@@ -50,13 +52,15 @@ fn flash_end(i: u32, top: f32, sum: f32) {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let index = id.y * grid.x + id.x;
-    split = index % params.splits;
+    let split = index % params.splits;
     first = index / params.splits % params.tiles * QUERIES;
     kv_head = index / (params.splits * params.tiles) % params.kv_heads;
-    row = index / (params.splits * params.tiles * params.kv_heads);
+    let row = index / (params.splits * params.tiles * params.kv_heads);
     if (row >= params.rows) {
         return;
     }
+    own_row = row;
+    own_split = split;
     let position = step_rows[row].y;
     let seen = mask_begin(row, position);
     let run = seen / RUN + split;

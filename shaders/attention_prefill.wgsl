@@ -52,12 +52,16 @@ fn flash_end(i: u32, top: f32, sum: f32) {}
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let group = id.y * grid.x + id.x;
-    head = group % params.heads;
-    first = group / params.heads * QUERIES;
-    if (first >= params.rows) {
+    let first_row = group / params.heads * QUERIES;     // no private: WGSL forbids barriers after a branch on one
+    if (first_row >= params.rows) {
         return;
     }
-    let table = step_rows[first].z * params.table;
+    head = group % params.heads;
+    first = first_row;
+    let last_row = min(first_row + QUERIES - 1u, params.rows - 1u);
+    let begin = mask_begin(first_row, step_rows[first_row].y) / FLASH_BLOCK * FLASH_BLOCK;
+    let end = mask_last(last_row, step_rows[last_row].y) + 1u;
+    let table = step_rows[first_row].z * params.table;
     let kv_head = head / (params.heads / params.kv_heads);
-    flash_run(local, table, kv_head, params.kv_heads, flash_first(0u) / FLASH_BLOCK * FLASH_BLOCK, flash_last(QUERIES - 1u) + 1u);
+    flash_run(local, table, kv_head, params.kv_heads, begin, end);
 }

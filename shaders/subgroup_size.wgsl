@@ -1,3 +1,4 @@
+//! enable subgroups
 // Writes the subgroup size, or 0 if lanes are not contiguous. The size is counted, because drivers report a range.
 // Grid: one workgroup; each invocation writes the size of its own subgroup.
 @group(0) @binding(0) var<storage, read_write> out: array<u32>;         // [64]

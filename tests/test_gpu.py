@@ -194,6 +194,17 @@ def test_link_puts_libraries_in_front_and_maps_lines() -> None:
     assert linked.locate(f"error: wgsl:{line}:3 bad") == "error: shaders/lib/share/subgroup.wgsl:15 bad"
 
 
+def test_targets_differ_in_the_head_alone() -> None:
+    program = Program("layer_norm", (("reduce", "subgroup"),), (("WORKGROUP", 64),))
+    native, browser = link(program), link(program, "browser")
+    head = "enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n"
+    assert browser.code == head + native.code
+    assert (browser.bindings, browser.params) == (native.bindings, native.params)
+    assert browser.locate("wgsl:9:1") == native.locate("wgsl:7:1")
+    plain = Program("layer_norm", (("reduce", "workgroup"),), (("WORKGROUP", 64),))
+    assert link(plain, "browser") == link(plain)
+
+
 def test_link_errors_name_the_missing_part() -> None:
     with pytest.raises(KernelError, match=r"lib/weights\.wgsl"):
         link(Program("embedding"))

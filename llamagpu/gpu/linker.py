@@ -6,8 +6,9 @@ A kernel's file states its needs in lines that start with ``//!``:
                                   with a single implementation is one file, ``lib/paged.wgsl``
     //! const COLS ROWS           constants of the code: the linker prepends a ``const`` line for each
 
-A library file may also have ``//! enable f16``. The linker reads bindings and the fields of ``struct Params`` from the
-linked text, so only the shader states them.
+A file may also have ``//! enable f16`` or ``//! enable subgroups``. Compilers want different lines for them, so a
+program is linked for a target. The linker reads bindings and the fields of ``struct Params`` from the linked text, so
+only the shader states them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,22 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from llamagpu.errors import KernelError
 
-# naga rejects this enable line, which browsers need; the operations work once the feature is requested.
-_ENABLES_NOT_WRITTEN = frozenset({"subgroups"})
+Target = Literal["native", "browser"]
+
+# The lines that each target's compiler wants for an ``//! enable``. naga (native) takes subgroup operations once the
+# feature is requested, and rejects the enable line that browsers need. Older browsers cannot prove that control flow is
+# uniform within a subgroup, so the diagnostic for it is off.
+_ENABLE_LINES: dict[Target, dict[str, tuple[str, ...]]] = {
+    "native": {"f16": ("enable f16;",), "subgroups": ()},
+    "browser": {
+        "f16": ("enable f16;",),
+        "subgroups": ("enable subgroups;", "diagnostic(off, subgroup_uniformity);"),
+    },
+}
 _BINDING = re.compile(
     r"@group\((\d+)\)\s*@binding\((\d+)\)\s*var<\s*(storage\s*,\s*read_write|storage\s*,\s*read|storage|uniform)\s*>\s*(\w+)"
 )
@@ -114,8 +126,11 @@ def _files(program: Program) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def link(program: Program) -> Linked:
+def link(program: Program, target: Target = "native") -> Linked:
     """Link a program: its library files, then the kernel.
+
+    Args:
+        target: ``native`` for naga, as wgpu uses it, or ``browser``. Only the head of the text differs.
 
     Raises:
         KernelError: a file, an interface or a constant is missing, or two files bind the same slot.
@@ -126,8 +141,11 @@ def link(program: Program) -> Linked:
     wanted = {word for name in files for word in _words(_CONST, text[name])}
     if wanted != set(consts):
         raise KernelError(f"{program.label}: constants {sorted(wanted ^ set(consts))} are missing or unknown.")
-    enables = {word for name in files for word in _words(_ENABLE, text[name])} - _ENABLES_NOT_WRITTEN
-    head = [f"enable {e};" for e in sorted(enables)] + [f"const {k}: u32 = {v}u;" for k, v in program.consts]
+    enables = {word for name in files for word in _words(_ENABLE, text[name])}
+    if unknown := enables - _ENABLE_LINES[target].keys():
+        raise KernelError(f"{program.label}: the linker knows no enable {sorted(unknown)}.")
+    head = [line for word in sorted(enables) for line in _ENABLE_LINES[target][word]]
+    head += [f"const {k}: u32 = {v}u;" for k, v in program.consts]
     code, lines = list(head), [("(linker)", i + 1) for i in range(len(head))]
     for name in files:
         body = text[name].splitlines()

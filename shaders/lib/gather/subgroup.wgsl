@@ -9,26 +9,27 @@ var<workgroup> gather_sums: array<vec4<f32>, GATHERED * LANES / 4u>;
 var<private> gather_size: u32;
 
 fn gather_put(index: u32, value: vec4<f32>, local: u32) {
-    gather_size = min(LANES, subgroupAdd(1u));
+    let size = min(LANES, subgroupAdd(1u));     // a branch on a private variable counts as non-uniform
+    gather_size = size;
     var sum = value + subgroupShuffleXor(value, 1u);
     sum += subgroupShuffleXor(sum, 2u);
-    if (gather_size > 4u) {
+    if (size > 4u) {
         sum += subgroupShuffleXor(sum, 4u);
     }
-    if (gather_size > 8u) {
+    if (size > 8u) {
         sum += subgroupShuffleXor(sum, 8u);
     }
-    if (gather_size > 16u) {
+    if (size > 16u) {
         sum += subgroupShuffleXor(sum, 16u);
     }
-    if (gather_size > 32u) {
+    if (size > 32u) {
         sum += subgroupShuffleXor(sum, 32u);
     }
-    if (gather_size > 64u) {
+    if (size > 64u) {
         sum += subgroupShuffleXor(sum, 64u);
     }
-    if (local % gather_size == 0u) {
-        gather_sums[local % LANES / gather_size * GATHERED + index] = sum;
+    if (local % size == 0u) {
+        gather_sums[local % LANES / size * GATHERED + index] = sum;
     }
 }
 
