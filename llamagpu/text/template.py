@@ -57,6 +57,10 @@ class ChatTemplate:
         special: the special tokens that it may name, such as ``bos_token``.
         reserved: the texts of all special tokens. Only the template may write them.
 
+    Attributes:
+        source: the template.
+        variables, named, attributes: the variables that it reads, the strings that it names, and the attributes.
+
     Raises:
         UnsupportedModelError: the template is not valid.
     """
@@ -69,15 +73,16 @@ class ChatTemplate:
         try:
             tree = made.parse(source)
             self.variables = _variables(tree)
-            self._named = {n.value for n in tree.find_all(jinja2.nodes.Const) if isinstance(n.value, str)}
-            attributes = {n.attr for n in tree.find_all(jinja2.nodes.Getattr)}
+            constants = (n.value for n in tree.find_all(jinja2.nodes.Const))
+            self.named = frozenset(value for value in constants if isinstance(value, str))
+            self.attributes = frozenset(n.attr for n in tree.find_all(jinja2.nodes.Getattr))
             self._template = made.from_string(tree)
         except Exception as e:  # Python's compiler refuses some templates too, such as a break outside of a loop
             raise _invalid(str(e)) from None
         self._names_content = "content" in source
-        if len(self._named) * len(reserved) > _MOST_COMPARED:
-            raise _invalid(f"It names {len(self._named):,} texts, and there are {len(reserved):,} special tokens.")
-        self._marks = Marks(reserved, {*self._named, *ROLES, *attributes})
+        if len(self.named) * len(reserved) > _MOST_COMPARED:
+            raise _invalid(f"It names {len(self.named):,} texts, and there are {len(reserved):,} special tokens.")
+        self._marks = Marks(reserved, {*self.named, *ROLES, *self.attributes})
 
     def render(self, given: Conversation) -> Rendered:
         """The prompt for a conversation, up to the beginning of the answer, with marks on the conversation's own text.
@@ -98,7 +103,7 @@ class ChatTemplate:
         for name in arguments:
             if name in _OWN or not name.isidentifier():
                 raise UsageError(f"{shown(name)} is not an argument of chat templates.", "It is a name of their own.")
-        messages = conversation(given.messages, self._named)
+        messages = conversation(given.messages, self.named)
         if any(isinstance(m.get("content"), list) for m in messages) and not self._takes_parts:
             messages = [_joined(m) for m in messages]
         return arguments | {
