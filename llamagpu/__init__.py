@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from llamagpu.version import __version__
 
 if TYPE_CHECKING:
+    from llamagpu.browser import export
     from llamagpu.engine import LLM, CrossEncoder, Embedder, Result, Stream
     from llamagpu.errors import LlamaGPUError
 
-__all__ = ["LLM", "CrossEncoder", "Embedder", "LlamaGPUError", "Result", "Stream", "__version__"]
+__all__ = ["LLM", "CrossEncoder", "Embedder", "LlamaGPUError", "Result", "Stream", "__version__", "export"]
 
 logging.getLogger("llamagpu").addHandler(logging.NullHandler())
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "Result": "engine",
     "Stream": "engine",
     "LlamaGPUError": "errors",
+    "export": "browser",
 }
 
 

@@ -27,7 +27,7 @@ _LIMITS = {
 }
 
 
-def manifest(prepared: Prepared, recorded: RecordedModel, shards: Shards, title: str, templates: bool) -> Json:
+def manifest(prepared: Prepared, recorded: RecordedModel, shards: Shards, title: str) -> Json:
     """The JSON value of ``plan.json``, but for the hashes of files.
 
     ``buffers`` have the name, the size, and the place of the first content in the shards, one after another; buffers
@@ -37,7 +37,7 @@ def manifest(prepared: Prepared, recorded: RecordedModel, shards: Shards, title:
         "format": FORMAT,
         "generator": f"llamagpu {__version__}",
         "title": title,
-        "model": _model(prepared, recorded, templates),
+        "model": _model(prepared, recorded),
         "memory": _memory(recorded),
         "limits": _limits(recorded),
         "profiles": [
@@ -54,7 +54,7 @@ def manifest(prepared: Prepared, recorded: RecordedModel, shards: Shards, title:
     }
 
 
-def _model(prepared: Prepared, recorded: RecordedModel, templates: bool) -> Json:
+def _model(prepared: Prepared, recorded: RecordedModel) -> Json:
     config, sizes = prepared.config, recorded.sizes
     return {
         "name": prepared.name,
@@ -68,7 +68,6 @@ def _model(prepared: Prepared, recorded: RecordedModel, templates: bool) -> Json
         "eosTokenIds": list(config.eos_token_id),
         "padding": sizes.batch,  # the slot of padding rows
         "keepsPrefix": held_tokens(config, sizes.context, sizes.rows) >= sizes.context,
-        "hasChat": templates,
         "chatSettings": {_camel(k): v for k, v in chat_settings(prepared.source.generation_config()).items()},
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from llamagpu.gpu import Program, link
+from llamagpu.gpu import Linked, Program, link
 from llamagpu.gpu.adapter import DEFAULT_LIMITS
 from llamagpu.gpu.ledger import Buffer
 from llamagpu.gpu.plan import Call, fold
@@ -71,7 +71,7 @@ class PlanWriter:
         return [[self._program(c.program), self._groups_of(c), *fold(c.groups, limit), c.work] for c in calls]
 
     def _program(self, program: Program) -> int:
-        linked = link(program)
+        linked = _linked(program)
         file = f"{program.shader}-{hashlib.sha256(linked.code.encode()).hexdigest()[:12]}.wgsl"
         self.shaders[file] = linked.code
         value = {
@@ -84,14 +84,14 @@ class PlanWriter:
         return self._programs.number(program, value)
 
     def _layout(self, program: Program, group: int) -> int:
-        entries = [[b.index, b.kind] for b in link(program).bindings if b.group == group]
+        entries = [[b.index, b.kind] for b in _linked(program).bindings if b.group == group]
         return self._layouts.number(str(entries), entries)
 
     def _groups_of(self, call: Call) -> list[int]:
         out = []
         for group in _groups(call.program):
             entries = []
-            for b in link(call.program).bindings:
+            for b in _linked(call.program).bindings:
                 if b.group != group:
                     continue
                 if b.kind == "uniform":
@@ -105,5 +105,9 @@ class PlanWriter:
         return out
 
 
+def _linked(program: Program) -> Linked:
+    return link(program, "browser")
+
+
 def _groups(program: Program) -> range:
-    return range(max((b.group for b in link(program).bindings), default=-1) + 1)
+    return range(max((b.group for b in _linked(program).bindings), default=-1) + 1)

@@ -6,26 +6,25 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamagpu.browser.libraries import write_libraries
-
 from llamagpu.browser.manifest import manifest
 from llamagpu.browser.recorded import RecordedModel, plan_browser_sizes, record_model
 from llamagpu.browser.shards import Shards, write_shards
+from llamagpu.browser.text import text_files
 from llamagpu.errors import UnsupportedModelError, UsageError
-from llamagpu.model import Prepared, check_dtypes, find_model, prepare
+from llamagpu.model import check_dtypes, find_model, prepare
 from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
 from llamagpu.model.new_folder import check_new, new_folder
 from llamagpu.model.weights import Progress
-from llamagpu.text import ChatTemplates, Tokenizer, special_tokens
 
 _PACKAGE = Path(__file__).resolve().parent
 PAGE, MODULES = _PACKAGE.parent / "page", _PACKAGE / "site"
-_TEMPLATES = "chat_templates.json"
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,14 @@ def export(
         raise UnsupportedModelError(f"{source.name} is an encoder.", "Only models that generate text can be exported.")
     prepared = prepare(source, dtype)
     sizes = plan_browser_sizes(prepared, context, kv_dtype)
-    text = _text_files(prepared)
+    text = {name: content.encode() for name, content in text_files(source, prepared.config.vocab_size).items()}
     with new_folder(out) as folder:
         _copy_static(folder)
         _write_all(folder, text)
         recorded = record_model(prepared, sizes, progress)
-        with recorded.device:
+        with closing(recorded.device):
             shards = _write_model(folder, recorded)
-            plan = manifest(prepared, recorded, shards, title or prepared.name, _TEMPLATES in text)
+            plan = manifest(prepared, recorded, shards, title or prepared.name)
         plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
         _write_all(folder, {"plan.json": _json(plan, indent=1)})
         sizes_of = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
@@ -125,24 +124,7 @@ def _copy_static(folder: Path) -> None:
     """The page, the modules, and the libraries that they import."""
     for source in (PAGE, MODULES):
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    write_libraries(folder / "libraries")
-
-
-def _text_files(prepared: Prepared) -> dict[str, bytes]:
-    """The tokenizer, and the chat templates if the model has some, as the page reads them. They are read as ``LLM``
-    reads them, so that a broken one is refused here."""
-    source = prepared.source
-    config = source.tokenizer_config()
-    tokenizer = Tokenizer(source.tokenizer_file(), config, prepared.config.vocab_size, f"{source.name}'s tokenizer")
-    special = special_tokens(config)
-    templates = ChatTemplates(source.chat_templates(), None, special, tokenizer.special_texts)
-    files = {
-        "tokenizer.json": tokenizer.to_json().encode(),
-        "tokenizer_config.json": _json({**config, **special}),
-    }
-    if templates:
-        files[_TEMPLATES] = _json(source.chat_templates())
-    return files
+    write_libraries(folder / "runtime" / "libraries")
 
 
 def _write_model(folder: Path, recorded: RecordedModel) -> Shards:

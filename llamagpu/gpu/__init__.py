@@ -15,7 +15,7 @@ from llamagpu.gpu.events import Event
 from llamagpu.gpu.gate import Slot
 from llamagpu.gpu.ledger import Part
 from llamagpu.gpu.limits import Capacity, adapter_capacity, device_capacity, parse_bytes
-from llamagpu.gpu.linker import Program, link, shader_root
+from llamagpu.gpu.linker import Linked, Program, link, shader_root
 from llamagpu.gpu.native import Lost, version
 from llamagpu.gpu.opening import open_device
 from llamagpu.gpu.plan import Plan
@@ -40,6 +40,7 @@ __all__ = [
     "Device",
     "Event",
     "Lanes",
+    "Linked",
     "Lost",
     "Need",
     "Part",

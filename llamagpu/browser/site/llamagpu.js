@@ -7,10 +7,10 @@
 // A model is a list of recorded plans: dispatches of compiled shaders over fixed buffers. A token is one submission of a
 // plan and one read of 16 bytes; sampling runs on the GPU, which hands each token to the next step itself.
 
-import {LLMError} from "./errors.js";
-import {Files} from "./files.js";
-import {DEFAULTS, checked, checkId} from "./options.js";
-import {Text} from "./text.js";
+import {LLMError} from "./runtime/errors.js";
+import {Files} from "./runtime/files.js";
+import {DEFAULTS, checked, checkId} from "./runtime/options.js";
+import {Text} from "./runtime/text.js";
 
 export {LLMError};
 

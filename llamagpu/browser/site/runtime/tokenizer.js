@@ -2,7 +2,7 @@
  * The tokenizer library, mended where it differs from the `tokenizers` library of Python and Rust.
  *
  * Parts of tokenizer.json that it computes differently and that other parts can replace were replaced when the site was
- * exported (llamagpu/export/tokenizer.py). The rest is here. It relies on names inside the library, whose version is
+ * exported (llamagpu/browser/tokenizer.py). The rest is here. It relies on names inside the library, whose version is
  * pinned.
  */
 import {

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llamagpu.browser.tokenizer import browser_tokenizer
 from llamagpu.errors import LlamaGPUError, UnsupportedModelError, UsageError
-from llamagpu.export.tokenizer import browser_tokenizer
 from llamagpu.model.sources import Source
 from llamagpu.text import ChatTemplate, ChatTemplates, Conversation, Tokenizer, sandbox, special_tokens
 from llamagpu.text.sentencepiece import converted

@@ -8,7 +8,7 @@ import { openTokenizer, Shield } from "./tokenizer.js";
 export class Text {
   /**
    * @param {object} tokenizer tokenizer.json of the site.
-   * @param {object} settings text.json of the site (llamagpu/export/text.py).
+   * @param {object} settings text.json of the site (llamagpu/browser/text.py).
    * @throws {LLMError} "no-tokenizer": this browser's ids would differ from llamagpu's.
    */
   constructor(tokenizer, settings) {

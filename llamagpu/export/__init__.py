@@ -1,1 +1,0 @@
-"""The export room: a model's plans, weights and text written as a static site that a browser runs."""
