@@ -21,6 +21,7 @@ from llamagpu.model import check_dtypes, find_model, prepare
 from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
 from llamagpu.model.new_folder import check_new, new_folder
+from llamagpu.model.sizes import Sizes
 from llamagpu.model.weights import Progress
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -83,19 +84,24 @@ def export(
         raise UnsupportedModelError(f"{source.name} is an encoder.", "Only models that generate text can be exported.")
     prepared = prepare(source, dtype)
     sizes = plan_browser_sizes(prepared, context, kv_dtype)
-    text = {name: content.encode() for name, content in text_files(source, prepared.config.vocab_size).items()}
     with new_folder(out) as folder:
-        _copy_static(folder)
-        _write_all(folder, text)
-        recorded = record_model(prepared, sizes, progress)
-        with closing(recorded.device):
-            shards = _write_model(folder, recorded)
-            plan = manifest(prepared, recorded, shards, title or prepared.name)
-        plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
-        _write_all(folder, {"plan.json": _json(plan, indent=1)})
-        sizes_of = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
-    weights = sum(s["bytes"] for s in shards.files)
-    return Site(out, sum(sizes_of), weights, len(sizes_of), sizes.context)
+        weights = _write_site(folder, prepared, sizes, title or prepared.name, progress)
+        written = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+    return Site(out, sum(written), weights, len(written), sizes.context)
+
+
+def _write_site(folder: Path, prepared: Prepared, sizes: Sizes, title: str, progress: Progress | None) -> int:
+    """Write everything; returns the bytes of the shards."""
+    text = text_files(prepared.source, prepared.config.vocab_size)
+    _copy_static(folder)
+    _write_all(folder, {name: content.encode() for name, content in text.items()})
+    recorded = record_model(prepared, sizes, progress)
+    with closing(recorded.device):
+        shards = _write_model(folder, recorded)
+        plan = manifest(prepared, recorded, shards, title)
+    plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
+    _write_all(folder, {"plan.json": _json(plan, indent=1)})
+    return sum(int(s["bytes"]) for s in shards.files)
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:

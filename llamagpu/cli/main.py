@@ -15,6 +15,7 @@ from llamagpu.cli.bench import bench
 from llamagpu.cli.chat import chat
 from llamagpu.cli.doctor import doctor
 from llamagpu.cli.embed import embed
+from llamagpu.cli.export import export
 from llamagpu.cli.generate import generate
 from llamagpu.cli.inspect import inspect
 from llamagpu.cli.models import models
@@ -70,6 +71,7 @@ for command in (
     rank,
     models,
     quantize,
+    export,
     inspect,
     perplexity,
     bench,
