@@ -17,7 +17,7 @@ from llamagpu.browser.recorded import RecordedModel, plan_browser_sizes, record_
 from llamagpu.browser.shards import Shards, write_shards
 from llamagpu.browser.text import text_files
 from llamagpu.errors import UnsupportedModelError, UsageError
-from llamagpu.model import check_dtypes, find_model, prepare
+from llamagpu.model import Prepared, check_dtypes, find_model, prepare
 from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
 from llamagpu.model.new_folder import check_new, new_folder
@@ -79,15 +79,19 @@ def export(
     if title is not None and not (isinstance(title, str) and title.strip()):
         raise UsageError("The title is empty.", "It is the heading of the page.", "Give a text, or leave it out.")
     dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
-    source = open_source(find_model(model, revision))
-    if is_encoder(source.config()):
-        raise UnsupportedModelError(f"{source.name} is an encoder.", "Only models that generate text can be exported.")
-    prepared = prepare(source, dtype)
+    prepared = _prepared(model, revision, dtype)
     sizes = plan_browser_sizes(prepared, context, kv_dtype)
     with new_folder(out) as folder:
         weights = _write_site(folder, prepared, sizes, title or prepared.name, progress)
         written = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
     return Site(out, sum(written), weights, len(written), sizes.context)
+
+
+def _prepared(model: str | Path | None, revision: str | None, dtype: str) -> Prepared:
+    source = open_source(find_model(model, revision))
+    if is_encoder(source.config()):
+        raise UnsupportedModelError(f"{source.name} is an encoder.", "Only models that generate text can be exported.")
+    return prepare(source, dtype)
 
 
 def _write_site(folder: Path, prepared: Prepared, sizes: Sizes, title: str, progress: Progress | None) -> int:

@@ -24,7 +24,8 @@ _TEXTS = (
     "a\ufeffb\u0085c\u00a0d\u2028e\u3000f",
     "def f(x):\n        return {'a': [x]}  # <s>\n",
 )
-_SAID = ("Hi", " Hello, <b>wörld</b>! \n", "Why?\n\nBecause.")
+_SAID = ("Hi", "\n Hello, <b>wörld</b>! 🦙 \n", "\ufeffWhy?\n\nBecause.\x85 ")
+_MOST_NAMES, _MOST_NAME = 20, 40  # strings that a template names, and their characters, for its probes
 
 
 def text_files(source: Source, vocab_size: int, chat_template: str | None = None) -> dict[str, str]:
@@ -75,7 +76,7 @@ def _chat(templates: ChatTemplates) -> dict[str, Any] | None:
         template = templates.of()
         for _ in range(3):  # templates may write the time: a second must not end meanwhile
             now = sandbox.now().replace(microsecond=0)
-            probes = [_rendered(template, *probe) for probe in _conversations()]
+            probes = [_rendered(template, *probe) for probe in _conversations(template)]
             if sandbox.now().replace(microsecond=0) == now:
                 break
     except LlamaGPUError as e:
@@ -91,11 +92,23 @@ def _chat(templates: ChatTemplates) -> dict[str, Any] | None:
     }
 
 
-def _conversations() -> list[tuple[list[dict[str, str]], bool]]:
-    """Conversations, and whether the answer's beginning follows."""
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(_SAID)]
+def _conversations(template: ChatTemplate) -> list[tuple[list[dict[str, str]], bool]]:
+    """Conversations, and whether the answer's beginning follows. Some have what the template looks for in texts."""
     system = [{"role": "system", "content": " Be brief. "}]
-    return [(turns[:1], True), (turns, True), (turns[:2], False), (system + turns, True)]
+    turns = _turns(*_SAID)
+    named = sorted(n for n in template.named if len(n) < _MOST_NAME and n.strip() and not n.isalnum())[:_MOST_NAMES]
+    looked_for = [_turns(f" {n} a", f"\n{n}\n b\n{n}\n\n c \n", n) for n in named]
+    return [
+        (turns[:1], True),
+        (turns, True),
+        (turns[:2], False),
+        (system + turns, True),
+        *((conversation, True) for conversation in looked_for),
+    ]
+
+
+def _turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def _rendered(template: ChatTemplate, messages: list[dict[str, str]], prompts: bool) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 /** Chat templates: conversations become prompts, as llamagpu/text/template.py renders them. */
-import { Template } from "./libraries/jinja.js";
 import { LLMError } from "./errors.js";
 import { Marks } from "./marks.js";
+import { compile, run } from "./template.js";
 
 const ROLES = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 const KEYS = ["role", "content", "name"];
-const MONTHS = "January February March April May June July August September October November December".split(" ");
-const DAYS = "Sunday Monday Tuesday Wednesday Thursday Friday Saturday".split(" ");
 
 export class Chat {
   /**
@@ -17,7 +15,7 @@ export class Chat {
    * @throws What the library throws, if it cannot read the template.
    */
   constructor(settings, special, reserved) {
-    this.template = new Template(settings.template);
+    this.program = compile(settings.template);
     this.special = special;
     this.named = new Set(settings.named);
     this.marks = new Marks(reserved, [...settings.named, ...ROLES, ...settings.attributes]);
@@ -37,9 +35,8 @@ export class Chat {
       tools: null,
       documents: null,
       add_generation_prompt: addGenerationPrompt,
-      strftime_now: (format) => strftime(now, format),
     };
-    const render = (given) => this.template.render({ ...values, messages: given });
+    const render = (given) => run(this.program, { ...values, messages: given }, now);
     try {
       return this.marks.render(render, messages.map((m) => this.checked(m)));
     } catch (error) {
@@ -75,20 +72,4 @@ export function isText(value) {
 /** A value in an error message, kept short. */
 export function shown(value) {
   return (JSON.stringify(value) ?? String(value)).slice(0, 60);
-}
-
-/** Python's strftime with English names. The library's own takes the names from the browser's language. */
-function strftime(date, format) {
-  const two = (number) => String(number).padStart(2, "0");
-  const [month, day, hour] = [MONTHS[date.getMonth()], DAYS[date.getDay()], date.getHours()];
-  const values = {
-    ...{ Y: String(date.getFullYear()), y: two(date.getFullYear() % 100) },
-    ...{ m: two(date.getMonth() + 1), d: two(date.getDate()) },
-    ...{ B: month, b: month.slice(0, 3), A: day, a: day.slice(0, 3), H: two(hour), I: two(hour % 12 || 12) },
-    ...{ M: two(date.getMinutes()), S: two(date.getSeconds()), p: hour < 12 ? "AM" : "PM", "%": "%" },
-  };
-  return format.replace(/%(.?)/gs, (code, letter) => {
-    if (!(letter in values)) throw new Error(`strftime_now has no ${code}`);
-    return values[letter];
-  });
 }

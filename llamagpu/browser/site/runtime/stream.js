@@ -34,10 +34,10 @@ export class TextStream {
     if (this.skip && this.text.special.has(id)) return "";
     this.ids.push(id);
     const text = this.pending();
-    if (!text.endsWith(REPLACEMENT)) return this.filter(this.emit(text));
+    if (text.at(-1) !== REPLACEMENT) return this.filter(this.emit(text));
     const piece = text.slice(this.out, -1);
     this.out += piece.length;
-    return this.filter(piece);
+    return this.filter(piece.join(""));
   }
 
   /** The text still held back; bytes that never became a character are U+FFFD. @returns {string} */
@@ -47,15 +47,16 @@ export class TextStream {
     return rest;
   }
 
+  /** The characters that follow those of the ids before `read`. A character may have two units, U+FFFD has one. */
   pending() {
-    const decode = (ids) => this.text.decode(ids, { skipSpecialTokens: false });
+    const decode = (ids) => [...this.text.decode(ids, { skipSpecialTokens: false })];
     return decode(this.ids.slice(this.begin)).slice(decode(this.ids.slice(this.begin, this.read)).length);
   }
 
-  emit(text) {
-    const piece = text.slice(this.out);
+  emit(characters) {
+    const piece = characters.slice(this.out).join("");
     this.out = 0;
-    if (text) [this.begin, this.read] = [this.read, this.ids.length];
+    if (characters.length) [this.begin, this.read] = [this.read, this.ids.length];
     return piece;
   }
 
