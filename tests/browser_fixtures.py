@@ -61,7 +61,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[[Path], str]]:
-    """Function that serves a folder on this machine until the tests end, and returns the URL, with a slash at its end."""
+    """Function that serves a folder on this machine until the tests end. It returns the URL, which ends in a slash."""
     servers = []
 
     def start(folder: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "llamagpu"
 # A room (a package) may import itself and the rooms listed for it.
-ROOMS = ("evaluation", "cli", "jobs", "bench", "engine", "model", "text", "kernels", "gpu")
+ROOMS = ("evaluation", "cli", "jobs", "bench", "engine", "model", "text", "kernels", "gpu", "page")
 MAY_IMPORT = {
     "evaluation": {"cli", "engine", "text"},
     "cli": {"jobs", "bench", "engine", "model", "text", "kernels", "gpu"},
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "text": set(),
     "kernels": {"gpu"},
     "gpu": set(),
+    "page": set(),
 }
 BELOW_ALL = {"errors", "version"}  # modules that every room may import
 

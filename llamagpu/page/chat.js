@@ -53,9 +53,9 @@ export class ChatView {
     if (this.growing) this.growing.view.update(this.growing.message.content);
   }
 
-  /** What a screen reader hears of a finished answer. */
-  spoken(message) {
-    return markdown(message.content).innerText;
+  /** What a screen reader hears of the last answer, when it is finished. */
+  spoken() {
+    return this.list.lastElementChild.querySelector(".markdown").innerText;
   }
 
   tools(item, message, index) {

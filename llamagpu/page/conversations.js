@@ -116,8 +116,7 @@ export class Conversations {
       const transaction = this.database.transaction(STORE, mode);
       const request = work(transaction.objectStore(STORE));
       transaction.oncomplete = () => resolve(request.result);
-      transaction.onabort = () => reject(transaction.error ?? request.error);
-      transaction.onerror = () => reject(transaction.error ?? request.error);
+      transaction.onabort = () => reject(transaction.error ?? new DOMException("Aborted.", "AbortError"));
     });
   }
 }

@@ -13,6 +13,7 @@ export const byId = (id) => document.getElementById(id);
  */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
+  made.append(...children); // before dir="auto", with which each child costs a look at all children
   for (const [name, value] of Object.entries(properties)) {
     if (name === "text") made.textContent = value;
     else if (name === "class") made.className = value;
@@ -20,7 +21,6 @@ export function element(tag, properties = {}, ...children) {
     else if (value === true) made.setAttribute(name, "");
     else if (value !== false && value != null) made.setAttribute(name, value);
   }
-  made.append(...children);
   return made;
 }
 

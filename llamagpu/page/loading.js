@@ -45,6 +45,14 @@ export class Loading {
     );
   }
 
+  /** Loads a model in place of one that is gone. */
+  again() {
+    this.llm = null;
+    this.card.hidden = false;
+    this.begin();
+    this.cancel.focus();
+  }
+
   async begin() {
     const hadFocus = this.card.contains(document.activeElement);
     this.stop = new AbortController();

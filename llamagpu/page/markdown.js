@@ -89,13 +89,14 @@ function renderCode({ language, text }) {
 }
 
 function renderList({ ordered, first: number, items }) {
-  const made = element(ordered ? "ol" : "ul", { dir: "auto", start: ordered && number !== 1 ? number : null });
-  for (const blocks of items) {
-    const [first, ...rest] = blocks;
-    const text = first?.type === "paragraph" ? [inline(first.text)] : [first].filter(Boolean).map(renderBlock);
-    made.append(element("li", {}, ...text, ...rest.map(renderBlock)));
-  }
-  return made;
+  const start = ordered && number !== 1 ? number : null;
+  return element(ordered ? "ol" : "ul", { dir: "auto", start }, ...items.map(renderItem));
+}
+
+function renderItem([first, ...rest]) {
+  if (!first) return element("li");
+  const text = first.type === "paragraph" ? inline(first.text) : renderBlock(first);
+  return element("li", {}, text, ...rest.map(renderBlock));
 }
 
 function renderTable({ alignments, head, rows }) {

@@ -72,13 +72,13 @@ class Page {
     this.scrolling = new Scrolling();
     this.settings = new Settings(`${KEY}:settings`, () => this.settingsSaved());
     this.store = await Conversations.open(KEY, (id) => this.changedElsewhere(id));
-    this.session = new Session(this.store, this.settings, this.scrolling, () => this.changed());
+    this.session = new Session(this.store, this.settings, this.scrolling, () => this.changed(), () => this.reload());
     this.sidebar = new Sidebar(this.session, this.store);
     this.connect();
     await this.session.open(openId.get() ?? "");
     const remembered = small("localStorage", "load-at-once");
     const atOnce = { get: () => remembered.get() === "yes", set: (on) => remembered.set(on ? "yes" : "no") };
-    new Loading(config, atOnce, load, (llm) => this.loaded(llm));
+    this.loading = new Loading(config, atOnce, load, (llm) => this.loaded(llm));
   }
 
   setTitle(title) {
@@ -129,12 +129,24 @@ class Page {
     this.settings.describe(info);
     this.setTitle(info.title ?? info.name ?? this.title);
     byId("model-line").textContent = modelLine(info);
-    for (const id of ["composer", "keys"]) byId(id).hidden = false;
-    byId("open-settings").disabled = false;
+    this.showModel(true);
     byId("mode").hidden = !info.hasChat;
     if (!this.session.current.messages.length) this.session.current.mode = info.hasChat ? "chat" : "text";
     this.session.show();
     fitHeight(byId("prompt"));
+  }
+
+  reload() {
+    this.session.llm?.close();
+    this.session.llm = null;
+    this.showModel(false);
+    this.session.show();
+    this.loading.again();
+  }
+
+  showModel(ready) {
+    for (const id of ["composer", "keys"]) byId(id).hidden = !ready;
+    byId("open-settings").disabled = !ready;
   }
 
   /** A conversation keeps its mode once it has text; then the switch begins another one. */

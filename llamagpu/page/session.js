@@ -3,9 +3,10 @@
 import { announce, byId, count } from "./elements.js";
 import { ChatView } from "./chat.js";
 import { giveTitle, newConversation } from "./conversations.js";
-import { errorCard, notice } from "./notices.js";
+import { errorCard, notice, removeNotice } from "./notices.js";
 import { StoryView, addWords, wholeText } from "./story.js";
 
+const GONE = new Set(["device-lost", "closed"]); // errors after which this model answers no more
 const SAVE_EVERY = 3000; // milliseconds, while an answer grows
 
 export class Session {
@@ -14,9 +15,10 @@ export class Session {
    * @param {import("./settings.js").Settings} settings
    * @param {import("./scrolling.js").Scrolling} scrolling
    * @param {() => void} onChange after the conversation, its title or the running answer changed
+   * @param {() => void} onReload to load the model again, when it cannot answer any more
    */
-  constructor(store, settings, scrolling, onChange) {
-    Object.assign(this, { store, settings, scrolling, onChange });
+  constructor(store, settings, scrolling, onChange, onReload) {
+    Object.assign(this, { store, settings, scrolling, onChange, onReload });
     const actions = {
       answer: () => this.answer(),
       regenerate: () => this.regenerate(),
@@ -70,6 +72,12 @@ export class Session {
 
   /** @param {string} text of the reader; empty continues a text as it is. @returns {boolean} whether it was sent */
   send(text) {
+    const sent = this.put(text);
+    if (sent) removeNotice("undo"); // it would take back what is new as well
+    return sent;
+  }
+
+  put(text) {
     const { mode, messages } = this.current;
     if (!this.llm || this.running || (!text.trim() && (mode === "chat" || !messages.length))) return false;
     if (mode === "chat") messages.push({ role: "user", content: text.trim() });
@@ -91,7 +99,7 @@ export class Session {
   resend(index, text) {
     if (this.running) return;
     this.undoable("The message and what followed it were replaced.", (messages) => messages.splice(index));
-    this.send(text);
+    this.put(text);
   }
 
   rewrite(text) {
@@ -183,9 +191,16 @@ export class Session {
     const { follows } = this.scrolling;
     this.render();
     this.onChange();
-    if (failure) byId("failure").replaceChildren(errorCard(failure, { onRetry: () => this.retry() }));
-    else announce(`${message.ending ?? "The answer is finished."} ${this.view.spoken(message)}`);
+    if (failure) this.showFailure(failure);
+    else announce(`${message.ending ?? "The answer is finished."} ${message.content && this.view.spoken()}`);
     if (follows) this.scrolling.toEnd();
+  }
+
+  showFailure(error) {
+    const again = GONE.has(error?.code)
+      ? { label: "Load the model again", onRetry: this.onReload }
+      : { onRetry: () => this.retry() };
+    byId("failure").replaceChildren(errorCard(error, again));
   }
 
   /** After an error: a partial answer makes room for the next try. */
@@ -225,7 +240,7 @@ function describe(message, result, info, options) {
   } else if (result.finishReason === "length") {
     message.ending = `This is the longest answer that the settings allow: ${count(options.maxTokens)} tokens.`;
   } else if (result.finishReason === "cancelled") message.ending = "Stopped.";
-  const figures = [`${count(made)} tokens`];
+  const figures = [`${count(made)} ${made === 1 ? "token" : "tokens"}`];
   // The first token belongs to the prompt's time.
   if (made > 1 && timings?.decodeSeconds) figures.push(`${((made - 1) / timings.decodeSeconds).toFixed(1)} tokens/s`);
   figures.push(`prompt ${count(prompt)}${cached ? `, ${count(cached)} cached` : ""}`);

@@ -79,8 +79,10 @@ export class Sidebar {
 
   rename({ id, title }, row) {
     const input = element("input", { type: "text", "aria-label": "New title", value: title, maxlength: 200 });
+    let ended = false; // removing the field is a blur as well
     const end = async (keep) => {
-      if (!input.isConnected) return;
+      if (ended) return;
+      ended = true;
       const text = input.value.trim();
       input.remove();
       if (keep && text && text !== title) await this.setTitle(id, text);

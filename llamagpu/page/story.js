@@ -45,8 +45,8 @@ export class StoryView {
     content.appendData(message.content.slice(content.length));
   }
 
-  spoken(part) {
-    return part.content;
+  spoken() {
+    return this.conversation.messages.at(-1).content;
   }
 
   tools(text) {

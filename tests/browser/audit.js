@@ -3,7 +3,7 @@
 (() => {
   const complaints = [];
   const visible = (node) => node.checkVisibility({ visibilityProperty: true, opacityProperty: true });
-  const describe = (node) => `${node.tagName.toLowerCase()}#${node.id}.${node.className} “${node.textContent.slice(0, 30)}”`;
+  const describe = (node) => `${node.tagName}#${node.id}.${node.className} “${node.textContent.slice(0, 30)}”`;
 
   const channel = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
   const parse = (color) => color.match(/[\d.]+/g).map(Number);
@@ -37,7 +37,8 @@
   const ids = [...document.querySelectorAll("[id]")].map((node) => node.id);
   for (const id of new Set(ids)) if (ids.filter((other) => other === id).length > 1) complaints.push(`twice: #${id}`);
   for (const area of [document.documentElement, document.getElementById("scroll")]) {
-    if (area.scrollWidth > area.clientWidth) complaints.push(`${area.scrollWidth} wide in ${area.clientWidth}: ${area.id}`);
+    const [width, room] = [area.scrollWidth, area.clientWidth];
+    if (width > room) complaints.push(`${width} pixels in ${room}: ${describe(area)}`);
   }
   for (const picture of document.querySelectorAll("svg")) {
     if (picture.getAttribute("aria-hidden") !== "true") complaints.push("a picture without a text");

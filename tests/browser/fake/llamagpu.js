@@ -12,16 +12,16 @@
 const fake = Object.assign((globalThis.fake ??= {}), { calls: [] });
 
 const ERRORS = {
-  "no-webgpu": ["This browser has no WebGPU.", "It may be too old, or WebGPU may be switched off.", "Use a current Chrome."],
+  "no-webgpu": ["This browser has no WebGPU.", "It is too old, or WebGPU is switched off.", "Use a current Chrome."],
   "no-adapter": ["There is no GPU to use.", "WebGPU found no adapter.", "Update the GPU's driver, then try again."],
-  "too-small": ["The GPU is too small.", "The model needs bindings of 2 GB, and the GPU has 128 MB.", "Use a smaller model."],
+  "too-small": ["The GPU is too small.", "The model needs bindings of 2 GB; it has 128 MB.", "Use a smaller model."],
   offline: ["The download was interrupted.", "The connection was lost after 120 of 270 MB.", "Connect and try again."],
-  damaged: ["A file is damaged.", "The hash of weights-3.bin differs from the plan's.", "Try again to download it anew."],
-  "not-found": ["A file is missing.", "The server has no plan.json.", "Ask whoever hosts this page to export it again."],
+  damaged: ["A file is damaged.", "The hash of weights-3.bin differs.", "Try again to download it anew."],
+  "not-found": ["A file is missing.", "The server has no plan.json.", "Ask the host to export the page again."],
   "out-of-memory": ["The GPU is out of memory.", "The model needs 270 MB more.", "Close other tabs and try again."],
   "device-lost": ["The GPU was lost.", "The driver was reset twice.", "Try again, or restart the browser."],
-  "context-full": ["The text is too long.", "It has 5,000 tokens, the context 2,048.", "Shorten it, or begin a new one."],
-  "bad-argument": ["An option has a wrong value.", "topP is 7, but must lie from 0 to 1.", "Change it in the settings."],
+  "context-full": ["The text is too long.", "It has 5,000 tokens, the context 2,048.", "Shorten it."],
+  "bad-argument": ["An option has a wrong value.", "topP is 7; it must lie from 0 to 1.", "Change the settings."],
 };
 
 export class LLMError extends Error {
@@ -85,6 +85,10 @@ function hold(onNotice, signal) {
 class LLM {
   constructor(info, onProgress, onNotice) {
     Object.assign(this, { info, onProgress, onNotice });
+  }
+
+  close() {
+    fake.closed = true;
   }
 
   chatStream(messages, options) {
