@@ -7,6 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from llamagpu import page
 from llamagpu.errors import LlamaGPUError, UsageError
 
 
@@ -14,11 +15,7 @@ class _Handler(SimpleHTTPRequestHandler):
     """Serves files with the types that browsers want, whatever the machine's own table says."""
 
     extensions_map = {  # noqa: RUF012 - as the base class declares it
-        ".html": "text/html; charset=utf-8",
-        ".js": "text/javascript",
-        ".css": "text/css",
-        ".json": "application/json",
-        ".svg": "image/svg+xml",
+        **page.MEDIA_TYPES,
         ".wgsl": "text/plain; charset=utf-8",
         "": "application/octet-stream",
     }

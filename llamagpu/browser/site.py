@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamagpu import page
 from llamagpu.browser.libraries import write_libraries
 from llamagpu.browser.manifest import manifest
 from llamagpu.browser.recorded import RecordedModel, plan_browser_sizes, record_model
@@ -24,8 +25,7 @@ from llamagpu.model.new_folder import check_new, new_folder
 from llamagpu.model.sizes import Sizes
 from llamagpu.model.weights import Progress
 
-_PACKAGE = Path(__file__).resolve().parent
-PAGE, MODULES = _PACKAGE.parent / "page", _PACKAGE / "site"
+_MODULES = Path(__file__).parent / "site"
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,10 @@ def _write_site(folder: Path, prepared: Prepared, sizes: Sizes, title: str, prog
         shards = _write_model(folder, recorded)
         plan = manifest(prepared, recorded, shards, title)
     plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
-    _write_all(folder, {"plan.json": _json(plan, indent=1)})
-    return sum(int(s["bytes"]) for s in shards.files)
+    size = sum(int(s["bytes"]) for s in shards.files)
+    configuration = page.configuration(title, download_bytes=size)
+    _write_all(folder, {"plan.json": _json(plan, indent=1), "page.json": configuration.encode()})
+    return size
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:
@@ -132,8 +134,8 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _copy_static(folder: Path) -> None:
     """The page, the modules, and the libraries that they import."""
-    for source in (PAGE, MODULES):
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    _write_all(folder, {name: path.read_bytes() for name, path in page.files().items()})
+    shutil.copytree(_MODULES, folder, dirs_exist_ok=True)
     write_libraries(folder / "runtime" / "libraries")
 
 
