@@ -47,6 +47,29 @@ make_venv() {
     echo "$want" >.venv/ready
 }
 
+# For the tests of what runs in browsers: the npm packages of tests/browser, and Chromium. Tests skip without them.
+set_up_browsers() {
+    local folder=tests/browser
+    if ! command -v npm >/dev/null; then without "Node and npm" apt_install nodejs npm; fi
+    if ! command -v chromium >/dev/null; then without Chromium apt_install chromium; fi
+    if command -v npm >/dev/null && ! cmp -s $folder/package-lock.json $folder/node_modules/ready; then
+        say "installing the packages of $folder ..."
+        without "npm's packages" npm_ci $folder
+    fi
+}
+
+# npm_ci FOLDER: install the packages of its lock file. A copy of that file marks them as complete.
+npm_ci() {
+    cd "$1" && npm ci --loglevel=error >&2 && cp package-lock.json node_modules/ready
+}
+
+# without WHAT COMMAND...: go on if the command fails.
+without() {
+    local what="$1"
+    shift
+    if ! ("$@"); then say "warning: going on without $what; the tests that need it skip."; fi
+}
+
 # Use the GPU's own Vulkan driver if there is one, otherwise install Mesa's software driver.
 find_adapter() {
     if .venv/bin/python -c 'import sys
