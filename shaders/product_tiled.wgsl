@@ -85,7 +85,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (ACROSS > 1u) {
         next_high = w_at(w_high, k0);
     }
-    for (var k = k0; k < params.k4 + k0; k += DEPTH4) {
+    let ahead = k0 + DEPTH4;
+    for (var k = 0u; k < params.k4; k += DEPTH4) {     // bounds that all invocations share: the loop has barriers
         tile_x[to_x] = x_low;
         tile_w[to_w] = next_low;
         if (DOWN > 4u) {
@@ -95,13 +96,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             tile_w[to_w + 64u] = next_high;
         }
         workgroupBarrier();
-        x_low = x_at(m0 + row, k + DEPTH4);
-        next_low = w_at(w_low, k + DEPTH4);
+        x_low = x_at(m0 + row, k + ahead);
+        next_low = w_at(w_low, k + ahead);
         if (DOWN > 4u) {
-            x_high = x_at(m0 + row + 64u, k + DEPTH4);
+            x_high = x_at(m0 + row + 64u, k + ahead);
         }
         if (ACROSS > 1u) {
-            next_high = w_at(w_high, k + DEPTH4);
+            next_high = w_at(w_high, k + ahead);
         }
         for (var d = 0u; d < DEPTH4; d++) {
             let w = block_at(d * TILE_N + tn);
