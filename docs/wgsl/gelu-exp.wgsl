@@ -12,7 +12,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.x;
     if (i < params.count) {
         let v = x[i];
-        let e = exp(2.0 * 0.7978845608 * (v + 0.044715 * v * v * v));
+        let u = 0.7978845608 * (v + 0.044715 * v * v * v);
+        let e = exp(2.0 * u);
         out[i] = 0.5 * v * (1.0 + (e - 1.0) / (e + 1.0));
     }
 }

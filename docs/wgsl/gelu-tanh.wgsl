@@ -12,6 +12,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.x;
     if (i < params.count) {
         let v = x[i];
-        out[i] = 0.5 * v * (1.0 + tanh(0.7978845608 * (v + 0.044715 * v * v * v)));
+        let u = 0.7978845608 * (v + 0.044715 * v * v * v);
+        out[i] = 0.5 * v * (1.0 + tanh(u));
     }
 }

@@ -3,7 +3,7 @@
 const GUARD = 1024; // floats behind every tensor, inside its binding: a kernel must neither use nor change them
 const UNWRITTEN = -12345.5; // what outputs hold before the kernel runs
 const SHORTEST = 50; // ms that a measurement takes at least
-const BINDING = /@group\((\d+)\)\s*@binding\((\d+)\)\s*var<\s*(storage\s*,\s*read_write|storage\s*,\s*read|storage|uniform)\s*>\s*(\w+)/g;
+const BINDING = /@group\((\d+)\)\s*@binding\((\d+)\)\s*var<\s*(storage[\s,\w]*|uniform)\s*>\s*(\w+)/g;
 const TYPES = { "storage,read_write": "storage", uniform: "uniform" };
 
 /**
@@ -157,7 +157,7 @@ async function read(device, buffer) {
   return data;
 }
 
-/** Milliseconds of a dispatch: the GPU's own if it gives timestamps, else wall time; over many dispatches in one pass. */
+/** Milliseconds of a dispatch, from many in one pass: by the GPU's timestamps if it gives them, else wall time. */
 async function time(device, encode) {
   const stamps = device.features.has("timestamp-query");
   const set = stamps && device.createQuerySet({ type: "timestamp", count: 2 });

@@ -25,7 +25,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-const exponential = (v) => (Number.isFinite(v) ? v.toExponential(1) : "not finite");
+const exponential = (v) => (v === 0 ? "0" : Number.isFinite(v) ? v.toExponential(1) : "not finite");
 const decimal = (v) => (v >= 100 ? v.toFixed(0) : v.toPrecision(2));
 
 /** Sizes, inputs and the expected result of a lesson; they are made again when the reader edits a size. */
@@ -77,7 +77,7 @@ class Editor {
     this.numbers = make("pre", { class: "numbers", "aria-hidden": "true" });
     this.area = make("textarea", { "aria-label": label, spellcheck: "false", wrap: "off", autocapitalize: "off" });
     this.area.readOnly = !editable;
-    this.area.value = code;
+    this.area.value = code.trimEnd();
     this.area.addEventListener("input", () => this.mark([]));
     this.element = make("div", { class: "editor" }, this.numbers, this.area);
     this.mark([]);
@@ -88,7 +88,7 @@ class Editor {
   }
 
   set code(text) {
-    this.area.value = text;
+    this.area.value = text.trimEnd();
     this.mark([]);
   }
 
@@ -182,7 +182,8 @@ class Card {
     const speed = `${decimal(found.rate)} ${unit}: ${decimal(found.ms)} ms by ${found.how}`;
     this.output.replaceChildren(verdict, ` ${error}, ${speed}.`);
     if (found.spoilt) this.output.append(` It overwrote ${found.spoilt} numbers behind its output.`);
-    if (found.wrong) this.output.append(` ${found.wrong} of ${found.values.length} elements are off:`, this.table(found));
+    const off = ` ${found.wrong} of ${found.values.length} elements are off:`;
+    if (found.wrong) this.output.append(off, this.table(found));
   }
 
   table(found) {
@@ -264,7 +265,8 @@ class Page {
   }
 
   async fill() {
-    const [rules, ours, measured] = await Promise.all(["lessons.json", "ours.json", "measured.json"].map((p) => load(p)));
+    const files = ["lessons.json", "ours.json", "measured.json"];
+    const [rules, ours, measured] = await Promise.all(files.map((file) => load(file)));
     this.lessons = Object.fromEntries(Object.entries(rules).map(([name, rule]) => [name, new Lesson(name, rule)]));
     await Promise.all(Object.values(this.lessons).flatMap((lesson) => names(lesson).map(async (kernel) => {
       kernel.code = await load(`${kernel.key}.wgsl`, "text");
@@ -304,10 +306,10 @@ page.fill().then(
     const button = document.getElementById("run-all");
     button.disabled = false;
     button.addEventListener("click", () => page.runAll());
-    status.textContent = navigator.gpu ? "" : "This browser has no WebGPU: the kernels cannot run, the figures below stand.";
+    status.textContent = navigator.gpu ? "" : "This browser has no WebGPU: read on, but the kernels cannot run.";
     window.lessonPage = page;
   },
   (error) => {
-    status.textContent = `The page could not be filled: ${error.message}. Serve its folder: python -m http.server -d docs/wgsl`;
+    status.textContent = `A file is missing (${error.message}). Serve the folder: python -m http.server -d docs/wgsl`;
   },
 );

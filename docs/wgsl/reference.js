@@ -84,6 +84,7 @@ function matmul({ x, w }, { m, n, k }) {
 }
 
 function attention({ q, k, v }, { rows, positions, scale: factor }) {
+  if (positions < rows) throw new Error("positions must be at least rows: the last query is at the last position.");
   const head = q.shape[1];
   const out = new Float64Array(rows * head);
   for (let r = 0; r < rows; r++) {
@@ -102,7 +103,7 @@ function attention({ q, k, v }, { rows, positions, scale: factor }) {
 export const references = { scale, gelu, layernorm, matmul, attention };
 
 /**
- * Compares a result with its reference. The error is relative to the reference's largest element; NaN counts as infinite.
+ * Compares a result with its reference. The error is relative to the reference's largest element, for NaN infinite.
  * @returns the largest error, the number of elements that are off by more than the bound, and examples of them
  */
 export function compare(values, expected, bound) {
