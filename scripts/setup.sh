@@ -56,6 +56,9 @@ set_up_browsers() {
         say "installing the packages of $folder ..."
         without "npm's packages" npm_ci $folder
     fi
+    without "the page's libraries" .venv/bin/python -c 'from llamagpu.browser.libraries import LIBRARIES, fetched
+for library in LIBRARIES:
+    fetched(library)'
 }
 
 # npm_ci FOLDER: install the packages of its lock file. A copy of that file marks them as complete.

@@ -9,6 +9,7 @@ from llamagpu.browser.buffers import buffer_names
 from llamagpu.browser.plans import Json, PlanWriter
 from llamagpu.browser.profiles import PROFILES
 from llamagpu.gpu import Capacity, Recording, SymbolicDevice
+from llamagpu.gpu.adapter import DEFAULT_LIMITS
 from llamagpu.gpu.ledger import Buffer
 from llamagpu.kernels.scores import RUN
 from llamagpu.model import Prepared
@@ -28,7 +29,6 @@ class RecordedModel:
         shaders: the linked WGSL texts of all plans, by file name.
     """
 
-    device: SymbolicDevice
     sizes: Sizes
     buffers: dict[Buffer, str]
     profiles: dict[str, Json]
@@ -42,15 +42,15 @@ def plan_browser_sizes(prepared: Prepared, context: int | None, kv_dtype: str) -
         UsageError: the context is longer than the model's.
         OutOfMemoryError: the context does not fit a binding.
     """
-    capacity = Capacity(
-        "a browser with WebGPU's default limits", "other", None, SymbolicDevice().memory.max_binding, False
-    )
+    binding = DEFAULT_LIMITS["max-storage-buffer-binding-size"]
+    capacity = Capacity("a browser with WebGPU's default limits", "other", None, binding, woven=False)
     return plan_sizes(prepared.layout, capacity, context, kv_dtype, batch=1)
 
 
-def record_model(prepared: Prepared, sizes: Sizes, progress: Progress | None = None) -> RecordedModel:
-    """Load a model's weights to a temporary file, and record its plans in all profiles."""
-    device = SymbolicDevice()
+def record_model(
+    device: SymbolicDevice, prepared: Prepared, sizes: Sizes, progress: Progress | None = None
+) -> RecordedModel:
+    """Load a model's weights to a device's temporary file, and record its plans in all profiles."""
     weights = load_weights(prepared.layout, device, woven=False, progress=progress)
     forward, cache = make_forward(device, prepared.config, weights, sizes, PROFILES[0].tuning)
     cache.take(sizes.context)  # the only sequence: its slot and pages never change
@@ -65,7 +65,7 @@ def record_model(prepared: Prepared, sizes: Sizes, progress: Progress | None = N
     buffers = {b: name for b, name in buffer_names(forward).items() if b in used}
     numbers, shaders = {b: i for i, b in enumerate(buffers)}, dict[str, str]()
     profiles = {name: _written(plans, PlanWriter(numbers, shaders)) for name, plans in recordings.items()}
-    return RecordedModel(device, sizes, buffers, profiles, shaders)
+    return RecordedModel(sizes, buffers, profiles, shaders)
 
 
 def _written(plans: dict[str, Recording], writer: PlanWriter) -> Json:

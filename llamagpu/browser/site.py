@@ -14,10 +14,11 @@ from typing import Any
 from llamagpu import page
 from llamagpu.browser.libraries import write_libraries
 from llamagpu.browser.manifest import manifest
-from llamagpu.browser.recorded import RecordedModel, plan_browser_sizes, record_model
-from llamagpu.browser.shards import Shards, write_shards
+from llamagpu.browser.recorded import plan_browser_sizes, record_model
+from llamagpu.browser.shards import write_shards
 from llamagpu.browser.text import text_files
 from llamagpu.errors import UnsupportedModelError, UsageError
+from llamagpu.gpu import SymbolicDevice
 from llamagpu.model import Prepared, check_dtypes, find_model, prepare
 from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
@@ -99,10 +100,13 @@ def _write_site(folder: Path, prepared: Prepared, sizes: Sizes, title: str, prog
     text = text_files(prepared.source, prepared.config.vocab_size)
     _copy_static(folder)
     _write_all(folder, {name: content.encode() for name, content in text.items()})
-    recorded = record_model(prepared, sizes, progress)
-    with closing(recorded.device):
-        shards = _write_model(folder, recorded)
-        plan = manifest(prepared, recorded, shards, title)
+    with closing(SymbolicDevice()) as device:
+        recorded = record_model(device, prepared, sizes, progress)
+        (folder / "weights").mkdir()
+        shards = write_shards(device, recorded.buffers, folder, "weights/")
+    _write_all(folder, {f"shaders/{name}": code.encode() for name, code in recorded.shaders.items()})
+    _write_all(folder, {f"plans/{name}.json": _json(plan) for name, plan in recorded.profiles.items()})
+    plan = manifest(prepared, recorded, shards, title)
     plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
     size = sum(int(s["bytes"]) for s in shards.files)
     configuration = page.configuration(title, download_bytes=size)
@@ -137,10 +141,3 @@ def _copy_static(folder: Path) -> None:
     _write_all(folder, {name: path.read_bytes() for name, path in page.files().items()})
     shutil.copytree(_MODULES, folder, dirs_exist_ok=True)
     write_libraries(folder / "runtime" / "libraries")
-
-
-def _write_model(folder: Path, recorded: RecordedModel) -> Shards:
-    _write_all(folder, {f"shaders/{name}": code.encode() for name, code in recorded.shaders.items()})
-    _write_all(folder, {f"plans/{name}.json": _json(plan) for name, plan in recorded.profiles.items()})
-    (folder / "weights").mkdir()
-    return write_shards(recorded.device, recorded.buffers, folder, "weights/")

@@ -45,7 +45,8 @@ export async function load(base = ".", options = {}) {
   }
   const place = {files, plan, report, gpu: "gpu" in options ? options.gpu : globalThis.navigator?.gpu, ...options};
   const chosen = await choose(place.gpu, plan, options.profile);
-  report("check", 1, 1);
+  const {name} = chosen.facts;
+  options.onProgress?.({stage: "check", done: 1, total: 1, detail: `${name}: the model needs ${megabytes(plan.memory.total)}.`});
   await files.expect([...plan.shards, ...Object.values(plan.files)], options.onNotice);
   const [tokenizer, settings] = await Promise.all(["tokenizer.json", "text.json"].map(
     async (name) => JSON.parse(await files.text(name, plan.files[name]))));
@@ -116,6 +117,7 @@ class Machine {
       await machine.#allocate(plan.buffers);
       await Promise.all([machine.#compile(files, report), machine.#fill(files, report)]);
       await machine.finish();
+      report("upload", 1, 1);
     } catch (e) {
       device.destroy();
       throw e;

@@ -102,7 +102,8 @@ export class Files {
     this.#store = null;
     this.#keep = false;
     await caches.delete(this.#name);
-    this.#notice("There is no room in the browser's storage to keep the model: it is downloaded again on the next visit.");
+    const what = "There is no room in the browser's storage to keep the model";
+    this.#notice(`${what}: it is downloaded again on the next visit.`, {lasting: true});
   }
 
   async #download(name, about, onBytes) {

@@ -1,0 +1,53 @@
+//! grid rows/1
+// out[r] = Σⱼ softmaxⱼ(scale · q[r] · k[j]) v[j] over all positions j.
+// A workgroup computes a query, an invocation one element of it. Positions come in blocks of 64.
+const HEAD = 64u;
+const LOWEST = -3.4028234e38;
+struct Params {
+    rows: u32,
+    positions: u32,
+    scale: f32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<f32>;             // [rows, HEAD]
+@group(0) @binding(2) var<storage, read> k: array<f32>;             // [positions, HEAD]
+@group(0) @binding(3) var<storage, read> v: array<f32>;             // [positions, HEAD]
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;     // [rows, HEAD]
+var<workgroup> query: array<f32, HEAD>;
+var<workgroup> scores: array<f32, HEAD>;    // of a block
+
+@compute @workgroup_size(HEAD)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let end = params.positions;
+    query[local] = q[group.x * HEAD + local] * params.scale;
+    workgroupBarrier();
+    var top = LOWEST;   // largest score so far
+    var sum = 0.0;      // Σ e^(score - top)
+    var acc = 0.0;      // Σ e^(score - top) · v
+    for (var block = 0u; block < end; block += HEAD) {
+        let j = block + local;
+        var score = LOWEST;
+        if (j < end) {
+            score = 0.0;
+            for (var c = 0u; c < HEAD; c++) {
+                score += query[c] * k[j * HEAD + c];
+            }
+        }
+        scores[local] = score;
+        workgroupBarrier();
+        let before = top;
+        for (var i = 0u; i < HEAD; i++) {
+            top = max(top, scores[i]);
+        }
+        let keep = exp(before - top);   // what was summed under the old maximum, under the new one
+        sum *= keep;
+        acc *= keep;
+        for (var i = 0u; i < min(HEAD, end - block); i++) {
+            let weight = exp(scores[i] - top);
+            sum += weight;
+            acc += weight * v[(block + i) * HEAD + local];
+        }
+        workgroupBarrier();
+    }
+    out[group.x * HEAD + local] = acc / sum;
+}
