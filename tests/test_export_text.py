@@ -166,6 +166,16 @@ NORMALIZERS = {
 }
 
 
+def llama2_pieces(**rules: bool) -> str:
+    """A SentencePiece model with the normalizer of Llama 2's tokenizer.json, and other rules of special tokens."""
+    made = json.loads(OWN["legacy"]()._tokenizer.to_str())
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    steps = [{"type": "Prepend", "prepend": "▁"}, replace]
+    added = [token | rules for token in made["added_tokens"]]
+    made |= {"pre_tokenizer": None, "added_tokens": added}
+    return json.dumps(made | {"normalizer": {"type": "Sequence", "normalizers": steps}})
+
+
 @cache
 def byte_level() -> str:
     """A small byte-level BPE."""
@@ -242,27 +252,13 @@ def test_refused_tokens() -> None:
 def test_rules_of_added_tokens(site: Path, tmp_path: Path) -> None:
     """Tokens that take the spaces beside them, that are found in normalized text, and that are not special."""
     jobs = []
-    for name, text in (("bytes", byte_level()), ("pieces", OWN["legacy"]()._tokenizer.to_str())):
+    for name, text in (("bytes", byte_level()), ("pieces", llama2_pieces())):
         for rule in ("lstrip", "rstrip", "normalized", "special"):
             made = json.loads(text)
-            if name == "pieces":  # Llama 2's own
-                made["pre_tokenizer"] = None
-                steps = [
-                    {"type": "Prepend", "prepend": "▁"},
-                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-                ]
-                made["normalizer"] = {"type": "Sequence", "normalizers": steps}
             for token in made["added_tokens"][-2:]:
                 token[rule] = not token[rule]
-            contents = [token["content"] for token in made["added_tokens"]]
-            last, other = contents[-1], contents[-2]
-            around = (
-                f"a {last} b",
-                f"{last}",
-                f" {last}{other} ",
-                f"{other}  {last}\n{other}x",
-                f"{last[:-1]} {last[1:]}",
-            )
+            other, last = (token["content"] for token in made["added_tokens"][-2:])
+            around = (f"a {last} b", last, f" {last}{other} ", f"{other}  {last}\n{other}x", f"{last[:-1]} {last[1:]}")
             jobs.append(job_of(tmp_path / f"{name} {rule}", Given(json.dumps(made)), (*TEXTS, *around)))
     check(site, *jobs)
 
@@ -279,11 +275,13 @@ def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_random_conversations(site: Path, tmp_path: Path) -> None:
     """Special tokens in messages are text; the ids are Python's."""
     jobs = []
-    for name in ("byte-level", "legacy", "not legacy", "gemma"):
-        text = byte_level() if name == "byte-level" else OWN[name]()._tokenizer.to_str()
+    made = {name: OWN[name]()._tokenizer.to_str() for name in ("legacy", "not legacy", "gemma")}
+    made |= {"byte-level": byte_level(), "pieces": llama2_pieces(), "normalized": llama2_pieces(normalized=True)}
+    made |= {"stripped": llama2_pieces(lstrip=True, rstrip=True)}
+    for name, text in made.items():
         for kind, template in (TEMPLATES | {"loud": LOUD.replace("{{ m.name | lower }}", "")}).items():
             job = Job(tmp_path / f"{name} {kind}", Given(text, SPECIAL, template))
-            for seed in range(40):
+            for seed in range(20):
                 few = ("<|im_start|>", "<|im_end|>", "<s>", "</s>") if seed % 2 else ()
                 given = random_conversation(random.Random(seed), few)
                 job.chat(plain_messages([*given.messages]))
