@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -79,15 +78,6 @@ def test_templates_that_browsers_refuse(site: Path, tmp_path: Path) -> None:
     for (result,), why in zip(run(site, *jobs), REFUSED.values(), strict=True):
         assert result["error"] == "no-template"
         assert why in result["what"] + result["why"]
-
-
-def test_wrong_ids_are_refused(site: Path, tmp_path: Path) -> None:
-    """A browser whose ids differ from the probes does not load the model."""
-    job = Job(tmp_path, Given(byte_level(), SPECIAL))
-    settings = json.loads((tmp_path / "text.json").read_text())
-    settings["probes"][0][1][0] += 1
-    (tmp_path / "text.json").write_text(json.dumps(settings))
-    assert run(site, job)[0]["error"] == "no-tokenizer"
 
 
 def test_bad_arguments(site: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tokenizers
 from conversations import SPECIAL, said
-from exported_text import SIZE, Given, Job, byte_level, check, llama2_pieces
+from exported_text import SIZE, Given, Job, byte_level, check, llama2_pieces, run
 from test_gguf_tokenizer import GOLDENS as GGUF
 from test_gguf_tokenizer import vocabulary
 from test_special_tokens import OWN
@@ -236,3 +236,18 @@ def test_rules_of_added_tokens(site: Path, tmp_path: Path) -> None:
             around = (f"a {last} b", last, f" {last}{other} ", f"{other}  {last}\n{other}x", f"{last[:-1]} {last[1:]}")
             jobs.append(job_of(tmp_path / f"{name} {rule}", Given(json.dumps(made)), (*TEXTS, *around)))
     check(site, *jobs)
+
+
+def test_what_only_the_browser_can_refuse(site: Path, tmp_path: Path) -> None:
+    """Ids that differ from the probes, and a regular expression that JavaScript lacks."""
+    wrong = Job(tmp_path / "wrong", Given(byte_level(), SPECIAL))
+    path = wrong.folder / "text.json"
+    settings = json.loads(path.read_text())
+    settings["probes"][0][1][0] += 1
+    path.write_text(json.dumps(settings))
+    absent = pre.Sequence([pre.Split(tokenizers.Regex("(?~ab)c"), "isolated"), _BYTES])
+    unread = Job(tmp_path / "unread", Given(changed(pre_tokenizer=absent)))
+    results = run(site, wrong, unread)
+    assert [result["error"] for result in results] == ["no-tokenizer"] * 2
+    assert "llamagpu gives" in results[0]["why"]
+    assert "Invalid regular expression" in results[1]["why"]
