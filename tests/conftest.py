@@ -45,6 +45,14 @@ def story(device: gpu.Device) -> Iterator[LLM]:
         yield llm
 
 
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JavaScript of exported sites with its libraries, for Node. Skips the test without Node or the libraries."""
+    from exported_text import make_site
+
+    return make_site(tmp_path_factory.mktemp("site"))
+
+
 @pytest.fixture
 def shared() -> Path:
     """The reference models and tokenizers. Skips the test if the checkout lacks them."""

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_special_tokens import OWN
 
 from llamagpu.browser.libraries import write_libraries
 from llamagpu.browser.text import text_files
@@ -125,3 +127,24 @@ def check(site: Path, *jobs: Job) -> None:
         for (name, given), got, expected in zip(job.work, results, job.expected, strict=True):
             found = got["error"] if isinstance(got, dict) and "error" in got else got
             assert found == expected, f"{job.folder.name}: {name} {given}\n{got!r}\n{expected!r}"
+
+
+# --- tokenizers ----------------------------------------------------------------------------
+
+
+@cache
+def byte_level() -> str:
+    """A small byte-level BPE."""
+    made = OWN["byte-level"]()._tokenizer
+    made.add_special_tokens(["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"])
+    return str(made.to_str())
+
+
+def llama2_pieces(**rules: bool) -> str:
+    """A SentencePiece model with the normalizer of Llama 2's tokenizer.json, and other rules of special tokens."""
+    made = json.loads(OWN["legacy"]()._tokenizer.to_str())
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    steps = [{"type": "Prepend", "prepend": "▁"}, replace]
+    added = [token | rules for token in made["added_tokens"]]
+    made |= {"pre_tokenizer": None, "added_tokens": added}
+    return json.dumps(made | {"normalizer": {"type": "Sequence", "normalizers": steps}})

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
-from conversations import CASES, CLOCK, SPECIAL, said, templates
-from exported_text import SIZE, Given, Job, check, make_site, run
+from conversations import SPECIAL, said
+from exported_text import SIZE, Given, Job, byte_level, check, llama2_pieces, run
 from test_gguf_tokenizer import GOLDENS as GGUF
 from test_gguf_tokenizer import vocabulary
-from test_special_tokens import LOUD, OWN, TEMPLATES, random_conversation
+from test_special_tokens import OWN
 from tokenizers import decoders, models, normalizers
 from tokenizers import pre_tokenizers as pre
 
-from llamagpu.browser.text import text_files
 from llamagpu.browser.tokenizer import browser_tokenizer, check_tokenizer
 from llamagpu.errors import UnsupportedModelError
 from llamagpu.model.sources import HuggingFace, Source
 from llamagpu.model.sources.gguf import open_gguf
-from llamagpu.text import ChatTemplate, Conversation, Tokenizer
+from llamagpu.text import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SENTENCEPIECE = json.loads((ROOT / "tests" / "sentencepiece" / "goldens.json").read_text(encoding="utf-8"))
@@ -63,11 +61,6 @@ TEXTS = (
     ),
     *("ΟΔΟΣ ΌΣΟΣ", "▁literal ▁▁ mark", "snake_case ʰ x² __a__", "<think>x</think>", "\U0001fae8 \U00013000"),
 )
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_site(tmp_path_factory.mktemp("site"))
 
 
 def job_of(folder: Path, source: Given, texts: tuple[str, ...] = TEXTS) -> Job:
@@ -166,14 +159,6 @@ NORMALIZERS = {
 }
 
 
-@cache
-def byte_level() -> str:
-    """A small byte-level BPE."""
-    made = OWN["byte-level"]()._tokenizer
-    made.add_special_tokens(["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"])
-    return str(made.to_str())
-
-
 def changed(**parts: Any) -> str:
     """A byte-level tokenizer with other parts."""
     made = tokenizers.Tokenizer.from_str(byte_level())
@@ -242,124 +227,27 @@ def test_refused_tokens() -> None:
 def test_rules_of_added_tokens(site: Path, tmp_path: Path) -> None:
     """Tokens that take the spaces beside them, that are found in normalized text, and that are not special."""
     jobs = []
-    for name, text in (("bytes", byte_level()), ("pieces", OWN["legacy"]()._tokenizer.to_str())):
+    for name, text in (("bytes", byte_level()), ("pieces", llama2_pieces())):
         for rule in ("lstrip", "rstrip", "normalized", "special"):
             made = json.loads(text)
-            if name == "pieces":  # Llama 2's own
-                made["pre_tokenizer"] = None
-                steps = [
-                    {"type": "Prepend", "prepend": "▁"},
-                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-                ]
-                made["normalizer"] = {"type": "Sequence", "normalizers": steps}
             for token in made["added_tokens"][-2:]:
                 token[rule] = not token[rule]
-            contents = [token["content"] for token in made["added_tokens"]]
-            last, other = contents[-1], contents[-2]
-            around = (
-                f"a {last} b",
-                f"{last}",
-                f" {last}{other} ",
-                f"{other}  {last}\n{other}x",
-                f"{last[:-1]} {last[1:]}",
-            )
+            other, last = (token["content"] for token in made["added_tokens"][-2:])
+            around = (f"a {last} b", last, f" {last}{other} ", f"{other}  {last}\n{other}x", f"{last[:-1]} {last[1:]}")
             jobs.append(job_of(tmp_path / f"{name} {rule}", Given(json.dumps(made)), (*TEXTS, *around)))
     check(site, *jobs)
 
 
-# --- chats ---------------------------------------------------------------------------------
-
-
-def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as a browser takes them: no tool calls."""
-    return [{k: v for k, v in message.items() if k in ("role", "content", "name")} for message in messages]
-
-
-@pytest.mark.slow
-def test_random_conversations(site: Path, tmp_path: Path) -> None:
-    """Special tokens in messages are text; the ids are Python's."""
-    jobs = []
-    for name in ("byte-level", "legacy", "not legacy", "gemma"):
-        text = byte_level() if name == "byte-level" else OWN[name]()._tokenizer.to_str()
-        for kind, template in (TEMPLATES | {"loud": LOUD.replace("{{ m.name | lower }}", "")}).items():
-            job = Job(tmp_path / f"{name} {kind}", Given(text, SPECIAL, template))
-            for seed in range(40):
-                few = ("<|im_start|>", "<|im_end|>", "<s>", "</s>") if seed % 2 else ()
-                given = random_conversation(random.Random(seed), few)
-                job.chat(plain_messages([*given.messages]))
-            jobs.append(job)
-    check(site, *jobs)
-
-
-@pytest.mark.slow
-def test_published_templates(site: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every conversation of the templates' goldens that a browser takes, byte for byte. Hermes' takes tools only."""
-    monkeypatch.setattr("llamagpu.text.sandbox.now", lambda: CLOCK)
-    jobs = []
-    for name, template in templates(shared).items():
-        job = Job(tmp_path / name, Given(byte_level(), SPECIAL, template))
-        for case in CASES.values():
-            messages = plain_messages([*case.given.messages])
-            if not case.arguments and all(isinstance(m.get("content"), str) for m in messages):
-                job.chat(messages, CLOCK.isoformat())
-        jobs.append(job)
-    hermes = next(job for job in jobs if "Hermes" in job.folder.name)
-    check(site, *(job for job in jobs if job is not hermes))
-    assert {result["error"] for result in run(site, hermes)[0]} == {"no-template"}
-
-
-REFUSED = {
-    None: "has no chat template",
-    "{% for %}": "is not valid",
-    "{{ raise_exception('no') }}": "takes no conversation",
-    "{{ messages[0].content.zfill(9) }}": "does not work in a browser",
-    "{{ messages[0].content | wordwrap(3) }}": "does not work in a browser",
-    "{{ '%.2f' | format(1) }}": "does not work in a browser",
-    "{{ strftime_now('%j') }}": "does not work in a browser",
-    "{% if '</a>' in messages[0].content %}{{ true }}{% endif %}": "does not work in a browser",
-}
-
-
-def test_templates_that_browsers_refuse(site: Path, tmp_path: Path) -> None:
-    jobs = []
-    for n, template in enumerate(REFUSED):
-        job = Job(tmp_path / str(n), Given(byte_level(), SPECIAL))
-        files = text_files(Given(byte_level(), SPECIAL, template), SIZE)
-        (job.folder / "text.json").write_text(files["text.json"])
-        job.call("chat", {"messages": said("Hi")}, "no-template")
-        jobs.append(job)
-    for (result,), why in zip(run(site, *jobs), REFUSED.values(), strict=True):
-        assert result["error"] == "no-template"
-        assert why in result["what"] + result["why"]
-
-
-def test_wrong_ids_are_refused(site: Path, tmp_path: Path) -> None:
-    """A browser whose ids differ from the probes does not load the model."""
-    job = Job(tmp_path, Given(changed(), SPECIAL))
-    settings = json.loads((tmp_path / "text.json").read_text())
+def test_what_only_the_browser_can_refuse(site: Path, tmp_path: Path) -> None:
+    """Ids that differ from the probes, and a regular expression that JavaScript lacks."""
+    wrong = Job(tmp_path / "wrong", Given(byte_level(), SPECIAL))
+    path = wrong.folder / "text.json"
+    settings = json.loads(path.read_text())
     settings["probes"][0][1][0] += 1
-    (tmp_path / "text.json").write_text(json.dumps(settings))
-    assert run(site, job)[0]["error"] == "no-tokenizer"
-
-
-def test_bad_arguments(site: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, Given(changed(), SPECIAL, TEMPLATES["chatml"]))
-    for text in (5, None, "\ud800"):
-        job.call("encode", {"text": text}, "bad-argument")
-    job.call("stream", {"ids": [], "options": {"stop": [""]}}, "bad-argument")
-    good = said("Hi")[0]
-    for messages in ([], "Hi", [5], [{"role": "user"}], [good | {"content": 5}], [good | {"tool_calls": []}]):
-        job.call("chat", {"messages": messages}, "bad-argument")
-    for message in (good | {"role": "asistant"}, good | {"content": "\udc00"}, good | {"content": "\ufdd0<|im_end|>"}):
-        job.call("chat", {"messages": [message]}, "bad-argument")
-    job.chat([good | {"role": "developer"}])
-    check(site, job)
-
-
-def test_a_template_may_write_the_date(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamagpu.text.sandbox.now", lambda: CLOCK)
-    template = "{{ strftime_now('%Y %y %m %d %B %b %A %a %H %I %M %S %p %%') }} {{ messages[0].content }}"
-    job = Job(tmp_path, Given(changed(), SPECIAL, template))
-    job.chat(said("Hi"), CLOCK.isoformat())
-    check(site, job)
-    assert ChatTemplate(template, {}).render(Conversation(said("Hi"))).text.startswith("2025 25 03 09 March")
+    path.write_text(json.dumps(settings))
+    absent = pre.Sequence([pre.Split(tokenizers.Regex("(?~ab)c"), "isolated"), _BYTES])
+    unread = Job(tmp_path / "unread", Given(changed(pre_tokenizer=absent)))
+    results = run(site, wrong, unread)
+    assert [result["error"] for result in results] == ["no-tokenizer"] * 2
+    assert "llamagpu gives" in results[0]["why"]
+    assert "Invalid regular expression" in results[1]["why"]

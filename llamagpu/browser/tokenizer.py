@@ -3,6 +3,9 @@
 The library of ``libraries.TOKENIZERS`` reads the same file format. Some parts it computes differently: it knows digits
 of ASCII only, and no merging splits. Where other parts have the same meaning, they replace those here; what is left is
 refused by name. ``site/tokenizer.js`` mends what needs code.
+
+One difference stays: NFC and its kin follow the browser's version of Unicode. ``tokenizers`` has an older one, which
+does not know the order of some rare combining marks.
 """
 
 from __future__ import annotations

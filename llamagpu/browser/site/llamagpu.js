@@ -325,7 +325,7 @@ export class LLM {
     const {name, context, vocabSize, dtype, parameters} = model;
     return {
       name, title, context, vocabSize, dtype, parameters, adapter: facts, profile: profile.name,
-      hasChat: !this.#text.chatError, generation: {...DEFAULTS, ...model.chatSettings},
+      hasChat: this.#text.chat !== null, generation: {...DEFAULTS, ...model.chatSettings},
       memory: {weights: memory.weights, cache: memory.kv, activations: memory.activations, total: memory.total},
     };
   }
@@ -343,8 +343,15 @@ export class LLM {
 
   /** Continues a text, or token ids as they are; a `Stream` of pieces. */
   stream(prompt, options = {}) {
-    const ids = typeof prompt === "string" ? this.tokenize(prompt) : [...prompt];
+    const ids = typeof prompt === "string" ? this.#encoded(prompt) : [...prompt];
     return this.#start(ids, checked(options, this.#plan.model.vocabSize), false);
+  }
+
+  /** A prompt's ids. A text that cannot fit is refused before it is tokenized, which could take minutes. */
+  #encoded(prompt) {
+    const most = this.#plan.model.context * this.#text.longest;
+    if (prompt.length <= most) return this.tokenize(prompt);
+    throw contextFull(`The prompt has ${prompt.length} characters; the context holds at most ${most}.`);
   }
 
   async generate(prompt, options = {}) {
@@ -372,8 +379,7 @@ export class LLM {
     ids.forEach((id) => checkId(id, vocabSize));
     if (!ids.length) throw new LLMError("bad-argument", "The prompt is empty.", "There is nothing to continue.");
     if (ids.length > context) {
-      throw new LLMError("context-full", `The prompt has ${ids.length} tokens; the context holds ${context}.`,
-        "Nothing was cut.", "Shorten it, or export the model with a larger --context.");
+      throw contextFull(`The prompt has ${ids.length} tokens; the context holds ${context}.`);
     }
     const limit = Math.min(settings.maxTokens, context - ids.length + 1);
     const stopIds = new Set([...settings.stopTokenIds, ...(settings.ignoreEos ? [] : eosTokenIds)]);
@@ -507,6 +513,9 @@ export class LLM {
     this.#place.onNotice?.("");
   }
 }
+
+const contextFull = (what) => new LLMError("context-full", what, "Nothing was cut.",
+  "Shorten it, or export the model with a larger --context.");
 
 function setting(o) {
   const drawn = o.temperature > 0; // filters cannot change an arg max

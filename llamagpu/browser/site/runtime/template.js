@@ -2,7 +2,8 @@
  * The template library with Python's meaning of what chat templates do with text.
  *
  * The library's strip takes no argument, its trim knows JavaScript's white space, its length counts UTF-16 units, and
- * its clock writes the names of months in the browser's language. So calls of these are replaced in the parsed template.
+ * its clock writes the names of months in the browser's language. So calls of these are replaced in the parsed
+ * template.
  */
 import { Environment, Interpreter, Template } from "./libraries/jinja.js";
 

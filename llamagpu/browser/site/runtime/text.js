@@ -9,11 +9,15 @@ export class Text {
   /**
    * @param {object} tokenizer tokenizer.json of the site.
    * @param {object} settings text.json of the site (llamagpu/browser/text.py).
-   * @throws {LLMError} "no-tokenizer": this browser's ids would differ from llamagpu's.
+   * @throws {LLMError} "no-tokenizer": it cannot be read, or this browser's ids would differ from llamagpu's.
    */
   constructor(tokenizer, settings) {
     this.settings = settings;
-    this.tokenizer = openTokenizer(tokenizer);
+    try {
+      this.tokenizer = openTokenizer(tokenizer);
+    } catch (error) {
+      throw unusable(String(error.message)); // such as a regular expression that only Python's library has
+    }
     const { added_tokens: added } = this.tokenizer;
     this.special = new Map(added.filter((token) => token.special).map((token) => [token.id, token.content]));
     this.reserved = new Set(this.special.values());
@@ -103,8 +107,7 @@ export class Text {
     for (const [text, ids, decoded] of this.settings.probes) {
       const found = this.encode(text);
       if (String(found) === String(ids) && this.decode(ids) === decoded) continue;
-      const why = `${shown(text)} has the ids ${found}; llamagpu gives ${ids}.`;
-      throw new LLMError("no-tokenizer", "The tokenizer does not work in this browser.", why, "Update the browser.");
+      throw unusable(`${shown(text)} has the ids ${found}; llamagpu gives ${ids}.`);
     }
   }
 
@@ -129,6 +132,11 @@ export class Text {
     this.chatError = new LLMError("no-template", what, why, "Generate text from a prompt.");
     return null;
   }
+}
+
+function unusable(why) {
+  const advice = "Update the browser, or use another one or another model.";
+  return new LLMError("no-tokenizer", "The tokenizer does not work in this browser.", why, advice);
 }
 
 /** Whether a conversation has the text that Python gave it; null if Python's template refuses it. */

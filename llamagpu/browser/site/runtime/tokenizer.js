@@ -44,6 +44,7 @@ export function openTokenizer(json) {
     if (!own.has(content)) model.tokens_to_ids.delete(content);
   }
   setAdded(tokenizer, tokenizer.added_tokens);
+  for (const [content, { id }] of tokenizer.added_tokens_map) model.vocab[id] = content;
   for (const step of tokenizer.pre_tokenizer?.tokenizers ?? []) {
     if (step instanceof ByteLevelPreTokenizer) step.pattern = GPT_2;
   }
@@ -115,17 +116,16 @@ function decodeBytes(tokens) {
 /**
  * Encodes text with special tokens at some places, and with their texts as ordinary text elsewhere.
  *
- * Special tokens are text for a copy of the tokenizer. In the text, a stand-in replaces each one that is meant: a token
- * of the copy alone, with the same rules. So all other text has the ids that it has beside special tokens.
+ * Special tokens are text for a copy of the tokenizer. In the text, stand-ins replace those that are meant: tokens of
+ * the copy alone, with the same rules. So all other text has the ids that it has beside special tokens.
  */
 export class Shield {
   /** @param {Tokenizer} tokenizer See `openTokenizer`. The copy shares its vocabulary. */
   constructor(tokenizer) {
     this.copy = Object.create(tokenizer);
     const special = tokenizer.added_tokens.filter((token) => token.special);
-    this.standIns = new Map(special.map((token, n) => [token.content, standIn(n)]));
-    const like = special.map((token) => ({ ...token, content: this.standIns.get(token.content), special: false }));
-    setAdded(this.copy, [...tokenizer.added_tokens.filter((token) => !token.special), ...like]);
+    this.ordinary = tokenizer.added_tokens.filter((token) => !token.special);
+    this.special = new Map(special.map((token) => [token.content, token]));
     const unknown = new Set(this.copy.model(["\u{10fffe}"])); // a special token that stands for ordinary text
     this.reserved = new Map(special.filter((t) => !unknown.has(t.content)).map((t) => [t.id, t.content]));
   }
@@ -140,13 +140,20 @@ export class Shield {
       const what = "The conversation contains the noncharacter U+FDD0 beside a special token's text.";
       throw new LLMError("bad-argument", what, "It has no meaning in text.", "Remove it.");
     }
+    const standIns = places.map((_, n) => standIn(n));
+    const rules = places.map(({ content }) => this.special.get(content));
+    setAdded(this.copy, [...this.ordinary, ...rules.map((rule, n) => ({ ...rule, content: standIns[n] }))]);
     let out = "";
     let at = 0;
-    for (const { index, content } of places) {
-      out += text.slice(at, index) + this.standIns.get(content);
+    places.forEach(({ index, content }, n) => {
+      out += text.slice(at, index) + standIns[n];
       at = index + content.length;
-    }
+    });
     const { ids, tokens } = this.copy.encode(out + text.slice(at), { add_special_tokens: false });
+    const found = new Set(tokens.map((token) => token.slice(token.indexOf(NONCHARACTER)))); // a normalizer adds to them
+    // Some tokens are not found beside other text, whoever wrote them: then they are text.
+    const kept = places.filter((_, n) => found.has(standIns[n]));
+    if (kept.length < places.length) return this.encode(text, kept);
     const isMeant = (i) => tokens[i].includes(NONCHARACTER);
     return ids.flatMap((id, i) => (this.reserved.has(id) && !isMeant(i) ? this.letters(id) : [id]));
   }
