@@ -350,7 +350,7 @@ export class LLM {
   /** A prompt's ids. A text that cannot fit is refused before it is tokenized, which could take minutes. */
   #encoded(prompt) {
     const most = this.#plan.model.context * this.#text.longest;
-    if (prompt.length <= most) return this.tokenize(prompt);
+    if (prompt.length <= most) return prompt ? this.tokenize(prompt) : [];
     throw contextFull(`The prompt has ${prompt.length} characters; the context holds at most ${most}.`);
   }
 
