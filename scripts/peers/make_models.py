@@ -6,11 +6,13 @@ python make_models.py DIR
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType as Type
 from runner import SHAPE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -30,33 +32,54 @@ NAMES = {
 
 def adjacent_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of q or k in the order of GGUF's llama, where rotary pairs are adjacent."""
-    return weight.reshape(heads, 2, SHAPE["head_dim"] // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+    return weight.reshape(heads, 2, len(weight) // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
-    """Write the model as GGUF, without a vocabulary."""
-    tensors = {name: t.detach().numpy() for name, t in model.state_dict().items()}
-    out = gguf.GGUFWriter(str(path), "llama")
-    out.add_context_length(SHAPE["max_position_embeddings"])
-    out.add_embedding_length(SHAPE["hidden_size"])
-    out.add_block_count(SHAPE["num_hidden_layers"])
-    out.add_feed_forward_length(SHAPE["intermediate_size"])
-    out.add_head_count(SHAPE["num_attention_heads"])
-    out.add_head_count_kv(SHAPE["num_key_value_heads"])
-    out.add_rope_freq_base(SHAPE["rope_theta"])
-    out.add_rope_dimension_count(SHAPE["head_dim"])
-    out.add_layer_norm_rms_eps(SHAPE["rms_norm_eps"])
-    out.add_vocab_size(SHAPE["vocab_size"])
+def add_config(out: gguf.GGUFWriter, c: LlamaConfig) -> None:
+    """Write the model's shape."""
+    out.add_context_length(c.max_position_embeddings)
+    out.add_embedding_length(c.hidden_size)
+    out.add_block_count(c.num_hidden_layers)
+    out.add_feed_forward_length(c.intermediate_size)
+    out.add_head_count(c.num_attention_heads)
+    out.add_head_count_kv(c.num_key_value_heads)
+    out.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    out.add_rope_dimension_count(c.head_dim)
+    out.add_layer_norm_rms_eps(c.rms_norm_eps)
+    out.add_vocab_size(c.vocab_size)
     out.add_file_type(1)
-    out.add_tokenizer_model("none")
-    out.add_tensor("token_embd.weight", tensors["model.embed_tokens.weight"])
-    out.add_tensor("output_norm.weight", tensors["model.norm.weight"].astype(np.float32))
-    heads = {"attn_q": SHAPE["num_attention_heads"], "attn_k": SHAPE["num_key_value_heads"]}
-    for i in range(SHAPE["num_hidden_layers"]):
+
+
+def write_gguf(
+    model: LlamaForCausalLM,
+    path: Path,
+    matrices: Type = Type.F16,
+    vocabulary: Callable[[gguf.GGUFWriter], None] = lambda out: out.add_tokenizer_model("none"),
+) -> None:
+    """Write the model as GGUF.
+
+    Args:
+        matrices: the type of all matrices; vectors are float32.
+        vocabulary: writes the tokenizer's fields; by default, there is none.
+    """
+    c = model.config
+    out = gguf.GGUFWriter(str(path), "llama")
+    add_config(out, c)
+    vocabulary(out)
+
+    def add(name: str, tensor: torch.Tensor, heads: int = 0) -> None:
+        w = tensor.detach().float().numpy()
+        w = np.ascontiguousarray(adjacent_pairs(w, heads) if heads else w)
+        kind = matrices if w.ndim > 1 else Type.F32
+        out.add_tensor(name, gguf.quantize(w, kind), raw_dtype=kind)
+
+    tensors = model.state_dict()
+    add("token_embd.weight", tensors["model.embed_tokens.weight"])
+    add("output_norm.weight", tensors["model.norm.weight"])
+    heads = {"attn_q": c.num_attention_heads, "attn_k": c.num_key_value_heads}
+    for i in range(c.num_hidden_layers):
         for theirs, ours in NAMES.items():
-            w = tensors[f"model.layers.{i}.{theirs}.weight"]
-            w = adjacent_pairs(w, heads[ours]) if ours in heads else w
-            out.add_tensor(f"blk.{i}.{ours}.weight", np.ascontiguousarray(w.astype(np.float32) if w.ndim == 1 else w))
+            add(f"blk.{i}.{ours}.weight", tensors[f"model.layers.{i}.{theirs}.weight"], heads.get(ours, 0))
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
