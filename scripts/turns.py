@@ -28,6 +28,7 @@ class Entry:
         tests: the names of what it measures in every turn.
         samples: tokens a second of every repetition of a test.
         limit: seconds that it may take to answer, because some engines hang.
+        tokens: greedy tokens, of engines that tell them.
     """
 
     engine: str
@@ -43,6 +44,7 @@ class Entry:
     failure: str = ""
     process: subprocess.Popen[str] | None = None
     limit: float = 600.0
+    tokens: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class Entry:
         about = self._answer()
         self._pause()
         self.device, self.version = about.get("device", ""), about.get("version", "")
+        self.tokens = about.get("tokens", [])
 
     def take(self, test: str) -> None:
         """Run one repetition."""

@@ -17,7 +17,6 @@ env.backends.onnx.wasm.wasmPaths = {
 
 /** @param {import("./browser_page.mjs").Job} job */
 export async function open(job) {
-  const { numThreads } = env.backends.onnx.wasm;
   const model = await AutoModelForCausalLM.from_pretrained(job.model, { device: job.backend, dtype: job.dtype });
   // Without an end token, no call ends early.
   model.config.eos_token_id = model.generation_config.eos_token_id = null;
@@ -30,7 +29,7 @@ export async function open(job) {
     });
     return [...found.data].slice(ids.length).map(Number);
   };
-  const threads = job.backend === "wasm" ? `, ${numThreads ?? navigator.hardwareConcurrency} threads` : "";
+  const threads = job.backend === "wasm" ? `, threads: ${env.backends.onnx.wasm.numThreads}` : "";
   return { about: `transformers.js ${env.version}${threads}`, generate: greedy, greedy };
 }
 

@@ -78,37 +78,33 @@ class Page(Entry):
         profile: the folder of the browser's caches.
         job: what the page does (browser_page.mjs).
         executable: the browser.
-        tokens: the greedy tokens of every turn.
         cold: seconds from the page's opening to the first token, in the first turn, whose caches are empty.
+        varied: whether a turn gave other greedy tokens than the first one.
     """
 
     address: str = ""
     profile: Path = Path()
     job: dict[str, Any] = field(default_factory=dict)
     executable: str = ""
-    tokens: list[list[int]] = field(default_factory=list)
     cold: float = 0.0
+    varied: bool = False
 
     def start(self) -> None:
         """Run a turn that fills the caches and is not counted."""
-        found = self._turn()
-        self.failure = found.get("failure", "")
-        if not self.failure:
-            self.cold, self.version, self.device = found["load_s"], found["about"], found["adapter"]
+        if found := self._turn():
+            self.cold, self.tokens = found["speeds"]["load"], found["tokens"]
+            self.version, self.device = found["about"], found["adapter"]
 
     def take(self, test: str) -> None:
         """Run a turn with all tests. The name of the test is that of the page."""
-        if self.failure:
+        if self.failure or not (found := self._turn()):
             return
-        found = self._turn()
-        self.failure = found.get("failure", "")
-        if self.failure:
-            return
-        self.tokens.append(found["tokens"])
-        for name, value in speeds(found, self.job).items():
+        self.varied |= found["tokens"] != self.tokens
+        for name, value in found["speeds"].items():
             self.samples.setdefault(name, []).append(value)
 
     def _turn(self) -> dict[str, Any]:
+        """What a page found; empty, with ``failure`` set, if it failed."""
         from playwright.sync_api import Error, sync_playwright
 
         url = f"{self.address}/bench/browser_page.html#{urllib.parse.quote(json.dumps(self.job))}"
@@ -120,22 +116,17 @@ class Page(Entry):
                 page.goto(url)
                 page.wait_for_function("window.outcome !== undefined", timeout=self.limit * 1e3)
                 found: dict[str, Any] = page.evaluate("window.outcome")
-                return found | {"adapter": page.evaluate(ADAPTER) if self.backend == "WebGPU" else "CPU"}
+                found["adapter"] = page.evaluate(ADAPTER) if self.backend == "WebGPU" else "CPU"
             except Error as error:
-                return {"failure": str(error).splitlines()[0][:200]}
+                found = {"failure": str(error)}
             finally:
                 context.close()
+        self.failure = found.get("failure", "").split("\n")[0][:200]
+        return {} if self.failure else found
 
 
 ADAPTER = """async () => {
   const { info, features } = await navigator.gpu.requestAdapter();
   const f16 = features.has("shader-f16") ? "with" : "without";
-  return `${info.vendor} ${info.architecture} ${info.description}, ${f16} shader-f16`.replaceAll("  ", " ");
+  return `${info.vendor} ${info.architecture}, ${f16} shader-f16`;
 }"""
-
-
-def speeds(found: dict[str, Any], job: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second of a turn, and the seconds of its load."""
-    later = found["decode_s"] - found["first_s"]
-    out = {"decode": (job["decode"] - 1) / later, "prompt": len(job["long"]["ids"]) / found["prompt_s"]}
-    return out | ({"load": found["load_s"]} if "load_s" in found else {})

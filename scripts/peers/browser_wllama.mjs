@@ -15,7 +15,6 @@ export async function open(job) {
   await llama.loadModelFromUrl(new URL(job.model, location.href).href, {
     n_ctx: job.context,
     n_gpu_layers: gpu ? 999 : 0,
-    n_threads: navigator.hardwareConcurrency,
     n_parallel: 1,
   });
   if (gpu && !lines.some((line) => /using device WebGPU/i.test(line))) {
@@ -34,7 +33,7 @@ export async function open(job) {
       ...more,
     });
   return {
-    about: `wllama, llama.cpp ${Wllama.getLibllamaVersion()}${gpu ? "" : `, ${llama.getNumThreads()} threads`}`,
+    about: `wllama, llama.cpp ${Wllama.getLibllamaVersion()}${gpu ? "" : `, threads: ${llama.getNumThreads()}`}`,
     generate: call,
     greedy: async (prompt, count) => {
       const answer = await call(prompt, count, { logprobs: 1 }); // costs time, and gives the ids
