@@ -22,6 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "peers"), str(HERE.parent)]
+# ruff: noqa: E402
 from browser_turns import FLAGS, Page, serve_folders
 from turns import NEW_MESA, Entry, about_machine, machine, measure, missing_and_versions, new_mesa, record, speed, stop
 
@@ -153,8 +154,8 @@ def rows_of(plan: Plan, every: list[Entry]) -> list[dict[str, Any]]:
         row = record(entry) | {"model": plan.name, "tokens": entry.tokens}
         if isinstance(entry, Page):
             row |= {"cold": entry.cold, "varied": entry.varied}
-        ours = expected.setdefault(entry.format, entry.tokens)
-        row["same"] = next((i for i, (a, b) in enumerate(zip(ours, entry.tokens)) if a != b), len(entry.tokens))
+        pairs = enumerate(zip(expected.setdefault(entry.format, entry.tokens), entry.tokens, strict=False))
+        row["same"] = next((i for i, (a, b) in pairs if a != b), len(entry.tokens))
         out.append(row)
     return out
 
@@ -179,7 +180,8 @@ def run(o: argparse.Namespace) -> dict[str, Any]:
                     stop(every)
                 rows += rows_of(plan, every)
     decode = {plan.name: plan.decode for plan in chosen}
-    return {"machine": machine(), "load": load, "rounds": o.rounds, "decode": decode, "flags": FLAGS, "rows": rows}
+    about = {"machine": machine(), "load": load, "rounds": o.rounds, "flags": FLAGS}
+    return about | {"decode": decode, "rows": rows}
 
 
 def table(rows: list[dict[str, Any]], base: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
@@ -223,9 +225,9 @@ def measured(result: dict[str, Any]) -> list[str]:
 FORMATS = [
     "## What each engine holds",
     "",
-    "- f32: float32 everywhere; the KV cache of wllama is in f16, its default. So all greedy tokens should be the same.",
+    "- f32: float32 everywhere, but the KV cache of wllama is in f16, its default. So all greedy tokens should agree.",
     "- 4-bit, bundled model: llamagpu `int4`; transformers.js `q4`, which is MatMulNBits in groups of 32 with float32 "
-    "scales, the embedding and the head too; wllama Q4_0. Each rounds the weights in its own way, so tokens may differ.",
+    "scales, the embedding and the head too; wllama Q4_0. Each rounds in its own way, so tokens may differ.",
     "- 4-bit, SmolLM2-135M: a GGUF file of Q4_1 with a Q8_0 embedding, which llamagpu and wllama hold as it is; "
     "transformers.js rounds the same weights to its `q4`.",
     "- transformers.js computes the logits of the last position only (`prune_lm_head`), and has no f16: Chromium's "
@@ -259,8 +261,8 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"Chromium's flags: `{' '.join(result['flags'])}`, headless.",
         "",
-        f"Measured by `python scripts/bench_browser.py docs --rounds {result['rounds']}`; `scripts/peers/setup .peers "
-        "browser` installs the engines and writes the models.",
+        f"Measured by `python scripts/bench_browser.py docs --rounds {result['rounds']} --models "
+        f"{','.join(result['decode'])}`; `scripts/peers/setup .peers browser` installs the engines and writes the models.",
     ]
     return "\n".join(lines) + "\n"
 

