@@ -262,7 +262,8 @@ def page(result: dict[str, Any]) -> str:
         f"Chromium's flags: `{' '.join(result['flags'])}`, headless.",
         "",
         f"Measured by `python scripts/bench_browser.py docs --rounds {result['rounds']} --models "
-        f"{','.join(result['decode'])}`; `scripts/peers/setup .peers browser` installs the engines and writes the models.",
+        f"{','.join(result['decode'])}`; `scripts/peers/setup .peers browser` installs the engines and writes the "
+        "models.",
     ]
     return "\n".join(lines) + "\n"
 

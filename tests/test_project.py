@@ -117,6 +117,7 @@ def test_the_readme_has_examples() -> None:
         ("bench_gpu", "gpu-nvidia-h200"),
         ("bench_peers", "peers"),
         ("bench_embeddings", "embeddings"),
+        ("bench_browser", "browser"),
         ("check_models", "models"),
         ("gguf_table", "gguf"),
         ("eval_peers", "lm-eval"),
