@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamagpu import gpu
+from llamagpu.gpu.tuning_store import cache_folder
 
 if TYPE_CHECKING:
     from llamagpu import LLM
@@ -20,7 +22,10 @@ SHARED = ROOT.parent / "shared"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
 os.environ.setdefault("LLAMAGPU_DEVICE", "auto")  # asked for: no command warns of a software adapter
 os.environ["LLAMAGPU_TUNING"] = "built-in"  # nor read or change the tunings measured on this machine
+_LIBRARIES = cache_folder() / "libraries"  # of exported sites: the set-up fetched them
 os.environ["LLAMAGPU_CACHE"] = tempfile.mkdtemp(prefix="llamagpu-tests-")
+if _LIBRARIES.is_dir():
+    shutil.copytree(_LIBRARIES, cache_folder() / "libraries")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -31,13 +30,10 @@ def make_site(folder: Path) -> Path:
         pytest.skip("Node is not here")
     shutil.copytree(SITE, folder, dirs_exist_ok=True)
     (folder / "package.json").write_text('{"type": "module"}')  # so that Node takes .js for modules
-    tests_cache = os.environ.pop("LLAMAGPU_CACHE")  # the user's cache keeps the libraries from run to run
     try:
         write_libraries(folder / "libraries")
     except LlamaGPUError as e:
         pytest.skip(f"the site's libraries are not here: {e.why}")
-    finally:
-        os.environ["LLAMAGPU_CACHE"] = tests_cache
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,16 +27,13 @@ PROMPTS = ("Once upon a time", "One day", "The cat")
 
 
 def export(out: Path, model: str | Path | None = None, **options: Any) -> Path:
-    """An exported site; skips the test if the libraries are not in the user's cache and cannot be fetched."""
-    tests_cache = os.environ.pop("LLAMAGPU_CACHE")
+    """An exported site; skips the test if the libraries are not in the cache and cannot be fetched."""
     try:
         llamagpu.export(model, out, **options)
     except LlamaGPUError as e:
         if "could not be fetched" in e.what:
             pytest.skip(e.what)
         raise
-    finally:
-        os.environ["LLAMAGPU_CACHE"] = tests_cache
     return out
 
 

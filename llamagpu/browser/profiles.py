@@ -36,8 +36,8 @@ def _for_gpus(name: str, *features: str) -> Profile:
     return Profile(name, default_tuning("discrete", needed, 0), needed)
 
 
-# Browsers' software adapter, SwiftShader, keeps arrays in memory and runs workgroups on a few threads. Products with named
-# registers and no neighbours measured 5 to 7 times as fast there as the ones for Mesa's software adapter.
+# Browsers' software adapter, SwiftShader, keeps arrays in memory and runs workgroups on a few threads. Products with
+# named registers and no neighbours measured 5 to 7 times as fast there as the ones for Mesa's software adapter.
 _SWIFTSHADER = Tuning(
     matvec="lanes", matmul="lanes", all_lanes=Lanes(1, rows=4, ahead=1, workgroup=16, several=2), merged_runs=1
 )

@@ -54,7 +54,7 @@ def no_cuts(rows: int) -> Words:
 
 def _words(values: npt.NDArray[np.void]) -> Words:
     """uint32 [rows, words] of structured values [rows]."""
-    words: Words = values.view(np.uint32).reshape(len(values), -1)
+    words: Words = values.view(np.uint32).reshape(len(values), values.dtype.itemsize // 4)
     return words
 
 
