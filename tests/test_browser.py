@@ -372,3 +372,24 @@ def two_tabs(one: Page, other: Page) -> list[Any]:
     for page in (one, other):
         page.evaluate(f"(() => {{ globalThis.outcome = ({LOAD})({{}}); }})()")
     return [page.evaluate("outcome") for page in (one, other)]
+
+
+@pytest.mark.slow
+def test_the_page_tells_a_story(context: BrowserContext, address: str, story: LLM) -> None:
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.get_by_role("button", name="Load the model").click()
+    page.get_by_role("radio", name="Text").check(force=True)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("12")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("textbox").last.fill(PROMPTS[0])
+    page.keyboard.press("Enter")
+    words = story.generate(PROMPTS[0], max_tokens=12).text
+    page.get_by_text(words, exact=True).wait_for()
+    assert page.title() == "Stories"
+    assert not faults
+    page.close()

@@ -23,6 +23,7 @@ import random_models
 from test_kernels import FULL, is_small
 
 from llamagpu import gpu, kernels
+from llamagpu.browser.profiles import PROFILES
 from llamagpu.gpu import Program, Tuning, link
 from llamagpu.kernels.dequantize import FORMATS
 from llamagpu.kernels.entry import Bench
@@ -34,9 +35,10 @@ from llamagpu.model.sizes import KV_DTYPES
 BROWSER = Path(__file__).resolve().parent / "browser"
 # Features by the lines of a text that ask for them; browsers and wgpu have different names for subgroups.
 FEATURES = {"enable f16;": "shader-f16", "enable subgroups;": "subgroups"}
-# The defaults of software adapters and of GPUs, and the variants that cover every implementation of an interface.
+# The defaults of software adapters and of GPUs, the variants that cover every implementation of an interface, and the
+# profiles of exported sites.
 SOFTWARE, GPU = gpu.default_tuning("software", FULL, 8), gpu.default_tuning("discrete", FULL, 32)
-TUNINGS = list(dict.fromkeys([SOFTWARE, GPU, *gpu.variants(FULL, 8)]))
+TUNINGS = list(dict.fromkeys([SOFTWARE, GPU, *gpu.variants(FULL, 8), *(p.tuning for p in PROFILES)]))
 CONTEXT = 640
 
 Compile = Callable[[list[dict[str, Any]], str], list[list[str]]]
