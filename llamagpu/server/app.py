@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -34,7 +36,7 @@ from llamagpu.version import __version__
 
 _BODIES = (schemas.ChatBody, schemas.CompletionBody, schemas.EmbeddingsBody, schemas.RerankBody)
 _FIELDS = frozenset(name for body in _BODIES for name in body.model_fields)
-_UNION = ("str", "list[", "int", "StreamOptions")  # how pydantic names the alternatives of a field's type
+_ALTERNATIVE = re.compile(r"str|int|(list|dict)\[.*")  # how pydantic names the alternatives of a field's type
 
 
 def make_app(models: Models, access: Access) -> ASGIApp:
@@ -72,7 +74,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if not place:
         why = "Send Content-Type: application/json."
         return await _failed(request, RequestError(BAD_REQUEST, "The body is not a JSON object.", why))
-    name = ".".join(str(part) for part in place if not str(part).startswith(_UNION))
+    name = ".".join([str(place[0]), *(str(p) for p in place[1:] if not _ALTERNATIVE.fullmatch(str(p)))])
     if first["type"] == "extra_forbidden":
         what, kind = f"Unknown field {name[:200]}.", UNKNOWN_FIELD
     elif first["type"] == "missing":

@@ -97,6 +97,8 @@ class Generation:
         results = [text.result for text in texts if text.result is not None]
         choices = [
             shape.choice(i, text.text, text.tokens, result.finish_reason)
+            | _prompt_ids(body, result)
+            | ({"token_ids": result.token_ids} if body.return_token_ids else {})
             for i, (text, result) in enumerate(zip(texts, results, strict=True))
         ]
         return JSONResponse(shape.answer(choices, usage(results, body.choices)))
@@ -106,6 +108,10 @@ def _seeded(settings: dict[str, Any], index: int) -> dict[str, Any]:
     """The settings of a prompt's choice: choice i has the seed of the request plus i."""
     seed = settings.get("seed")
     return settings if seed is None else settings | {"seed": (seed + index) % _SEEDS}
+
+
+def _prompt_ids(body: Sampled, result: Result) -> dict[str, Any]:
+    return {"prompt_token_ids": result.prompt_token_ids} if body.return_token_ids else {}
 
 
 async def _collected(runs: Sequence[AsyncIterator[Piece]]) -> list[_Text]:
@@ -131,11 +137,13 @@ async def _events(runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Samp
                 yield WAITING
                 continue
             i, piece = found
-            if piece.text or piece.tokens:
-                yield event(shape.chunk([shape.delta(i, piece.text, piece.tokens)], **more))
+            ids = {"token_ids": piece.ids} if body.return_token_ids else {}
+            if piece.text or piece.tokens or ids:
+                yield event(shape.chunk([shape.delta(i, piece.text, piece.tokens) | ids], **more))
             if piece.result is not None:
                 results[i] = piece.result
-                yield event(shape.chunk([shape.delta(i, "", (), piece.result.finish_reason)], **more))
+                end = shape.delta(i, "", (), piece.result.finish_reason) | _prompt_ids(body, piece.result)
+                yield event(shape.chunk([end], **more))
         if body.include_usage:
             ordered = [results[i] for i in range(len(runs))]
             yield event(shape.chunk([], usage=usage(ordered, body.choices)))

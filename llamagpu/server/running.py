@@ -31,10 +31,11 @@ class Disconnected(Exception):
 @dataclass(frozen=True)
 class Piece:
     """A part of a text: characters, and the tokens that begin in them, each with the characters of the text before it.
-    The last piece has the result."""
+    ``ids`` has all tokens that came. The last piece has the result."""
 
     text: str
     tokens: list[tuple[Token, int]]
+    ids: list[int]
     result: Result | None = None
 
 
@@ -59,15 +60,16 @@ async def run(
                 text = stream.take()
                 if stream.tokens and not seen:
                     metrics.first(served.name, time.monotonic() - begin)
-                metrics.tokens(served.name, len(stream.tokens) - seen)
+                ids_made = [token.id for token in stream.tokens[seen:]]
+                metrics.tokens(served.name, len(ids_made))
                 seen, characters = len(stream.tokens), characters + len(text)
                 until = _begun(stream, told, characters)
                 tokens = list(zip(stream.tokens[told:until], stream.offsets[told:until], strict=True))
                 told, served.lost = until, False
                 if stream.done:
                     metrics.finished(served.name, stream.result, time.monotonic() - begin)
-                if text or tokens or stream.done:
-                    yield Piece(text, tokens, stream.result if stream.done else None)
+                if ids_made or stream.done:
+                    yield Piece(text, tokens, ids_made, stream.result if stream.done else None)
         except DeviceLostError:
             served.lost = True
             raise

@@ -79,6 +79,7 @@ class Sampled(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: dict[str, Any] | None = None  # known to OpenAI's service alone
+    return_token_ids: bool | None = None
 
     @property
     def choices(self) -> int:
@@ -195,7 +196,7 @@ class CompletionBody(Sampled):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [cast(list[int], self.prompt)]
+            return [self.prompt]
         return list(cast("list[str | list[int]]", self.prompt))
 
     def check(self) -> None:
