@@ -208,8 +208,8 @@ def test_bodies_that_are_no_requests(client: httpx.Client, url: str) -> None:
     response = client.post("/v1/completions", content=chunks, headers=kind)
     assert response.status_code == 413
     assert error(response)["code"] == "request_too_large"
-    with serving.raw(url, serving.post(url, CHAT, b"{", length=10**30)) as connection:
-        assert b" 413 " in connection.recv(100) or b" 400 "
+    with serving.raw(url, serving.post(url, CHAT, b"{", length=10**15)) as connection:
+        assert b" 413 " in connection.recv(100)
 
 
 def test_keys_hosts_and_origins(client: httpx.Client, url: str) -> None:

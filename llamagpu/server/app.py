@@ -51,6 +51,7 @@ def make_app(models: Models, access: Access) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Disconnected, _gone)
+    app.add_exception_handler(Exception, _failed)  # it goes on to the doorway, which reports it
     inner: ASGIApp = Reception(app, access, {"/health", *files})
     if access.origins:
         inner = CORSMiddleware(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from llamagpu.errors import ContextFullError, DeviceLostError, LlamaGPUError, OutOfMemoryError, UsageError
 
+log = logging.getLogger("llamagpu")
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
@@ -66,6 +69,12 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (DeviceLostError, Kind(503, SERVER, "device_lost")),
 )
 _STATUSES = {401: BAD_KEY, 403: FORBIDDEN, 404: NO_ROUTE, 405: BAD_METHOD, 413: TOO_LARGE}
+
+
+def report(error: Exception) -> None:
+    """Log an error that nobody expected, without its text, which may hold a prompt."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("something unexpected failed: %s\n%s", type(error).__name__, frames)
 
 
 def kind_of(error: BaseException) -> Kind:

@@ -14,7 +14,7 @@ from llamagpu.engine import Result
 from llamagpu.engine.request import Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.server.answers import DONE, WAITING, Chat, Completion, Shape, event, usage
-from llamagpu.server.errors import body_of
+from llamagpu.server.errors import body_of, report
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import Models, Served
 from llamagpu.server.running import Piece, run, together, while_connected
@@ -148,7 +148,9 @@ async def _events(runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Samp
             ordered = [results[i] for i in range(len(runs))]
             yield event(shape.chunk([], usage=usage(ordered, body.choices)))
         yield DONE
-    except LlamaGPUError as e:
+    except Exception as e:
+        if not isinstance(e, LlamaGPUError):
+            report(e)
         yield event(body_of(e))
     finally:
         await pieces.aclose()  # type: ignore[attr-defined]

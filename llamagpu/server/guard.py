@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import logging
 import socket
-import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,13 +18,22 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llamagpu.errors import LlamaGPUError, UsageError
-from llamagpu.server.errors import BAD_KEY, FORBIDDEN, TOO_LARGE, TOO_SLOW, RequestError, body_of, headers_of, kind_of
+from llamagpu.errors import UsageError
+from llamagpu.server.errors import (
+    BAD_KEY,
+    FORBIDDEN,
+    TOO_LARGE,
+    TOO_SLOW,
+    RequestError,
+    body_of,
+    headers_of,
+    kind_of,
+    report,
+)
 
 if TYPE_CHECKING:
     from llamagpu.server.metrics import Metrics
 
-log = logging.getLogger("llamagpu")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _ANY = ("0.0.0.0", "::", "")
 
@@ -102,7 +109,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-async def refuse(error: LlamaGPUError, scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with an error."""
     response = JSONResponse(body_of(error), kind_of(error).status, headers_of(error))
     await response(scope, receive, send)
@@ -135,11 +142,9 @@ class Doorway:
         except RequestError as e:
             await refuse(e, scope, receive, counted)
         except Exception as e:
-            # Its text may hold a prompt.
-            frames = "".join(traceback.format_tb(e.__traceback__))
-            log.error("something unexpected failed: %s\n%s", type(e).__name__, frames)
+            report(e)
             if not begun:
-                await refuse(LlamaGPUError("Something unexpected failed."), scope, receive, counted)
+                await refuse(e, scope, receive, counted)
 
     def _check(self, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")

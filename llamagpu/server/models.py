@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamagpu.engine import LLM, CrossEncoder, Embedder, Stream
 from llamagpu.engine.params import sampling_params
-from llamagpu.errors import UsageError
+from llamagpu.errors import DeviceLostError, UsageError
 from llamagpu.model import DEFAULT_MODEL
 from llamagpu.model.weights import Progress
 from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
@@ -55,6 +56,16 @@ class Served:
             what = f"The model {self.name} {DOES[type(self.model)]}."
             raise RequestError(BAD_REQUEST, what, f"This endpoint needs one that {DOES[kind]}.", param="model")
         return self.model
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Note whether the device of what runs in the block was lost and did not come back."""
+        try:
+            yield
+        except DeviceLostError:
+            self.lost = True
+            raise
+        self.lost = False
 
     async def ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt."""

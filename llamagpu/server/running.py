@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamagpu.engine.request import Token
-from llamagpu.errors import DeviceLostError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -49,7 +48,7 @@ async def run(
     """
     begin, woken = time.monotonic(), asyncio.Event()
     listener = _listener(asyncio.get_running_loop(), woken)
-    async with served.gate.place():
+    async with served.gate.place(), served.watched():
         metrics.started(served.name, len(ids), time.monotonic() - begin)
         stream = await asyncio.to_thread(served.start, ids, settings, listener, reuse=reuse)
         seen, told, characters = 0, 0, 0
@@ -60,19 +59,16 @@ async def run(
                 text = stream.take()
                 if stream.tokens and not seen:
                     metrics.first(served.name, time.monotonic() - begin)
-                ids_made = [token.id for token in stream.tokens[seen:]]
-                metrics.tokens(served.name, len(ids_made))
+                made = [token.id for token in stream.tokens[seen:]]
+                metrics.tokens(served.name, len(made))
                 seen, characters = len(stream.tokens), characters + len(text)
                 until = _begun(stream, told, characters)
                 tokens = list(zip(stream.tokens[told:until], stream.offsets[told:until], strict=True))
-                told, served.lost = until, False
+                told = until
                 if stream.done:
                     metrics.finished(served.name, stream.result, time.monotonic() - begin)
-                if ids_made or stream.done:
-                    yield Piece(text, tokens, ids_made, stream.result if stream.done else None)
-        except DeviceLostError:
-            served.lost = True
-            raise
+                if made or stream.done:
+                    yield Piece(text, tokens, made, stream.result if stream.done else None)
         finally:
             stream.close()
 

@@ -13,7 +13,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
-from llamagpu.errors import DeviceLostError
 from llamagpu.server.errors import BAD_REQUEST, RequestError
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import Models, Served
@@ -95,16 +94,11 @@ class Vectors:
         """Wait for a place, and work on a thread until it is done, or is told that nobody waits."""
         served.gate.check()
         stop = threading.Event()
-        async with served.gate.place():
+        async with served.gate.place(), served.watched():
             try:
-                result = await asyncio.to_thread(work, stop)
-            except DeviceLostError:
-                served.lost = True
-                raise
+                return await asyncio.to_thread(work, stop)
             finally:
                 stop.set()
-        served.lost = False
-        return result
 
 
 def _until(stop: threading.Event, texts: Sequence[str]) -> Iterator[str]:
