@@ -16,6 +16,7 @@ from llamagpu import LLM
 from llamagpu.server.gate import Gate
 from llamagpu.server.guard import Access
 from llamagpu.server.models import Model, Models, Served
+from llamagpu.server.pages import SITE as SITE
 from llamagpu.server.serve import Server
 
 KEY = "a secret"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,3 +297,78 @@ def test_the_llm_tool(url: str, story: LLM, tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == expected.strip()
+
+
+# --- the page and its module -----------------------------------------------------------------------
+
+SCRIPT = """
+import { load, LLMError } from "%(module)s";
+const asked = [];
+const llm = await load("%(url)s", { askKey: (text) => (asked.push(text), asked.length === 2 ? "k" : "wrong") });
+const out = { asked, info: llm.info, tokens: await llm.tokenize("Once upon a time") };
+out.text = await llm.detokenize(out.tokens);
+const stream = llm.stream("Once upon a time", { maxTokens: 6 });
+out.pieces = [];
+for await (const piece of stream) out.pieces.push(piece);
+out.generated = await stream.result;
+out.drawn = await llm.generate("Once upon a time", { maxTokens: 6, temperature: 0.8 });
+out.again = await llm.generate("Once upon a time", { maxTokens: 6, temperature: 0.8, seed: out.drawn.seed });
+out.chat = await llm.chat([{ role: "user", content: "Once upon a time" }], { maxTokens: 6 });
+const endless = llm.stream("Once upon a time", { maxTokens: 480, ignoreEos: true });
+for await (const piece of endless) break;
+out.stopped = (await endless.result).finishReason;
+out.full = (await llm.generate("Once upon a time", { maxTokens: 600, ignoreEos: true })).contextFull;
+out.errors = [];
+const wrong = [{ topP: 0 }, { colour: 1 }, { maxTokens: 2, stop: [""] }];
+for (const options of wrong) await llm.generate("a", options).catch((e) => out.errors.push([e.code, e.what, e.why]));
+await llm.generate("a ".repeat(600)).catch((e) => out.errors.push([e.code, e instanceof LLMError]));
+llm.close();
+await llm.generate("a").catch((e) => out.errors.push([e.code]));
+await load("http://127.0.0.1:9").catch((e) => out.errors.push([e.code]));
+console.log(JSON.stringify(out));
+"""
+
+
+@pytest.mark.slow
+def test_the_module_of_the_page(url: str, story: LLM) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not here")
+    script = SCRIPT % {"module": (serving.SITE / "llamagpu.js").as_uri(), "url": url}
+    done = subprocess.run(
+        ["node", "--input-type=module", "-"], input=script, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = story.generate(TEXT, max_tokens=6)
+    assert found["asked"] == ["The server's API key:", "The key is wrong. The server's API key:"]
+    assert (found["info"]["name"], found["info"]["context"], found["info"]["hasChat"]) == ("stories", 512, True)
+    assert found["info"]["adapter"]["software"] == ("software" in str(story.device.adapter))
+    assert (found["tokens"], found["text"]) == (story.tokenize(TEXT), TEXT)
+    assert "".join(found["pieces"]) == found["generated"]["text"] == expected.text
+    assert found["generated"]["tokenIds"] == expected.token_ids
+    assert found["generated"]["promptTokens"] == 5
+    assert found["generated"]["finishReason"] == "length"
+    assert not found["generated"]["contextFull"]
+    assert found["generated"]["timings"]["decodeSeconds"] > 0
+    assert found["drawn"]["tokenIds"] == found["again"]["tokenIds"]
+    assert found["chat"]["text"] == story.chat(MESSAGES, max_tokens=6).text
+    assert found["stopped"] == "cancelled"
+    assert found["full"]
+    codes = [error[0] for error in found["errors"]]
+    assert codes == ["bad-argument", "bad-argument", "bad-argument", "context-full", "closed", "offline"]
+    assert "top_p" in found["errors"][0][2]
+
+
+def test_the_page(url: str) -> None:
+    pytest.importorskip("llamagpu.page")
+    with httpx.Client(base_url=url) as client:  # needs no key
+        types = {"/": "html", "/llamagpu.js": "javascript", "/connection.js": "javascript", "/page.json": "json"}
+        for path, kind in types.items():
+            response = client.get(path)
+            assert response.status_code == 200
+            assert kind in response.headers["content-type"]
+            assert "default-src 'none'" in response.headers["content-security-policy"]
+            assert client.head(path).status_code == 200
+        assert client.get("/page.json").json() == {"title": "stories", "downloadBytes": None, "local": False}
+        for path in ("/__init__.py", "/..%2fserver/app.py", "/%2e%2e/errors.py"):
+            assert client.get(path).status_code in (401, 404)

@@ -28,7 +28,7 @@ from llamagpu.server.generation import Generation
 from llamagpu.server.guard import Access, Doorway, Reception
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import Models
-from llamagpu.server.pages import add_pages, page_files
+from llamagpu.server.pages import add_pages
 from llamagpu.server.routes import Information
 from llamagpu.server.running import Disconnected
 from llamagpu.server.vectors import Vectors
@@ -42,17 +42,17 @@ _ALTERNATIVE = re.compile(r"str|int|(list|dict)\[.*")  # how pydantic names the 
 def make_app(models: Models, access: Access) -> ASGIApp:
     """The application that serves models."""
     app = FastAPI(title="llamagpu", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    metrics, router, files = Metrics(models), APIRouter(), page_files()
+    metrics, router = Metrics(models), APIRouter()
     for part in (Generation(models, metrics), Vectors(models, metrics), Information(models, metrics)):
         part.add_to(router)
-    add_pages(router, files)
+    pages = add_pages(router, models.names[0])
     app.include_router(router)
     app.add_exception_handler(LlamaGPUError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Disconnected, _gone)
     app.add_exception_handler(Exception, _failed)  # it goes on to the doorway, which reports it
-    inner: ASGIApp = Reception(app, access, {"/health", *files})
+    inner: ASGIApp = Reception(app, access, {"/health", *pages})
     if access.origins:
         inner = CORSMiddleware(
             inner, allow_origins=access.origins, allow_methods=["GET", "POST"], allow_headers=["*"], max_age=600

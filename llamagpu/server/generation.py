@@ -92,13 +92,13 @@ class Generation:
         ]
         self._metrics.requested(served.name, body.choices)
         if body.stream:
-            return StreamingResponse(_events(runs, shape, body), media_type="text/event-stream", headers=_HEADERS)
+            parts = _events(runs, shape, body, prompts)
+            return StreamingResponse(parts, media_type="text/event-stream", headers=_HEADERS)
         texts = await while_connected(request, _collected(runs))
         results = [text.result for text in texts if text.result is not None]
         choices = [
             shape.choice(i, text.text, text.tokens, result.finish_reason)
-            | _prompt_ids(body, result)
-            | ({"token_ids": result.token_ids} if body.return_token_ids else {})
+            | _ids(body, result.token_ids, result.prompt_token_ids)
             for i, (text, result) in enumerate(zip(texts, results, strict=True))
         ]
         return JSONResponse(shape.answer(choices, usage(results, body.choices)))
@@ -110,8 +110,11 @@ def _seeded(settings: dict[str, Any], index: int) -> dict[str, Any]:
     return settings if seed is None else settings | {"seed": (seed + index) % _SEEDS}
 
 
-def _prompt_ids(body: Sampled, result: Result) -> dict[str, Any]:
-    return {"prompt_token_ids": result.prompt_token_ids} if body.return_token_ids else {}
+def _ids(body: Sampled, new: Sequence[int], prompt: Sequence[int] | None) -> dict[str, Any]:
+    """New ids for a choice and, where it begins, those of its prompt, if the request wants them."""
+    if not body.return_token_ids:
+        return {}
+    return {"token_ids": list(new)} | ({} if prompt is None else {"prompt_token_ids": list(prompt)})
 
 
 async def _collected(runs: Sequence[AsyncIterator[Piece]]) -> list[_Text]:
@@ -123,9 +126,12 @@ async def _collected(runs: Sequence[AsyncIterator[Piece]]) -> list[_Text]:
     return texts
 
 
-async def _events(runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Sampled) -> AsyncIterator[str]:
+async def _events(
+    runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Sampled, prompts: Sequence[Sequence[int]]
+) -> AsyncIterator[str]:
     """The events of a streamed answer. An error that comes after its beginning is an event of its own."""
     results: dict[int, Result] = {}
+    begun: set[int] = set()
     more = {"usage": None} if body.include_usage else {}
     pieces = together(runs, _BEAT)
     try:
@@ -137,13 +143,13 @@ async def _events(runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Samp
                 yield WAITING
                 continue
             i, piece = found
-            ids = {"token_ids": piece.ids} if body.return_token_ids else {}
+            ids = _ids(body, piece.ids, None if i in begun else prompts[i // body.choices])
+            begun.add(i)
             if piece.text or piece.tokens or ids:
                 yield event(shape.chunk([shape.delta(i, piece.text, piece.tokens) | ids], **more))
             if piece.result is not None:
                 results[i] = piece.result
-                end = shape.delta(i, "", (), piece.result.finish_reason) | _prompt_ids(body, piece.result)
-                yield event(shape.chunk([end], **more))
+                yield event(shape.chunk([shape.delta(i, "", (), piece.result.finish_reason)], **more))
         if body.include_usage:
             ordered = [results[i] for i in range(len(runs))]
             yield event(shape.chunk([], usage=usage(ordered, body.choices)))

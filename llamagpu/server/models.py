@@ -116,7 +116,7 @@ class Served:
 
 
 class Models:
-    """The served models by name; none until ``load`` is done.
+    """The served models by name; none until ``load`` is done. ``names`` has all of them at once.
 
     Args:
         given: names, paths and hub ids as ``-m`` takes them; none is the bundled model.
@@ -129,9 +129,9 @@ class Models:
 
     def __init__(self, given: Sequence[str], options: Mapping[str, Any], places: int, queue: int):
         self._given = [named(text) for text in given or (DEFAULT_MODEL,)]
-        names = [name for name, _ in self._given]
-        for name in names:
-            if names.count(name) > 1:
+        self.names = [name for name, _ in self._given]
+        for name in self.names:
+            if self.names.count(name) > 1:
                 raise UsageError(
                     f"Two models have the name {name}.", "A request names one.", "Give names: -m NAME=PATH."
                 )

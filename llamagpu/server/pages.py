@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_PAGE, _SITE = _PACKAGE / "page", Path(__file__).resolve().parent / "site"
+SITE = Path(__file__).resolve().parent / "site"
 # The system's table of types is not asked: on some machines it has others for scripts.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".ico": "image/x-icon",
     ".json": "application/json",
-    ".webmanifest": "application/manifest+json",
-    ".woff2": "font/woff2",
 }
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -32,23 +31,23 @@ _HEADERS = {
 }
 
 
-def page_files() -> dict[str, Path]:
-    """The files by their paths in URLs; none if the package has no page."""
-    index = _PAGE / "index.html"
-    if not index.is_file():
-        return {}
-    files = {f"/{p.relative_to(root).as_posix()}": p for root in (_PAGE, _SITE) for p in root.rglob("*")}
-    return {"/": index} | {url: path for url, path in files.items() if path.suffix in _TYPES and path.is_file()}
+def add_pages(router: APIRouter, title: str) -> list[str]:
+    """Serve the page. Each file has a route of its own, so no request names a path.
+
+    Returns:
+        the routes; none if the package has no page.
+    """
+    if importlib.util.find_spec("llamagpu.page") is None:
+        return []
+    page: Any = importlib.import_module("llamagpu.page")
+    configuration = Response(page.configuration(title, local=False), media_type=_TYPES[".json"], headers=_HEADERS)
+    files = {**page.files(), **{path.name: path for path in SITE.iterdir()}}
+    routes = {f"/{name}": _sender(path) for name, path in files.items() if path.suffix in _TYPES}
+    routes |= {"/": routes["/index.html"], "/page.json": lambda: configuration}
+    for url, send in routes.items():
+        router.add_api_route(url, send, methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
+    return list(routes)
 
 
-def add_pages(router: APIRouter, files: dict[str, Path]) -> None:
-    """Serve files; each has a route of its own, so no request names a path."""
-    for url, path in files.items():
-        router.add_api_route(url, _sender(path), methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
-
-
-def _sender(path: Path):  # type: ignore[no-untyped-def]
-    async def send() -> Response:
-        return FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)
-
-    return send
+def _sender(path: Path) -> Callable[[], Response]:
+    return lambda: FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)
