@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -41,7 +42,12 @@ _ALTERNATIVE = re.compile(r"str|int|(list|dict)\[.*")  # how pydantic names the 
 
 def make_app(models: Models, access: Access) -> ASGIApp:
     """The application that serves models."""
-    app = FastAPI(title="llamagpu", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": schemas.ErrorBody, "description": "An error."} for status in ("4XX", "5XX")
+    }
+    app = FastAPI(
+        title="llamagpu", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, responses=errors
+    )
     metrics, router = Metrics(models), APIRouter()
     for part in (Generation(models, metrics), Vectors(models, metrics), Information(models, metrics)):
         part.add_to(router)

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from llamagpu.engine import LLM
+from llamagpu.errors import DeviceLostError
 from llamagpu.server.errors import BAD_REQUEST, RequestError
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import DOES, Models, Served
@@ -27,7 +28,7 @@ class Information:
         """Add the endpoints."""
         add = router.add_api_route
         add("/health", self.health, methods=["GET"], response_model=None)
-        add("/metrics", self.metrics, methods=["GET"], response_model=None)
+        add("/metrics", self.metrics, methods=["GET"], response_model=None, response_class=PlainTextResponse)
         add("/v1/models", self.models, methods=["GET"], response_model=None)
         add("/v1/models/{name:path}", self.model, methods=["GET"], response_model=None)
         add("/tokenize", self.tokenize, methods=["POST"], response_model=None)
@@ -39,7 +40,7 @@ class Information:
         self._models.check_loaded()
         lost = [served.name for served in self._models.served.values() if served.lost]
         if lost:
-            return JSONResponse({"status": "device lost", "models": lost}, 503)
+            raise DeviceLostError(f"The device of {', '.join(lost)} was lost.", "It did not come back.", "Start again.")
         return JSONResponse({"status": "ok"})
 
     async def metrics(self) -> Response:

@@ -247,6 +247,21 @@ class DetokenizeBody(Body):
     skip_special_tokens: bool = True
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong, in OpenAI's shape. ``param`` is the field, ``code`` a word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
 def _token(key: str) -> int:
     if not (key.isascii() and key.isdecimal() and len(key) < 20):
         raise RequestError(BAD_REQUEST, f"logit_bias has the key {key[:60]!r}.", "Keys are ids.", param="logit_bias")
