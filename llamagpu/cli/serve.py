@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -88,14 +90,18 @@ def serve(models: tuple[str, ...], **options: Any) -> int:
     access.check()
     port, grace = options.pop("port"), options.pop("grace")
     found = Models(models, places=options.pop("max_batch"), queue=options.pop("queue"), options=options)
-    with progress_bar("loading") as progress:
-        server = Server(
-            found, access, port, grace=grace, progress=progress, ready=lambda: _announce(found.served, server.address)
-        )
+    with ExitStack() as loading:
+        progress = loading.enter_context(progress_bar("loading"))
+
+        def ready() -> None:
+            loading.close()
+            _announce(found.names, server.address)
+
+        server = Server(found, access, port, grace=grace, progress=progress, ready=ready)
         server.run()
     return 0
 
 
-def _announce(names: Any, address: tuple[str, int]) -> None:
+def _announce(names: Sequence[str], address: tuple[str, int]) -> None:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     note(f"serving {', '.join(names)} on http://{host}:{address[1]}")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from llamagpu.server.running import while_connected
 from llamagpu.server.schemas import EmbeddingsBody, RerankBody
 
 T = TypeVar("T")
+_THREADS = 32  # apart from those that tokenize prompts, which must not wait for the others
 _AT_ONCE = 256  # pairs between two looks at whether the client is there
 
 
@@ -32,6 +34,7 @@ class Vectors:
 
     def __init__(self, models: Models, metrics: Metrics):
         self._models, self._metrics = models, metrics
+        self._threads = ThreadPoolExecutor(_THREADS, "llamagpu-vectors")
 
     def add_to(self, router: APIRouter) -> None:
         """Add the endpoints."""
@@ -96,7 +99,7 @@ class Vectors:
         stop = threading.Event()
         async with served.gate.place(), served.watched():
             try:
-                return await asyncio.to_thread(work, stop)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
             finally:
                 stop.set()
 
