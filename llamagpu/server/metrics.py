@@ -42,7 +42,7 @@ class Metrics:
     def __init__(self, models: Models):
         self._registry = CollectorRegistry()
         self._registry.register(_Gates(models))
-        self._prompt = self._counter("vllm:prompt_tokens", "Prompt tokens of started sequences.")
+        self._prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts and of embedded texts.")
         self._made = self._counter("vllm:generation_tokens", "New tokens.")
         self._success = self._counter("vllm:request_success", "Finished sequences.", "finished_reason")
         self._first = self._histogram(
@@ -75,6 +75,10 @@ class Metrics:
         self._queued.labels(model).observe(queued)
         self._prompt.labels(model).inc(prompt)
         self._prompts.labels(model).observe(prompt)
+
+    def embedded(self, model: str, tokens: int) -> None:
+        """Texts of this many tokens were embedded."""
+        self._prompt.labels(model).inc(tokens)
 
     def first(self, model: str, seconds: float) -> None:
         """The first token of a sequence came."""

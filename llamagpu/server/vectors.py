@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
+from llamagpu.model.packs import Floats
 from llamagpu.server.errors import BAD_REQUEST, RequestError
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import Models, Served
@@ -53,20 +55,14 @@ class Vectors:
             raise RequestError(BAD_REQUEST, f"dimensions is {body.dimensions}.", param="dimensions")
         embedder = served.embedder
 
-        def work(stop: threading.Event) -> tuple[list[Any], int]:
+        def work(stop: threading.Event) -> tuple[bytes, int]:
             vectors = [np.asarray(v, np.float32) for v in served.embed(_until(stop, texts), body.dimensions)]
-            return vectors, sum(len(embedder.tokenize(text)) for text in texts)
+            tokens = sum(len(embedder.tokenize(text)) for text in texts)
+            return _embeddings(vectors, served.name, tokens, body), tokens
 
-        vectors, tokens = await while_connected(request, self._run(served, work))
-        if body.dimensions is not None and len(vectors[0]) < body.dimensions:
-            what = f"dimensions is {body.dimensions}."
-            raise RequestError(BAD_REQUEST, what, f"The model's vectors have {len(vectors[0])}.", param="dimensions")
-        coded = [
-            base64.b64encode(v.tobytes()).decode() if body.encoding_format == "base64" else v.tolist() for v in vectors
-        ]
-        data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(coded)]
-        used = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": used})
+        data, tokens = await while_connected(request, self._run(served, work))
+        self._metrics.embedded(served.name, tokens)
+        return Response(data, media_type="application/json")
 
     async def rerank(self, request: Request, body: RerankBody) -> Response:
         """Documents by their score for a query, the best first."""
@@ -102,6 +98,23 @@ class Vectors:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
             finally:
                 stop.set()
+
+
+def _embeddings(vectors: Sequence[Floats], model: str, tokens: int, body: EmbeddingsBody) -> bytes:
+    """The JSON of an answer, whose numbers take too long for the event loop.
+
+    Raises:
+        RequestError: the vectors are too short for what was asked.
+    """
+    wanted, most = body.dimensions, len(vectors[0])
+    if wanted is not None and most < wanted:
+        what = f"dimensions is {wanted}."
+        raise RequestError(BAD_REQUEST, what, f"The model's vectors have {most}.", param="dimensions")
+    base = body.encoding_format == "base64"
+    coded = [base64.b64encode(v.tobytes()).decode() if base else v.tolist() for v in vectors]
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(coded)]
+    used = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json.dumps({"object": "list", "data": data, "model": model, "usage": used}).encode()
 
 
 def _until(stop: threading.Event, texts: Sequence[str]) -> Iterator[str]:
