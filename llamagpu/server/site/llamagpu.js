@@ -44,9 +44,12 @@ class LLM {
     const { vocab_size: vocabSize, dtype, parameters, has_chat: hasChat, adapter, bytes } = llamagpu;
     const memory = { weights: bytes.weights, cache: bytes.kv, activations: bytes.activations, total: bytes.total };
     const generation = { temperature: 0, ...here(llamagpu.generation) };
-    const place = { name: adapter, vendor: "", architecture: "", software: /\(software\b/.test(adapter) };
-    this.info = { name: id, title: id, context, vocabSize, dtype, parameters, hasChat, profile: "server", generation };
-    Object.assign(this.info, { adapter: place, memory });
+    // "llvmpipe (LLVM 15) (software, Vulkan)"
+    const [, name, kind] = /^(.*?)(?: \(([^()]*)\))?$/.exec(adapter);
+    const place = { name, vendor: "", architecture: "", software: /\bsoftware\b/.test(kind) };
+    this.info = { name: id, title: id, context, vocabSize, parameters, hasChat, profile: "server", generation, memory };
+    this.info.adapter = place;
+    if (dtype !== "auto") this.info.dtype = dtype; // otherwise that of the files
   }
 
   /** @param {string | number[]} prompt */
