@@ -166,6 +166,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": TEXT, "stream_options": {}}, "stream_options"),
     ({"prompt": TEXT, "stream": True, "stream_options": {"more": 1}}, "stream_options.more"),
     ({"messages": []}, "messages"),
+    ({"messages": [{"role": "pirate", "content": "a"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "a " * 600}]}, "messages"),
     ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
     ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
     ({"messages": MESSAGES, "tool_choice": "required"}, "tool_choice"),
@@ -181,11 +183,10 @@ def test_wrong_fields_are_named(client: httpx.Client) -> None:
         response = client.post(path, json=body)
         assert response.status_code == (404 if name == "model" else 400), (body, response.text)
         found = error(response)
-        if name != "messages" or "prompt" in body:  # the engine refuses an empty conversation as a whole
-            assert found["param"] == name, (body, found)
-            assert name.split(".")[-1] in found["message"] or name == "prompt"
+        assert found["param"] == name, (body, found)
+        assert name.split(".")[-1] in found["message"] or name in ("prompt", "messages")
     full = error(client.post("/v1/completions", json={"prompt": "a " * 600}))
-    assert full["code"] == "context_length_exceeded"
+    assert (full["code"], full["param"]) == ("context_length_exceeded", "prompt")
 
 
 def test_bodies_that_are_no_requests(client: httpx.Client, url: str) -> None:

@@ -181,3 +181,15 @@ def test_the_module_of_the_page(url: str, story: LLM) -> None:
     codes = [error[0] for error in found["errors"]]
     assert codes == ["bad-argument", "bad-argument", "bad-argument", "context-full", "closed", "offline"]
     assert "top_p" in found["errors"][0][2]
+
+
+@pytest.mark.slow
+def test_a_fuzzer_of_the_openapi_document(story: LLM) -> None:
+    """No server error, no response that the document does not state, and every wrong body is refused."""
+    pytest.importorskip("schemathesis")
+    options = ["--max-examples", "30", "--phases", "fuzzing", "--seed", "1"]
+    options += ["--exclude-checks", "positive_data_acceptance,unsupported_method"]  # ranges are not in the document
+    with serving.running(serving.Borrowed(stories=story)) as url:
+        command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{url}/openapi.json", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,15 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (DeviceLostError, Kind(503, SERVER, "device_lost")),
 )
 _STATUSES = {401: BAD_KEY, 403: FORBIDDEN, 404: NO_ROUTE, 405: BAD_METHOD, 413: TOO_LARGE}
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """Name the field that the engine's errors in the block are about."""
+    try:
+        yield
+    except UsageError as e:
+        raise RequestError(kind_of(e), e.what, e.why, e.hint, param=param) from None
 
 
 def report(error: Exception) -> None:

@@ -14,7 +14,7 @@ from llamagpu.engine import Result
 from llamagpu.engine.request import Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.server.answers import DONE, WAITING, Chat, Completion, Shape, event, usage
-from llamagpu.server.errors import body_of, report
+from llamagpu.server.errors import about, body_of, report
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import Models, Served
 from llamagpu.server.running import Piece, run, together, while_connected
@@ -53,13 +53,15 @@ class Generation:
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """Answer a conversation."""
         served, settings = self._admitted(body)
-        ids = await served.chat_ids(body.messages, body.template())
+        with about("messages"):
+            ids = await served.chat_ids(body.messages, body.template())
         return await self._answer(request, body, served, Chat, [ids], settings)
 
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         """Continue prompts."""
         served, settings = self._admitted(body)
-        ids = [await served.ids(prompt) for prompt in body.prompts]
+        with about("prompt"):
+            ids = [await served.ids(prompt) for prompt in body.prompts]
         return await self._answer(request, body, served, Completion, ids, settings)
 
     def _admitted(self, body: Sampled) -> tuple[Served, dict[str, Any]]:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from llamagpu.engine import LLM
 from llamagpu.errors import DeviceLostError
-from llamagpu.server.errors import BAD_REQUEST, RequestError
+from llamagpu.server.errors import BAD_REQUEST, RequestError, about
 from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import DOES, Models, Served
 from llamagpu.server.schemas import DetokenizeBody, TokenizeBody
@@ -63,7 +63,8 @@ class Information:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError(BAD_REQUEST, "The request needs a prompt or messages.", param="prompt")
         if body.messages is not None:
-            ids = await served.chat_ids(body.messages, {})
+            with about("messages"):
+                ids = await served.chat_ids(body.messages, {})
         else:
             ids = await asyncio.to_thread(
                 served.llm.tokenize, body.prompt or "", add_special_tokens=body.add_special_tokens
