@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -117,8 +115,10 @@ class Server:
             LlamaGPUError: a model cannot be loaded.
             KeyboardInterrupt: Ctrl-C ended it.
         """
-        # uvicorn raises the signals that ended it again, for the handlers of before.
-        before = _handle_terminate()
+        before = None
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signals that ended it again, for the handler of before.
+            before = signal.signal(signal.SIGTERM, lambda *_: self.stop())
         loading = threading.Thread(target=self._load, name="llamagpu-loading", daemon=True)
         loading.start()
         try:
@@ -144,14 +144,3 @@ class Server:
             self.stop()
         else:
             self._ready()
-
-
-def _handle_terminate() -> Any:
-    """Let SIGTERM end the server without an error; returns the handler of before, on the main thread."""
-
-    def ended(_signal: int, _frame: FrameType | None) -> None:
-        logging.getLogger("llamagpu").info("ended by SIGTERM")
-
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, ended)
