@@ -259,7 +259,7 @@ def open_llm(path: Path) -> None:
         str((llm.fingerprint, llm.special_tokens))
         if llm.chat_templates:
             llm.apply_chat_template(MESSAGES)
-            sampling_params(llm.config.vocab_size, **llm._chat_settings())
+            sampling_params(llm.config.vocab_size, **llm.chat_settings)
     finally:
         llm.close()
     inspect_model(str(path), None, None)

@@ -180,7 +180,7 @@ def test_chat_follows_generation_config(tmp_path: Path, device: gpu.Device) -> N
         '{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": null}'
     )
     with LLM(tmp_path, device=device) as llm:
-        assert llm._chat_settings() == {"temperature": 0.6, "top_p": 0.9}
+        assert llm.chat_settings == {"temperature": 0.6, "top_p": 0.9}
         assert llm.chat(messages, max_tokens=2).seed is not None
         assert llm.chat(messages, max_tokens=2, temperature=0).seed is None
 

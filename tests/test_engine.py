@@ -516,3 +516,28 @@ def test_a_135m_model_loads_and_decodes(tmp_path: Path, device: gpu.Device) -> N
         assert result.completion_tokens == 4
         row = llm.logits([1, 2, 3, 4, 5])[-1]
         assert row.argmax() == result.token_ids[0]
+
+
+def test_a_stream_can_be_taken_without_waiting(story: LLM) -> None:
+    """Each token is known with the characters before it; those of a stop string are tokens too."""
+    woken = threading.Event()
+    stream = story.stream("Once upon a time", max_tokens=30, stop=[" named"], logprobs=1)
+    stream.listen(woken.set)
+    text = ""
+    while not stream.done:
+        assert woken.wait(10)
+        woken.clear()
+        text += stream.take()
+    assert text == stream.result.text == ", there was a little girl"
+    names = [story.token_bytes(token.id).decode() for token in stream.tokens]
+    assert "".join(names) == f"{text} named"
+    assert stream.offsets == [len("".join(names[:i])) for i in range(len(names))]
+    assert stream.take() == ""
+    closed = story.stream("Once upon a time", max_tokens=400, ignore_eos=True)
+    closed.close()
+    closed.listen(woken.set)
+    while not closed.done:
+        assert woken.wait(10)
+        woken.clear()
+        closed.take()
+    assert closed.result.finish_reason == "cancelled"

@@ -216,3 +216,16 @@ def test_where_tokenizers_are_found(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UnsupportedModelError, match="cannot be read"):
         open_tokenizer(tmp_path)
+
+
+def test_bytes_of_tokens(shared: Path) -> None:
+    """They add up to the text, for byte-level tokenizers and for those of SentencePiece, whose texts begin with a
+    space."""
+    text = " a naïve café 日本 🙂 x\nthe"
+    for name in ("llama3", "llama2"):
+        folder = shared / "tokenizers" / name
+        tokenizer = Tokenizer((folder / "tokenizer.json").read_text(), {}, 200_000)
+        ids = tokenizer.encode(text, special=False)
+        assert b"".join(tokenizer.token_bytes(i) for i in ids).decode().strip() == text.strip()
+        assert tokenizer.token_bytes(199_999) == b""
+    assert tokenizer.token_bytes(1) == b"<s>"

@@ -24,6 +24,7 @@ from llamagpu.cli.perplexity import perplexity
 from llamagpu.cli.profile import profile
 from llamagpu.cli.quantize import quantize
 from llamagpu.cli.rank import rank
+from llamagpu.cli.serve import serve
 from llamagpu.cli.tune import tune
 from llamagpu.cli.verify import verify
 from llamagpu.errors import INTERRUPTED, LlamaGPUError
@@ -69,6 +70,7 @@ for command in (
     chat,
     embed,
     rank,
+    serve,
     models,
     quantize,
     export,

@@ -96,7 +96,7 @@ class LLM(LanguageModel):
         if isinstance(prompt, str) or (prompt and not any(is_prompt(p) for p in prompt)):
             with self._stream(cast(Prompt, prompt), **options) as stream:
                 return stream.result
-        ids = [self._prompt_ids(p) for p in prompts_of(prompt)]  # all are checked before any begins
+        ids = [self.prompt_ids(p) for p in prompts_of(prompt)]  # all are checked before any begins
         streams = [self._stream(i, **options) for i in ids]
         try:
             return [s.result for s in streams]
@@ -105,9 +105,13 @@ class LLM(LanguageModel):
                 s.close()
 
     @takes_options
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
-        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early."""
-        return self._stream(prompt, **options)
+    def stream(self, prompt: Prompt, *, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
+        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early.
+
+        ``reuse`` takes the beginning of the prompt from the cache, if earlier calls left it there, as ``chat`` does;
+        last bits of the logits may differ.
+        """
+        return self._stream(prompt, reuse, **options)
 
     @takes_chat_options
     def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Result:
@@ -131,22 +135,41 @@ class LLM(LanguageModel):
         """As ``chat``, but an iterator of text pieces."""
         given: dict[str, Any] = {**options}
         ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
-        return self._stream(ids, reuse=True, **cast(GenerateOptions, chat_settings(self._generation) | given))
+        return self._stream(ids, reuse=True, **cast(GenerateOptions, self.chat_settings | given))
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """The settings of ``chat`` where its caller gives none, from generation_config.json."""
+        return chat_settings(self._generation)
 
     def _stream(self, prompt: Prompt, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
         params = sampling_params(self.config.vocab_size, **options)
-        ids = self._prompt_ids(prompt)
+        ids = self.prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
         limit = min(params.max_tokens, self.context - len(ids) + 1)
         request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse)
         return Stream(self._session.engine, request, self._tokenizer, self.context, params.stop)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt as ``generate`` takes it: of a text, with BOS as the tokenizer says, or given ones.
+
+        Raises:
+            UsageError: the prompt is empty, or has ids that the model lacks.
+            ContextFullError: it is longer than the context.
+        """
+        self._check_open()
+        return self._prompts.ids(prompt)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text in progress, which may be a part of a character."""
+        return self._tokenizer.token_bytes(self._prompts.checked([token_id])[0])
 
     def logits(self, ids: Iterable[int], *, first: int = 0, reuse: bool = False) -> npt.NDArray[np.float32]:
         """The model's logits for the positions from ``first`` on: float32 [len(ids) - first, vocab_size]. Adds no BOS.
 
         ``reuse`` takes the beginning of the ids from the cache, if earlier calls left it there; last bits may differ.
         """
-        prompt = tuple(self._prompt_ids(items(ids, "token ids")))
+        prompt = tuple(self.prompt_ids(items(ids, "token ids")))
         first = whole_in("first", first, 0, len(prompt) - 1)
         return wait_logits(self._session.engine, Request(prompt, 1, want_logits=True, first=first, reuse=reuse))
 
@@ -172,7 +195,3 @@ class LLM(LanguageModel):
     def _embeddings(self) -> dict[str | None, Embeddings]:
         """What embeds, by pooling."""
         return {}
-
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        self._check_open()
-        return self._prompts.ids(prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,22 @@ class Request:
         return len(self.prompt) + (0 if self.want_logits else self.limit - 1)
 
 
+class Events(queue.SimpleQueue[Any]):
+    """The events of a sequence.
+
+    Attributes:
+        listener: called after each event by the thread that puts it, which must not wait.
+    """
+
+    listener: Callable[[], None] | None = None
+
+    def put(self, event: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Add an event; it never waits."""
+        super().put(event)
+        if self.listener is not None:
+            self.listener()
+
+
 @dataclass(eq=False)
 class Sequence:
     """A request in progress: its tokens, and the pages that hold their keys and values. It begins with the prompt and
@@ -85,7 +101,7 @@ class Sequence:
     """
 
     request: Request
-    events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    events: Events = field(default_factory=Events)
     cancelled: threading.Event = field(default_factory=threading.Event)
     earlier: Iterable[int] = ()
     tokens: list[int] = field(default_factory=list)  # the prompt's, and the new ones

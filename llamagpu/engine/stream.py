@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,7 +51,12 @@ def wait_logits(engine: Submits, request: Request) -> npt.NDArray[np.float32]:
 class Stream(Unique, Iterator[str]):
     """An iterator of text pieces; ``result`` is complete when it ends. ``close`` stops it early.
 
-    Pieces never split a character, and never hold a part of a stop string.
+    Pieces never split a character, and never hold a part of a stop string. A program that must not wait, such as an
+    event loop, has ``listen`` tell it when to ``take`` the next piece.
+
+    Attributes:
+        tokens: the new tokens so far, including one that ended the text.
+        offsets: for each token of the text, the characters before it.
     """
 
     def __init__(
@@ -62,7 +67,9 @@ class Stream(Unique, Iterator[str]):
         self._filter = StopFilter(stop)
         self._watch = Stopwatch()
         self._pieces: list[str] = []
-        self._tokens: list[Token] = []
+        self._decoded = 0  # characters, a stop string included
+        self.tokens: list[Token] = []
+        self.offsets: list[int] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # several threads may read a stream
@@ -90,17 +97,41 @@ class Stream(Unique, Iterator[str]):
         """Stop generating. The result so far stays available."""
         self._sequence.cancelled.set()
 
+    @property
+    def done(self) -> bool:
+        """Whether the result is complete."""
+        return self._result is not None
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have a function called, once now and then whenever ``take`` may have more to give. The engine's thread calls
+        it: it must neither wait nor raise."""
+        self._sequence.events.listener = listener
+        listener()
+
+    def take(self) -> str:
+        """The text that has come and was not returned yet; never waits.
+
+        Raises:
+            LlamaGPUError: the generation ended with an error.
+        """
+        pieces = []
+        with self._lock:
+            while not self.done and (self._error is not None or not self._sequence.events.empty()):
+                pieces.append(self._advance())
+        return "".join(pieces)
+
     def __next__(self) -> str:
         with self._lock:
-            while self._result is None:
-                event = self._next()
-                if isinstance(event, str):
-                    piece = self._end(event)
-                else:
-                    piece = self._token(event)
+            while not self.done:
+                piece = self._advance()
                 if piece:
                     return piece
             raise StopIteration
+
+    def _advance(self) -> str:
+        """Wait for the next event; returns the text that is certain with it."""
+        event = self._next()
+        return self._end(event) if isinstance(event, str) else self._token(event)
 
     def _next(self) -> Any:
         if self._error is not None:
@@ -116,10 +147,13 @@ class Stream(Unique, Iterator[str]):
 
     def _token(self, token: Token) -> str:
         self._watch.token()
-        self._tokens.append(token)
+        self.tokens.append(token)
         if token.id in self._request.stop_ids:
             return ""
-        piece = self._filter.push(self._text.push(token.id))
+        self.offsets.append(self._decoded)
+        text = self._text.push(token.id)
+        self._decoded += len(text)
+        piece = self._filter.push(text)
         self._pieces.append(piece)
         if self._filter.stopped:
             self._sequence.cancelled.set()
@@ -134,14 +168,14 @@ class Stream(Unique, Iterator[str]):
 
     def _done(self, reason: str) -> None:
         settings = self._request.settings
-        full = len(self._request.prompt) + len(self._tokens) >= self._context
+        full = len(self._request.prompt) + len(self.tokens) >= self._context
         self._result = Result(
             text="".join(self._pieces),
-            token_ids=[t.id for t in self._tokens],
+            token_ids=[t.id for t in self.tokens],
             prompt_token_ids=list(self._request.prompt),
             finish_reason=reason,
             context_full=reason == "length" and full,
             seed=settings.seed if settings.temperature else None,
-            logprobs=self._tokens if settings.logprobs else None,
+            logprobs=self.tokens if settings.logprobs else None,
             timings=self._watch.timings,
         )

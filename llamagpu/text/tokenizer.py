@@ -17,6 +17,10 @@ from llamagpu.text.shield import NONCHARACTER, Shield
 from llamagpu.text.template import token_text
 
 _FAILS = "The model's tokenizer fails."
+_PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
+_OTHERS = [b for b in range(256) if b not in _PRINTABLE]
+# The characters that stand for bytes in the vocabularies of GPT-2 and its like (byte-level BPE).
+_BYTES = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}
 
 
 @contextmanager
@@ -67,6 +71,8 @@ class Tokenizer:
             )
         # Some checkpoints mark special tokens as `normalized`; then the library's skip_special_tokens drops none.
         added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
+        self._byte_level = "ByteLevel" in str(self._tokenizer.decoder)
         special = {i: token.content for i, token in added.items() if token.special}
         self.special_ids, self.special_texts = frozenset(special), frozenset(special.values())
         self._bytes = {vocab[name]: b for b in range(256) if (name := f"<0x{b:02X}>") in vocab}
@@ -174,6 +180,20 @@ class Tokenizer:
         with _guarded(_FAILS):
             text: str = self._tokenizer.decode(kept[: len(kept) - cut], skip_special_tokens=False)
         return text + "\ufffd" if cut else text
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token adds to a text in progress; none if the tokenizer has no such id."""
+        name = self._tokenizer.id_to_token(id)
+        if name is None or id in self._bytes:
+            return bytes([self._bytes[id]]) if id in self._bytes else b""
+        if id in self._added:
+            return self._added[id].encode()
+        if self._byte_level and all(c in _BYTES for c in name):
+            return bytes(_BYTES[c] for c in name)
+        with _guarded(_FAILS):
+            # Decoders treat a text's first token differently: they drop its leading space.
+            once, twice = (self._tokenizer.decode([id] * n, skip_special_tokens=False) for n in (1, 2))
+        return str(twice)[len(once) :].encode()
 
     def _unfinished_bytes(self, ids: Sequence[int]) -> int:
         """The number of byte tokens at the end that begin an unfinished UTF-8 character.

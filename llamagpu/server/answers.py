@@ -1,0 +1,146 @@
+"""The JSON of generations, in the shapes of OpenAI's two endpoints, whole and in chunks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llamagpu.engine.request import Token
+from llamagpu.version import __version__
+
+if TYPE_CHECKING:
+    from llamagpu.engine import LLM, Result
+
+Tokens = Sequence[tuple[Token, int]]
+_LEAST = -9999.0  # stands for a logarithm of 0, which JSON lacks
+DONE = "data: [DONE]\n\n"
+WAITING = ": waiting\n\n"  # a comment, which keeps proxies from closing a silent stream
+
+
+def event(data: Any) -> str:
+    """A server-sent event with JSON."""
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def usage(results: Iterable[Result], choices: int) -> dict[str, int]:
+    """Tokens of prompts, each counted once, and of texts. ``choices`` results in a row have the same prompt."""
+    found = list(results)
+    prompt = sum(result.prompt_tokens for result in found[::choices])
+    made = sum(result.completion_tokens for result in found)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+
+class Shape:
+    """An endpoint's shape.
+
+    Args:
+        model: the name of the model in the answer.
+        wanted: the likeliest tokens to tell with each token; None tells no log-probabilities.
+    """
+
+    prefix, whole, part = "", "", ""
+
+    def __init__(self, llm: LLM, model: str, wanted: int | None):
+        self._llm, self._wanted = llm, wanted
+        self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._head["system_fingerprint"] = f"llamagpu-{__version__}"
+
+    def answer(self, choices: list[dict[str, Any]], used: dict[str, int]) -> dict[str, Any]:
+        """The whole answer."""
+        return {**self._head, "object": self.whole, "choices": choices, "usage": used}
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """A part of an answer."""
+        return {**self._head, "object": self.part, "choices": choices, **more}
+
+    def choice(self, index: int, text: str, tokens: Tokens, reason: str) -> dict[str, Any]:
+        """A text in a whole answer."""
+        raise NotImplementedError
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """What begins a text in chunks."""
+        return None
+
+    def delta(self, index: int, text: str, tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
+        """A piece of a text in chunks; the last one has a reason and no text."""
+        raise NotImplementedError
+
+    def _text(self, data: bytes) -> str:
+        """The text of a token; OpenAI's way to write one that is a part of a character."""
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def _likely(self, token: Token) -> list[tuple[bytes, float]]:
+        """The likeliest tokens that are wanted."""
+        return [(self._llm.token_bytes(id), max(p, _LEAST)) for id, p in token.top[: self._wanted]]
+
+    def _chosen(self, token: Token) -> tuple[bytes, float]:
+        return self._llm.token_bytes(token.id), max(token.logprob or 0.0, _LEAST)
+
+
+class Chat(Shape):
+    """/v1/chat/completions."""
+
+    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, index: int, text: str, tokens: Tokens, reason: str) -> dict[str, Any]:
+        """See ``Shape.choice``."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
+
+    def first(self, index: int) -> dict[str, Any]:
+        """See ``Shape.first``."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def delta(self, index: int, text: str, tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
+        """See ``Shape.delta``."""
+        delta = {"content": text} if reason is None else {}
+        logprobs = self._logprobs(tokens) if tokens else None
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, tokens: Tokens) -> dict[str, Any] | None:
+        if self._wanted is None:
+            return None
+
+        def entry(data: bytes, logprob: float) -> dict[str, Any]:
+            return {"token": self._text(data), "logprob": logprob, "bytes": list(data)}
+
+        content = [
+            entry(*self._chosen(token)) | {"top_logprobs": [entry(*likely) for likely in self._likely(token)]}
+            for token, _ in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+class Completion(Shape):
+    """/v1/completions."""
+
+    prefix, whole, part = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, index: int, text: str, tokens: Tokens, reason: str) -> dict[str, Any]:
+        """See ``Shape.choice``."""
+        return self.delta(index, text, tokens, reason)
+
+    def delta(self, index: int, text: str, tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
+        """See ``Shape.delta``."""
+        return {"index": index, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": reason}
+
+    def _logprobs(self, tokens: Tokens) -> dict[str, Any] | None:
+        if self._wanted is None:
+            return None
+        chosen = [self._chosen(token) for token, _ in tokens]
+        return {
+            "tokens": [self._text(data) for data, _ in chosen],
+            "token_logprobs": [logprob for _, logprob in chosen],
+            "top_logprobs": [
+                {self._text(data): p for data, p in (*self._likely(token), own)}
+                for (token, _), own in zip(tokens, chosen, strict=True)
+            ],
+            "text_offset": [offset for _, offset in tokens],
+        }

@@ -1,0 +1,164 @@
+"""/v1/chat/completions and /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import Request
+
+from llamagpu.engine import Result
+from llamagpu.engine.request import Token
+from llamagpu.errors import LlamaGPUError
+from llamagpu.server.answers import DONE, WAITING, Chat, Completion, Shape, event, usage
+from llamagpu.server.errors import about, body_of, report
+from llamagpu.server.metrics import Metrics
+from llamagpu.server.models import Models, Served
+from llamagpu.server.running import Piece, run, together, while_connected
+from llamagpu.server.schemas import ChatBody, CompletionBody, Sampled
+
+_BEAT = 15.0  # seconds of silence after which a stream says that it is alive
+_SEEDS = 2**32
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@dataclass
+class _Text:
+    """A text of an answer, as it grows."""
+
+    text: str = ""
+    tokens: list[tuple[Token, int]] = field(default_factory=list)
+    result: Result | None = None
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.result = piece.result
+
+
+class Generation:
+    """The endpoints that generate text."""
+
+    def __init__(self, models: Models, metrics: Metrics):
+        self._models, self._metrics = models, metrics
+
+    def add_to(self, router: APIRouter) -> None:
+        """Add the endpoints."""
+        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+        router.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
+
+    async def chat(self, request: Request, body: ChatBody) -> Response:
+        """Answer a conversation."""
+        served, settings = self._admitted(body)
+        with about("messages"):
+            ids = await served.chat_ids(body.messages, body.template())
+        return await self._answer(request, body, served, Chat, [ids], settings)
+
+    async def complete(self, request: Request, body: CompletionBody) -> Response:
+        """Continue prompts."""
+        served, settings = self._admitted(body)
+        with about("prompt"):
+            ids = [await served.ids(prompt) for prompt in body.prompts]
+        return await self._answer(request, body, served, Completion, ids, settings)
+
+    def _admitted(self, body: Sampled) -> tuple[Served, dict[str, Any]]:
+        """The model of a request that can be run, and its settings.
+
+        Raises:
+            LlamaGPUError: it cannot.
+        """
+        body.check()
+        served = self._models.get(body.model)
+        settings = served.checked(body.options())
+        served.gate.check()
+        return served, settings
+
+    async def _answer(
+        self,
+        request: Request,
+        body: Sampled,
+        served: Served,
+        kind: type[Shape],
+        prompts: Sequence[Sequence[int]],
+        settings: dict[str, Any],
+    ) -> Response:
+        shape = kind(served.llm, served.name, body.wanted)
+        reuse = kind is Chat
+        runs = [
+            run(served, ids, _seeded(settings, i), self._metrics, reuse=reuse)
+            for ids in prompts
+            for i in range(body.choices)
+        ]
+        self._metrics.requested(served.name, body.choices)
+        if body.stream:
+            parts = _events(runs, shape, body, prompts)
+            return StreamingResponse(parts, media_type="text/event-stream", headers=_HEADERS)
+        texts = await while_connected(request, _collected(runs))
+        results = [text.result for text in texts if text.result is not None]
+        choices = [
+            shape.choice(i, text.text, text.tokens, result.finish_reason)
+            | _ids(body, result.token_ids, result.prompt_token_ids)
+            for i, (text, result) in enumerate(zip(texts, results, strict=True))
+        ]
+        return JSONResponse(shape.answer(choices, usage(results, body.choices)))
+
+
+def _seeded(settings: dict[str, Any], index: int) -> dict[str, Any]:
+    """The settings of a prompt's choice: choice i has the seed of the request plus i."""
+    seed = settings.get("seed")
+    return settings if seed is None else settings | {"seed": (seed + index) % _SEEDS}
+
+
+def _ids(body: Sampled, new: Sequence[int], prompt: Sequence[int] | None) -> dict[str, Any]:
+    """New ids for a choice and, where it begins, those of its prompt, if the request wants them."""
+    if not body.return_token_ids:
+        return {}
+    return {"token_ids": list(new)} | ({} if prompt is None else {"prompt_token_ids": list(prompt)})
+
+
+async def _collected(runs: Sequence[AsyncIterator[Piece]]) -> list[_Text]:
+    """The whole texts."""
+    texts = [_Text() for _ in runs]
+    async for found in together(runs, _BEAT):
+        if found is not None:
+            texts[found[0]].add(found[1])
+    return texts
+
+
+async def _events(
+    runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Sampled, prompts: Sequence[Sequence[int]]
+) -> AsyncIterator[str]:
+    """The events of a streamed answer. An error that comes after its beginning is an event of its own."""
+    results: dict[int, Result] = {}
+    begun: set[int] = set()
+    more = {"usage": None} if body.include_usage else {}
+    pieces = together(runs, _BEAT)
+    try:
+        for i in range(len(runs)):
+            if (first := shape.first(i)) is not None:
+                yield event(shape.chunk([first], **more))
+        async for found in pieces:
+            if found is None:
+                yield WAITING
+                continue
+            i, piece = found
+            ids = _ids(body, piece.ids, None if i in begun else prompts[i // body.choices])
+            begun.add(i)
+            if piece.text or piece.tokens or ids:
+                yield event(shape.chunk([shape.delta(i, piece.text, piece.tokens) | ids], **more))
+            if piece.result is not None:
+                results[i] = piece.result
+                yield event(shape.chunk([shape.delta(i, "", (), piece.result.finish_reason)], **more))
+        if body.include_usage:
+            ordered = [results[i] for i in range(len(runs))]
+            yield event(shape.chunk([], usage=usage(ordered, body.choices)))
+        yield DONE
+    except Exception as e:
+        if not isinstance(e, LlamaGPUError):
+            report(e)
+        yield event(body_of(e))
+    finally:
+        await pieces.aclose()  # type: ignore[attr-defined]

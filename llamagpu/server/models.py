@@ -1,0 +1,183 @@
+"""The door to the engine: the models that are served, and what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from llamagpu.engine import LLM, CrossEncoder, Embedder, Stream
+from llamagpu.engine.params import sampling_params
+from llamagpu.errors import DeviceLostError, UsageError
+from llamagpu.model import DEFAULT_MODEL
+from llamagpu.model.weights import Progress
+from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
+from llamagpu.server.gate import Gate
+from llamagpu.server.opening import Model, named, open_model
+
+M = TypeVar("M", LLM, Embedder, CrossEncoder)
+DOES: dict[type, str] = {LLM: "generates text", Embedder: "embeds texts", CrossEncoder: "ranks documents"}
+
+
+@dataclass(eq=False)
+class Served:
+    """A model that is served. ``lost`` is whether its device was lost and did not come back."""
+
+    name: str
+    model: Model
+    gate: Gate
+    created: int = field(default_factory=lambda: int(time.time()))
+    lost: bool = False
+
+    @property
+    def llm(self) -> LLM:
+        """The model, which generates text.
+
+        Raises:
+            RequestError: it does not.
+        """
+        return self._as(LLM)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model, which embeds; see ``llm``."""
+        return self._as(Embedder)
+
+    @property
+    def ranker(self) -> CrossEncoder:
+        """The model, which ranks; see ``llm``."""
+        return self._as(CrossEncoder)
+
+    def _as(self, kind: type[M]) -> M:
+        if not isinstance(self.model, kind):
+            what = f"The model {self.name} {DOES[type(self.model)]}."
+            raise RequestError(BAD_REQUEST, what, f"This endpoint needs one that {DOES[kind]}.", param="model")
+        return self.model
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Note whether the device of what runs in the block was lost and did not come back."""
+        try:
+            yield
+        except DeviceLostError:
+            self.lost = True
+            raise
+        self.lost = False
+
+    async def ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids of a prompt."""
+        return await asyncio.to_thread(self.llm.prompt_ids, prompt)
+
+    async def chat_ids(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[int]:
+        """The ids of a conversation up to the beginning of the answer."""
+        llm = self.llm
+
+        def work() -> list[int]:
+            return llm.prompt_ids(llm.apply_chat_template(messages, **options))
+
+        return await asyncio.to_thread(work)
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a generation, with those of generation_config.json where a request gives none.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        settings = {**self.llm.chat_settings, **options}
+        sampling_params(self.llm.config.vocab_size, **settings)
+        return settings
+
+    def start(
+        self, ids: Sequence[int], settings: Mapping[str, Any], listener: Callable[[], None], *, reuse: bool
+    ) -> Stream:
+        """Start a generation. The engine's thread calls the listener when the stream has something to ``take``; closing
+        the stream cancels it."""
+        stream = self.llm.stream(ids, reuse=reuse, **settings)
+        stream.listen(listener)
+        return stream
+
+    def embed(self, texts: Iterator[str], dimensions: int | None) -> Iterable[Any]:
+        """The vectors of texts, one by one, as they are made; on a thread that may wait."""
+        vectors: Iterable[Any] = self.embedder.encode(texts, truncate_dim=dimensions, too_long="error")
+        return vectors
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Scores of pairs of a query and a document; on a thread that may wait.
+
+        Raises:
+            UsageError: the model has several labels.
+        """
+        if self.ranker.num_labels != 1:
+            raise UsageError(f"{self.name} has {self.ranker.num_labels} labels.", "Ranking needs one.")
+        return [float(score) for score in self.ranker.predict(pairs)]
+
+
+class Models:
+    """The served models by name; none until ``load`` is done. ``names`` has all of them at once.
+
+    Args:
+        given: names, paths and hub ids as ``-m`` takes them; none is the bundled model.
+        options: of ``LLM``, and of the others as far as they have them.
+        places, queue: of each model's ``Gate``.
+
+    Raises:
+        UsageError: two models have the same name.
+    """
+
+    def __init__(self, given: Sequence[str], options: Mapping[str, Any], places: int, queue: int):
+        self._given = [named(text) for text in given or (DEFAULT_MODEL,)]
+        self.names = [name for name, _ in self._given]
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise UsageError(
+                    f"Two models have the name {name}.", "A request names one.", "Give names: -m NAME=PATH."
+                )
+        self._options, self._places, self._queue = dict(options), places, queue
+        self.served: dict[str, Served] = {}
+        self.loaded = False
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Load all models; takes its time.
+
+        Raises:
+            LlamaGPUError: one cannot be loaded. Those before it are closed.
+        """
+        try:
+            for name, model in self._given:
+                found = open_model(model, self._options, progress)
+                self.served[name] = Served(name, found, Gate(self._places, self._queue))
+        except BaseException:
+            self.close()
+            raise
+        self.loaded = True
+
+    def close(self) -> None:
+        """Close all models."""
+        self.loaded = False
+        for served in self.served.values():
+            served.model.close()
+        self.served.clear()
+
+    def get(self, name: str | None) -> Served:
+        """The model of a request; without a name, the only one.
+
+        Raises:
+            RequestError: there is none of that name, or the models are being loaded.
+        """
+        self.check_loaded()
+        known = f"Served: {', '.join(self.served)}."
+        if name is None:
+            if len(self.served) == 1:
+                return next(iter(self.served.values()))
+            raise RequestError(BAD_REQUEST, "The request names no model.", known, param="model")
+        if name not in self.served:
+            raise RequestError(NO_MODEL, f"There is no model {name[:200]}.", known, param="model")
+        return self.served[name]
+
+    def check_loaded(self) -> None:
+        """Refuse requests before the models are loaded."""
+        if not self.loaded:
+            raise RequestError(LOADING, "The models are being loaded.", "", "Try again later.", retry_after=1)

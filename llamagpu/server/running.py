@@ -1,0 +1,155 @@
+"""Generations on the event loop: pieces of text as they come, of several sequences at once.
+
+No thread waits for a generation. The engine's thread tells the loop when there is something to take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llamagpu.engine.request import Token
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from llamagpu.engine import Result, Stream
+    from llamagpu.server.metrics import Metrics
+    from llamagpu.server.models import Served
+
+T = TypeVar("T")
+
+
+class Disconnected(Exception):
+    """The client has gone; nobody reads an answer."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text: characters, and the tokens that begin in them, each with the characters of the text before it.
+    ``ids`` has all tokens that came. The last piece has the result."""
+
+    text: str
+    tokens: list[tuple[Token, int]]
+    ids: list[int]
+    result: Result | None = None
+
+
+async def run(
+    served: Served, ids: Sequence[int], settings: Mapping[str, Any], metrics: Metrics, *, reuse: bool
+) -> AsyncIterator[Piece]:
+    """Wait for a place, and generate. Closing the iterator cancels the generation.
+
+    Raises:
+        LlamaGPUError: the generation ended with an error.
+    """
+    begin, woken = time.monotonic(), asyncio.Event()
+    listener = _listener(asyncio.get_running_loop(), woken)
+    async with served.gate.place(), served.watched():
+        metrics.started(served.name, len(ids), time.monotonic() - begin)
+        stream = await asyncio.to_thread(served.start, ids, settings, listener, reuse=reuse)
+        seen, told, characters = 0, 0, 0
+        try:
+            while not stream.done:
+                await woken.wait()
+                woken.clear()
+                text = stream.take()
+                if stream.tokens and not seen:
+                    metrics.first(served.name, time.monotonic() - begin)
+                made = [token.id for token in stream.tokens[seen:]]
+                metrics.tokens(served.name, len(made))
+                seen, characters = len(stream.tokens), characters + len(text)
+                until = _begun(stream, told, characters)
+                tokens = list(zip(stream.tokens[told:until], stream.offsets[told:until], strict=True))
+                told = until
+                if stream.done:
+                    metrics.finished(served.name, stream.result, time.monotonic() - begin)
+                if made or stream.done:
+                    yield Piece(text, tokens, made, stream.result if stream.done else None)
+        finally:
+            stream.close()
+
+
+def _listener(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> Callable[[], None]:
+    """What the engine's thread calls."""
+
+    def wake() -> None:
+        if not woken.is_set():
+            try:
+                loop.call_soon_threadsafe(woken.set)
+            except RuntimeError:  # the loop has ended
+                pass
+
+    return wake
+
+
+def _begun(stream: Stream, told: int, characters: int) -> int:
+    """The tokens that begin in the first characters of a text; all of them at its end, but those of a stop string."""
+    count = len(stream.offsets)
+    by_string = stream.done and stream.result.finish_reason == "stop" and count == len(stream.tokens)
+    if stream.done and not by_string:
+        return count
+    while told < count and stream.offsets[told] < characters:
+        told += 1
+    return told
+
+
+async def together(runs: Sequence[AsyncIterator[Piece]], beat: float) -> AsyncIterator[tuple[int, Piece] | None]:
+    """The pieces of several generations as they come, each with its number; None after every ``beat`` seconds without
+    one. Closing the iterator cancels all.
+
+    Raises:
+        LlamaGPUError: one of them ended with an error.
+    """
+    queue: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+
+    async def pump(number: int, pieces: AsyncIterator[Piece]) -> None:
+        try:
+            async for piece in pieces:
+                queue.put_nowait((number, piece))
+        except Exception as e:
+            queue.put_nowait(e)
+
+    tasks = [asyncio.create_task(pump(i, pieces)) for i, pieces in enumerate(runs)]
+    try:
+        left = len(tasks)
+        while left:
+            try:
+                item = await asyncio.wait_for(queue.get(), beat)
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(item, Exception):
+                raise item
+            left -= item[1].result is not None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that is cancelled if the client goes.
+
+    Raises:
+        Disconnected: it has gone.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    doing, going = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((doing, going), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Disconnected
+        return doing.result()
+    finally:
+        for task in (doing, going):
+            task.cancel()
+        await asyncio.gather(doing, going, return_exceptions=True)
