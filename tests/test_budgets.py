@@ -19,6 +19,7 @@ from llamagpu.cli.main import run
 from llamagpu.errors import UsageError
 from llamagpu.gpu import native
 from llamagpu.gpu.census import Census, census
+from llamagpu.kernels.kv_write import PAGE
 
 TOKENS = 64
 PROMPT = "Once upon a time, there was a little dog"
@@ -61,7 +62,7 @@ def test_budget_of_a_filtered_token(story: LLM) -> None:
     counts = decode_census(story, temperature=0.8, top_k=20, repetition_penalty=1.1, seed=3, logprobs=5)
     assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 6)
     assert sum(counts.objects.values()) == 3 * TOKENS
-    assert counts.bytes["up"] == 0
+    assert counts.bytes["up"] <= 4 * (TOKENS // PAGE + 1)  # entries of the page table
     assert counts.bytes["down"] <= TOKENS * (64 + 8 * 21)
 
 

@@ -392,14 +392,13 @@ def test_an_error_ends_only_its_request(where: str, device: gpu.Device, monkeypa
         runner = llm._session.engine._runner
         original = getattr(runner, where)
 
-        def failing(subject: Any) -> Any:
-            sequences = subject if isinstance(subject, tuple) else (subject,)
-            if any(s.request.settings.seed == 13 for s in sequences):
+        def failing(subject: Any, *more: Any) -> Any:
+            concerned = [subject] if where == "begin" else [s[0] if isinstance(s, tuple) else s for s in subject]
+            if any(s.request.settings.seed == 13 for s in concerned):
                 raise ZeroDivisionError("odd")
-            return original(subject)
+            return original(subject, *more)
 
         monkeypatch.setattr(runner, where, failing)
-        # Filtered requests do not share a step with plain ones, so a failing step affects them alone.
         good, bad = llm.stream(PROMPT, max_tokens=20), llm.stream("Tom", max_tokens=20, seed=13, logprobs=1)
         with pytest.raises(ZeroDivisionError):
             _ = bad.result
@@ -419,12 +418,9 @@ def test_a_sequence_resumes_from_its_tokens(device: gpu.Device, options: dict) -
 
         def lose() -> None:
             engine._land_all()
-            for sequence in engine._active:
-                engine._runner.end(sequence)
-                sequence.length = 0
-                engine._waiting.append(sequence)
-            assert engine._waiting
-            engine._active.clear()
+            (sequence,) = engine.scheduler.active
+            engine._runner.end(sequence)
+            engine.scheduler.preempt(sequence)
 
         device.call(lose)
         assert stream.result.token_ids == expected

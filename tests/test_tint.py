@@ -120,7 +120,7 @@ def model_programs(
             plans.prefill_ids(1)
             plans.last_norm(1)
             for plain in (True, False):
-                plans.first(plain)
+                plans.first(1, plain)
                 for batch in BATCHES:
                     plans.head(batch)
                     plans.decode(batch, 1, plain)

@@ -81,7 +81,7 @@ def _plans(forward: Forward[Recording], sizes: Sizes) -> Iterator[tuple[str, Rec
             yield f"prefill {rows}", forward.prefill(rows)
     for plain in (True, False):
         kind = "plain" if plain else "filtered"
-        yield f"first {kind}", forward.first(plain)
+        yield f"first {kind}", forward.first(1, plain)
         splits = 1
         while splits <= split_bucket(sizes.context):
             yield f"decode {splits * RUN} {kind}", forward.decode(1, splits * RUN, plain)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from llamagpu.engine.bound_prompts import BoundPrompts
 from llamagpu.engine.request import NotFinite, Request, Sequence
 from llamagpu.engine.runner import Flight, Outcome, Runner
+from llamagpu.engine.scheduler import Scheduler
 from llamagpu.errors import DeviceLostError, OutOfMemoryError
 from llamagpu.gpu import Device, Lost, Tensor
 from llamagpu.model import Model
-from llamagpu.model.bound import INPUT, BoundPrompt
+from llamagpu.model.bound import BoundPrompt
 from llamagpu.model.decoder_packs import DecoderPacks
 
 IN_FLIGHT = 2  # steps that are submitted before the oldest is read
@@ -28,18 +30,20 @@ class Engine:
     cancellation, which the host notices later, the steps in flight only write positions beyond its length, which are
     never read. The queue runs in order, so another sequence that gets its pages writes them after those steps.
 
-    An error while a sequence is admitted or prefilled ends that sequence; an error in a step ends the sequences of the
-    step. If the device is lost, the step raises, and ``restart`` continues every sequence from its tokens.
+    Requests join and leave the running batch at any token. Pages are taken as a sequence grows; if they run out, the
+    youngest sequence waits and goes on from its tokens later. What it made is replayed by the kernels that made it, so
+    that its bits do not change.
+
+    After an error in a pass or a step, its sequences run alone, and the one that fails ends. If the device is lost, the
+    step raises, and ``restart`` continues every sequence from its tokens.
     """
 
     def __init__(self, device: Device, model: Model):
         self._device, self._thread, self._model = device, device.thread, model
         self._runner = Runner(device, model)
-        self._waiting: deque[Sequence] = deque()
-        self._active: list[Sequence] = []
+        self.scheduler = Scheduler()
         self._flights: deque[Flight] = deque()
-        self._bound: set[BoundPrompt] = set()
-        self._turn = 0
+        self._bound = BoundPrompts(model, self._runner)
         self._closed: Exception | None = None
         self._thread.add(self._step)
 
@@ -49,7 +53,7 @@ class Engine:
 
         def enter() -> None:
             if self._closed is None:
-                self._waiting.append(sequence)
+                self.scheduler.waiting.append(sequence)
             else:
                 sequence.events.put(self._closed)
 
@@ -63,49 +67,16 @@ class Engine:
             OutOfMemoryError: the cache has no room now.
             DeviceLostError: the model is closed.
         """
-        return self._thread.call(lambda: self._bind(tensors))
-
-    def _bind(self, tensors: Mapping[str, Tensor]) -> BoundPrompt:
-        self._check_open()
-        cache, count = self._model.cache, tensors[INPUT].columns
-        pages = cache.take(count)
-        if pages is None:
-            raise OutOfMemoryError(
-                f"The cache has no room for {count} bound tokens now.",
-                f"{cache.free_pages} pages and {cache.free_slots} slots are free.",
-                "Close other bound sessions, wait until generations end, or use a smaller context.",
-            )
-        try:
-            prompt = BoundPrompt(self._model, pages, tensors, self._runner.segment_work)
-        except BaseException:
-            cache.give(pages)
-            raise
-        self._bound.add(prompt)
-        return prompt
+        return self._thread.call(lambda: self._opened_prompts().bind(tensors))
 
     def run(self, prompt: BoundPrompt) -> None:
         """Submit a run of bound tensors, and wait for nothing. From any thread."""
-
-        def run() -> None:
-            self._check_open()
-            if prompt not in self._bound:
-                raise DeviceLostError("The bound tensors were lost with their device.", "", "Bind new ones.")
-            self._runner.unsettle()
-            prompt.commands.run()
-
-        self._thread.call(run)
+        self._thread.call(lambda: self._opened_prompts().run(prompt))
 
     def unbind(self, prompt: BoundPrompt) -> None:
         """Take the slot and the pages of a bound prompt back. From any thread, also while Python collects garbage."""
-
-        def give() -> None:
-            if prompt in self._bound:
-                self._bound.remove(prompt)
-                self._model.cache.give(prompt.pages)
-                prompt.words.free()
-
         try:
-            self._thread.post(give)
+            self._thread.post(lambda: self._bound.unbind(prompt))
         except DeviceLostError:
             pass  # the device freed everything
 
@@ -113,41 +84,37 @@ class Engine:
         """What runs packs of texts for their pooled hidden states, beside the generation of this engine."""
         runner = self._runner
         return DecoderPacks(
-            self._device, self._model, lambda: bool(self._active), runner.unsettle, lambda: runner.segment_work
+            self._device, self._model, lambda: bool(self.scheduler.active), runner.unsettle, lambda: runner.segment_work
         )
 
-    def _check_open(self) -> None:
+    def _opened_prompts(self) -> BoundPrompts:
         if self._closed is not None:
             raise self._closed
+        return self._bound
 
     def close(self) -> None:
         """End every sequence with an error and stop."""
         self._thread.remove(self._step)
         self._closed = DeviceLostError("The model was closed.", "It was still generating.", "Load it again.")
         self._fail_all(self._closed)
-        for prompt in self._bound:
-            prompt.words.free()
-        self._bound.clear()
+        self._bound.close()
         self._model.forward.free()
 
     def restart(self, model: Model) -> None:
-        """Continue on a model that was loaded again: every sequence from its tokens, in the order of before."""
+        """Continue on a model that was loaded again: every sequence from its tokens, the oldest first."""
         self._model, self._runner = model, Runner(self._device, model)
+        self._bound = BoundPrompts(model, self._runner)
         self._flights.clear()
-        self._bound.clear()
-        self._waiting.extendleft(reversed(self._active))
-        self._active.clear()
-        for sequence in self._waiting:
-            sequence.restart()
+        self.scheduler.restart()
 
     def fail(self, error: Exception) -> None:
         """End every sequence, and those to come, with an error."""
         self._closed = error
         self._fail_all(error)
-        self._bound.clear()
+        self._bound = BoundPrompts(self._model, self._runner)
 
     def _step(self) -> bool:
-        """One unit of work: a chunk of one prompt, and a token for a batch; returns whether there is more."""
+        """One unit of work: a chunk of prompts, and a token for a batch; returns whether there is more."""
         try:
             self._drop_cancelled()
             self._admit()
@@ -157,83 +124,118 @@ class Engine:
             raise
         except Exception as e:  # every sequence must get the error, of any kind
             self._fail_all(e)
-        return bool(self._active or self._waiting or self._flights)
+        return bool(self.scheduler.active or self.scheduler.waiting or self._flights)
 
     def _drop_cancelled(self) -> None:
-        for sequence in [s for s in self._waiting if s.cancelled.is_set()]:
-            self._waiting.remove(sequence)
+        scheduler = self.scheduler
+        for sequence in [s for s in scheduler.waiting if s.cancelled.is_set()]:
+            scheduler.waiting.remove(sequence)
             sequence.events.put("cancelled")
-        for sequence in [s for s in self._active if s.cancelled.is_set()]:
+        for sequence in [s for s in scheduler.active if s.cancelled.is_set()]:
             self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
-        """Admit waiting sequences in order, while the cache has room for all tokens that they may need."""
-        while self._waiting:
-            sequence = self._waiting[0]
+        """Admit waiting sequences in order, while the cache has room for their tokens and for a page more for each that
+        runs."""
+        scheduler = self.scheduler
+        while scheduler.waiting:
+            sequence = scheduler.waiting[0]
             try:
-                if not self._runner.begin(sequence):
-                    if self._active:
+                if not self._runner.begin(sequence, len(scheduler.active)):
+                    if scheduler.active:
                         return
-                    held = f"{len(self._bound)} bound sessions hold a part of it." if self._bound else ""
-                    most = sequence.request.most
-                    raise OutOfMemoryError(f"A sequence of {most} tokens does not fit the cache.", held)
+                    raise self._full(sequence)
             except DeviceLostError:
                 raise
             except Exception as e:  # it ends this sequence only
-                self._waiting.popleft()
+                scheduler.waiting.popleft()
                 self._runner.end(sequence)
                 sequence.events.put(e)
                 continue
-            self._active.append(self._waiting.popleft())
+            scheduler.active.append(scheduler.waiting.popleft())
+
+    def _full(self, sequence: Sequence) -> OutOfMemoryError:
+        held = f"{len(self._bound)} bound sessions hold a part of it." if self._bound else ""
+        return OutOfMemoryError(f"A sequence of {sequence.request.most} tokens does not fit the cache.", held)
 
     def _prefill(self) -> None:
-        sequence = next((s for s in self._active if not s.prefilled), None)
-        if sequence is None:
+        """The next chunk: of tokens to replay, or of prompts, as many as share a pass. Beside sequences that decode, it
+        is short."""
+        scheduler, runner = self.scheduler, self._runner
+        again = scheduler.replaying()
+        if again is not None:
+            self._guarded([again], lambda: runner.replay(again))
             return
-        try:
-            self._take((sequence,), self._runner.prefill(sequence))
-            if sequence.request.want_logits and sequence.prefilled and not sequence.cancelled.is_set():
-                self._finish(sequence, np.concatenate(sequence.logits))
-        except DeviceLostError:
-            raise
-        except Exception as e:  # it ends this sequence only
-            self._finish(sequence, e)
+        prompts = scheduler.prompts()
+        if not prompts:
+            return
+        pack = runner.pack(prompts, runner.chunk_rows(beside=bool(scheduler.ready)))
 
-    def _decode(self) -> None:
-        """A step of the plain sequences, or of the others. They are not mixed, so that no sequence affects another."""
-        ready = [s for s in self._active if s.prefilled and not s.request.want_logits]
-        more = [s for s in ready if s.made + s.in_flight < s.request.limit]
-        plain, filtered = (
-            [s for s in more if s.request.settings.plain],
-            [s for s in more if not s.request.settings.plain],
-        )
-        kinds = [kind for kind in (plain, filtered) if kind]
-        if not kinds:
-            self._land_all()
-            return
-        self._turn += 1
-        batch = tuple(self._runner.batch_of(kinds[self._turn % len(kinds)]))
-        if self._flights and not (self._flights[-1].batch == batch and self._runner.follows(batch)):
-            self._land_all()  # the next step needs its tokens on the host; it may end some
-            return
-        if not self._launch(batch):
-            return
-        if len(self._flights) > IN_FLIGHT:
-            self._land()
-        if len(batch) < len(ready):  # sequences that did not run go first next time
-            self._land_all()
-            self._active = [s for s in self._active if s not in batch] + [s for s in self._active if s in batch]
+        def run() -> None:
+            done = runner.prefill(pack)
+            self._take([s for s, _ in done], [outcome for _, outcome in done])
+            for s, _ in pack:
+                if s.request.want_logits and s.prefilled and not s.cancelled.is_set():
+                    self._finish(s, np.concatenate(s.logits))
 
-    def _launch(self, batch: tuple[Sequence, ...]) -> bool:
-        """Launch a step; if that fails, its sequences end with the error."""
+        self._guarded([s for s, _ in pack], run)
+
+    def _guarded(self, sequences: Iterable[Sequence], run: Callable[[], None]) -> bool:
+        """Run something for sequences. If it fails, they run alone next, and one that fails alone ends with the error.
+        Returns whether it went well."""
+        concerned = list(sequences)
         try:
-            self._flights.append(self._runner.launch(batch))
+            run()
         except DeviceLostError:
             raise
         except Exception as e:
             self._land_all()
-            for sequence in [s for s in batch if s in self._active]:
-                self._finish(sequence, e)
+            for sequence in [s for s in concerned if s in self.scheduler.active]:
+                if len(concerned) == 1:
+                    self._finish(sequence, e)
+                sequence.alone = True
+            return False
+        for sequence in concerned:
+            sequence.alone = False
+        return True
+
+    def _decode(self) -> None:
+        """A step of the sequences that are ready, as many as one holds."""
+        batch = self._batch()
+        if self._flights and not (self._flights[-1].batch == batch and self._runner.follows(batch)):
+            self._land_all()  # the next step needs its tokens on the host; it may end some
+            batch = self._batch()
+        if not batch:
+            self._land_all()
+            return
+        if not self._reserve(batch):
+            return
+        if not self._guarded(batch, lambda: self._flights.append(self._runner.launch(batch))):
+            return
+        if len(self._flights) > IN_FLIGHT:
+            self._land()
+        if len(batch) < len(self.scheduler.steps()):  # sequences that did not run go first next time
+            self._land_all()
+            self.scheduler.ran(batch)
+
+    def _batch(self) -> tuple[Sequence, ...]:
+        """The sequences of the next step."""
+        more = self.scheduler.steps()
+        return tuple(self._runner.batch_of(more)) if more else ()
+
+    def _reserve(self, batch: tuple[Sequence, ...]) -> bool:
+        """Pages for the next position of every sequence. If there are none, the youngest sequence gives up its own and
+        resumes from its tokens later; then the batch is another one, and this returns False."""
+        for sequence in batch:
+            if self._runner.reserve(sequence, 1):
+                continue
+            self._land_all()
+            victim = self.scheduler.youngest() if self.scheduler.active else sequence
+            if victim is sequence and len(self.scheduler.active) == 1:
+                self._finish(sequence, self._full(sequence))
+            elif victim in self.scheduler.active:
+                self._runner.end(victim)
+                self.scheduler.preempt(victim)
             return False
         return True
 
@@ -245,10 +247,10 @@ class Engine:
         while self._flights:
             self._land()
 
-    def _take(self, sequences: Iterable[Sequence], outcomes: list[Outcome]) -> None:
+    def _take(self, sequences: Iterable[Sequence], outcomes: Iterable[Outcome]) -> None:
         """Deliver tokens, and finish the sequences that end with them."""
-        for sequence, token in zip(sequences, outcomes, strict=False):
-            if sequence not in self._active:  # it ended while this step was in flight
+        for sequence, token in zip(sequences, outcomes, strict=True):
+            if sequence not in self.scheduler.active:  # it ended while this step was in flight
                 continue
             if isinstance(token, NotFinite):
                 self._finish(sequence, token)
@@ -261,16 +263,14 @@ class Engine:
                 self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, event: Any) -> None:
-        self._active.remove(sequence)
+        self.scheduler.active.remove(sequence)
         self._runner.end(sequence)
         sequence.events.put(event)
 
     def _fail_all(self, error: Exception) -> None:
         while self._flights:
             self._runner.abandon(self._flights.popleft())
-        for sequence in self._active:
+        for sequence in self.scheduler.active:
             self._runner.end(sequence)
-        for sequence in (*self._active, *self._waiting):
+        for sequence in self.scheduler.clear():
             sequence.events.put(error)
-        self._active.clear()
-        self._waiting.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -94,8 +95,8 @@ class Sequence:
     """A request in progress: its tokens, and the pages that hold their keys and values. It begins with the prompt and
     ``earlier`` tokens that were made for it elsewhere.
 
-    A sequence that lost its pages can go on from its tokens: begun again with length 0, it is prefilled with all of
-    them but the newest.
+    A sequence that lost its pages can go on from its tokens: begun again with length 0, its prompt is prefilled, and
+    the tokens that it made are replayed, all but the newest.
 
     ``events`` carries Tokens, then a str (the finish reason), an array (logits) or an exception.
     """
@@ -108,6 +109,9 @@ class Sequence:
     pages: Pages | None = None
     length: int = 0  # positions in the cache
     in_flight: int = 0  # steps that were launched and not read yet
+    counted: bool = False  # whether the device has the counts of its tokens
+    alone: bool = False  # whether its next step runs alone, because one in company failed
+    number: int = field(default_factory=itertools.count().__next__)  # a larger one is younger
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -127,6 +131,16 @@ class Sequence:
     def decodes_from(self) -> int:
         """Positions that must be in the cache before it decodes: the prompt, or all tokens but the newest."""
         return len(self.tokens) - bool(self.made)
+
+    @property
+    def prefill_end(self) -> int:
+        """Positions that prefill passes compute: the prompt's."""
+        return len(self.request.prompt)
+
+    @property
+    def replays(self) -> bool:
+        """Whether tokens that it made before must be replayed next."""
+        return self.prefill_end <= self.length < self.decodes_from
 
     @property
     def prefilled(self) -> bool:

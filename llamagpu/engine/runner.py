@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Iterable
 from dataclasses import dataclass
 
@@ -11,15 +12,17 @@ import numpy as np
 from llamagpu.engine.request import NotFinite, Sequence, Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
+from llamagpu.kernels.kv_write import PAGE
 from llamagpu.kernels.step import Sampled
 from llamagpu.model import Model
-from llamagpu.model.forward import BATCHES, HEAD_ROWS, batch_limit, bucket
-from llamagpu.model.step import Reading
+from llamagpu.model.forward import BATCHES, HEAD_ROWS, ROW_BUCKETS, batch_limit, bucket
+from llamagpu.model.step import Chunk, Reading, Row, pack_rows_of
 
-PACE_SECONDS = 0.1  # goal for one submission of a prefill
+PACE_SECONDS = 0.1  # goal for one submission of a prefill, and for a prefill beside running sequences
 STEP_SECONDS = 1.0  # most for one submission of a step: drivers stop commands that run for seconds
 # Multiply-adds a second, assumed until a long prompt has shown the true rate.
 _RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
+_LEAST_ROWS = 16  # of a prefill beside running sequences
 
 Outcome = Token | NotFinite
 
@@ -40,19 +43,19 @@ class Runner:
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = _RATE[device.adapter.kind]
 
-    def begin(self, sequence: Sequence) -> bool:
-        """Give a sequence its slot and pages, and set the slot's counts and bias; False if the cache has no room
-        now."""
+    def begin(self, sequence: Sequence, spare: int = 0) -> bool:
+        """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
+        less than ``spare`` pages would be left."""
         request = sequence.request
         prefix = sequence.tokens if request.reuse else []
         if request.want_logits:
             prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
-        pages = self._model.cache.take(request.most, prefix)
+        count = min(request.most, len(sequence.tokens) + PAGE)
+        pages = self._model.cache.take(count, prefix, request.most, spare)
         if pages is None:
             return False
-        sequence.pages, sequence.length = pages, pages.cached
-        made = sequence.tokens[len(request.prompt) :] if request.settings.counted else None
-        self._state.begin_sequence(pages.slot, request.prompt, made, dict(request.bias))
+        sequence.pages, sequence.length, sequence.counted = pages, pages.cached, False
+        self._state.set_bias(pages.slot, dict(request.bias))
         return True
 
     def end(self, sequence: Sequence) -> None:
@@ -63,34 +66,105 @@ class Runner:
             self._model.cache.give(sequence.pages, sequence.tokens[: sequence.length])
             sequence.pages = None
 
-    def prefill(self, sequence: Sequence) -> list[Outcome]:
-        """Run the next chunk of a prompt. The last one gives the first token, unless logits were asked for or the
-        sequence only resumes."""
-        request, first = sequence.request, sequence.length
-        chunk = sequence.tokens[first : min(first + self._model.sizes.rows, sequence.decodes_from)]
-        rows = bucket(len(chunk))
-        self._state.write_prompt(chunk, first, sequence.slot, rows)
-        self._settled = ()
-        self._run_paced(self._forward.prefill(rows), sequence)
-        if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
-            return []
-        sequence.length += len(chunk)
-        if request.want_logits:
-            self._collect_logits(sequence, len(chunk))
-            return []
-        if not sequence.prefilled or sequence.made:
-            return []
-        self._state.pick([len(chunk) - 1])
-        self._state.write_rows([sequence.row_at(sequence.length - 1)], 1)
-        self._settled = (sequence,)
-        return self._outcomes(self._submit((sequence,), self._forward.first(request.settings.plain)))
+    def reserve(self, sequence: Sequence, positions: int) -> bool:
+        """Give a sequence pages for more positions, beyond those in the cache and in flight; False if there are
+        none."""
+        assert sequence.pages is not None
+        tokens = min(sequence.length + sequence.in_flight + positions, sequence.request.most)
+        pages = self._model.cache.grow(sequence.pages, tokens)
+        if pages is None:
+            return False
+        sequence.pages = pages
+        return True
 
-    def _run_paced(self, plan: Plan, sequence: Sequence) -> None:
+    # --- prompts ----------------------------------------------------------------------------
+
+    def chunk_rows(self, beside: bool) -> int:
+        """Most rows of a prefill pass. ``beside`` running sequences it takes no longer than ``PACE_SECONDS``, if that
+        is possible."""
+        most = self._model.sizes.rows
+        if not beside:
+            return most
+        rows = self._rate * PACE_SECONDS * _LEAST_ROWS / self._forward.prefill(_LEAST_ROWS).work
+        return max((b for b in ROW_BUCKETS if b <= min(rows, most)), default=1) if rows > _LEAST_ROWS else _LEAST_ROWS
+
+    def pack(self, sequences: Iterable[Sequence], most: int) -> list[tuple[Sequence, int]]:
+        """The first sequences that share a prefill pass of up to ``most`` rows, and the tokens of each in it. Logits
+        are computed alone."""
+        out: list[tuple[Sequence, int]] = []
+        free = most
+        for s in sequences:
+            count = min(s.prefill_end - s.length, free)
+            if count < 1 or (out and s.request.want_logits) or len(out) == HEAD_ROWS:
+                break
+            out.append((s, count))
+            free -= pack_rows_of(count)
+            if s.request.want_logits:
+                break
+        return out
+
+    def prefill(self, pack: Iterable[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
+        """Run the next chunks of prompts. A prompt's last chunk gives the first token, unless logits were asked for or
+        the sequence only resumes."""
+        chunks = [Chunk(s.tokens[s.length : s.length + count], s.length, s.slot) for s, count in pack]
+        sizes = [len(c.tokens) for c in chunks]
+        rows = sizes[0] if len(sizes) == 1 else sum(map(pack_rows_of, sizes))
+        rows = bucket(min(rows, self._model.sizes.rows))
+        begins = self._state.write_prompts(chunks, rows)
+        self._settled = ()
+        self._run_paced(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
+        picks = []
+        for (sequence, count), begin in zip(pack, begins, strict=True):
+            if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
+                continue
+            sequence.length += count
+            if sequence.request.want_logits:
+                self._collect_logits(sequence, count)
+            elif sequence.prefilled and not sequence.made:
+                picks.append((sequence, begin + count - 1))
+        return self._first(picks)
+
+    def _first(self, picks: list[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
+        """The first tokens of sequences, whose last positions are the picked rows."""
+        if not picks:
+            return []
+        batch, rows = tuple(s for s, _ in picks), bucket(len(picks), BATCHES)
+        self._state.pick([row for _, row in picks] + [picks[-1][1]] * (rows - len(picks)))
+        self._write_state(batch, [s.row_at(s.length - 1) for s in batch], rows)
+        flight = self._submit(batch, self._forward.first(rows, self._plain(batch)))
+        return list(zip(batch, self._outcomes(flight), strict=True))
+
+    def replay(self, sequence: Sequence) -> None:
+        """Write the next keys and values of tokens that the sequence made before it lost its pages. Decode kernels
+        compute them, as they did before, so that they have the same bits."""
+        begin = sequence.length
+        count = min(sequence.decodes_from - begin, batch_limit(self._model.context, sequence.request.most))
+        rows = [Row(sequence.tokens[at], at, sequence.slot) for at in range(begin, begin + count)]
+        self._state.write_rows(rows, bucket(count, BATCHES))
+        self._settled, sequence.counted = (), False
+        plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True)
+        self._run_paced(plan, sequence.cancelled.is_set)
+        if not sequence.cancelled.is_set():
+            sequence.length += count
+
+    def _run_paced(self, plan: Plan, cancelled: Callable[[], bool]) -> None:
         """Run a plan in submissions of about ``PACE_SECONDS``, and learn the rate from a long one."""
         pace, start = self._rate * PACE_SECONDS, time.perf_counter()
-        plan.run(segment_work=pace, cancelled=sequence.cancelled.is_set)
-        if not sequence.cancelled.is_set() and plan.work > 10 * pace:  # all but the last two submissions are done
+        plan.run(segment_work=pace, cancelled=cancelled)
+        if not cancelled() and plan.work > 10 * pace:  # all but the last two submissions are done
             self._rate = (plan.work - 2 * pace) / (time.perf_counter() - start)
+
+    def _collect_logits(self, sequence: Sequence, rows: int) -> None:
+        """Read the wanted logits of the last chunk, which had ``rows`` positions."""
+        unwanted = max(0, sequence.request.first - (sequence.length - rows))
+        for first in range(unwanted, rows, HEAD_ROWS):
+            count = min(HEAD_ROWS, rows - first)
+            padded = bucket(count, BATCHES)
+            self._state.pick([min(i, rows - 1) for i in range(first, first + padded)])
+            self._forward.head(padded).run()
+            sequence.logits.append(self._forward.logits.head(padded).numpy()[:count].astype(np.float32))
+
+    # --- steps ------------------------------------------------------------------------------
 
     def unsettle(self) -> None:
         """Note that the buffers of the step hold the state of no sequence: another plan has used them."""
@@ -106,15 +180,14 @@ class Runner:
         return self._settled == batch
 
     def launch(self, batch: tuple[Sequence, ...]) -> Flight:
-        """Submit one step of sequences, whose settings are all plain or all not. If the device holds the state of other
-        sequences, the state of these is written first; then nothing may be in flight."""
+        """Submit one step. If the device holds the state of other sequences, the state of these is written first; then
+        nothing may be in flight."""
         rows = bucket(len(batch), BATCHES)
         if not self.follows(batch):
             assert not any(s.in_flight for s in batch)
-            self._state.write_rows([s.row() for s in batch], rows)
-            self._settled = batch
+            self._write_state(batch, [s.row() for s in batch], rows)
         positions = max(s.request.most for s in batch)
-        flight = self._submit(batch, self._forward.decode(rows, positions, batch[0].request.settings.plain))
+        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)))
         for sequence in batch:
             sequence.in_flight += 1
         return flight
@@ -140,15 +213,18 @@ class Runner:
         except LlamaGPUError:
             self._state.drop(flight.reading)
 
-    def _collect_logits(self, sequence: Sequence, rows: int) -> None:
-        """Read the wanted logits of the last chunk, which had ``rows`` positions."""
-        unwanted = max(0, sequence.request.first - (sequence.length - rows))
-        for first in range(unwanted, rows, HEAD_ROWS):
-            count = min(HEAD_ROWS, rows - first)
-            padded = bucket(count, BATCHES)
-            self._state.pick([min(i, rows - 1) for i in range(first, first + padded)])
-            self._forward.head(padded).run()
-            sequence.logits.append(self._forward.logits.head(padded).numpy()[:count].astype(np.float32))
+    def _plain(self, batch: Iterable[Sequence]) -> bool:
+        """Whether no sequence needs the kernels of penalties and filters."""
+        return all(s.request.settings.plain for s in batch)
+
+    def _write_state(self, batch: tuple[Sequence, ...], state: list[Row], rows: int) -> None:
+        """Write the state of a step's rows, and the counts of tokens where they are missing."""
+        for s in batch:
+            if s.request.settings.counted and not s.counted:
+                self._state.count_tokens(s.slot, s.request.prompt, s.tokens[len(s.request.prompt) :])
+                s.counted = True
+        self._state.write_rows(state, rows)
+        self._settled = batch
 
     def _submit(self, batch: tuple[Sequence, ...], plan: Plan) -> Flight:
         """Run a plan that samples, and copy its results to staging memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def most_tokens(config: Config, largest_binding: int) -> int:
 @dataclass(frozen=True)
 class Pages:
     """The slot of a sequence in the page table, its pages in order, and the number of its tokens they already hold.
-    Pages that are used in turns (``held_tokens``) cannot be shared."""
+    Pages that are used in turns (``held_tokens``) cannot be shared, and hold any number of tokens."""
 
     slot: int
     pages: tuple[int, ...]
@@ -109,16 +109,20 @@ class PagedCache:
         """Sequences that can still be admitted."""
         return len(self._slots)
 
-    def take(self, tokens: int, prefix: Sequence[int] = ()) -> Pages | None:
-        """A slot with pages for ``tokens`` tokens, or None if they do not fit now.
+    def take(self, tokens: int, prefix: Sequence[int] = (), most: int = 0, spare: int = 0) -> Pages | None:
+        """A slot with pages for ``tokens`` tokens, or None if they do not fit now, or would leave less than ``spare``
+        free pages. The sequence may ``grow`` up to ``most`` tokens.
 
         Known pages that hold the beginning of ``prefix`` are shared. Its last token is never taken from the cache,
         because its row must run to give the next token.
         """
-        needed, held = pages_for(tokens), pages_for(held_tokens(self._config, tokens, self._rows))
-        shared = self._find(prefix) if held == needed else []
+        most = max(tokens, most)
+        held, in_turns = pages_for(tokens), held_tokens(self._config, most, self._rows) < most
+        if in_turns:
+            held = pages_for(held_tokens(self._config, most, self._rows))
+        shared = [] if in_turns else self._find(prefix)
         fresh = held - len(shared)
-        if not self._slots or fresh > len(self._free) - sum(page in self._free for page in shared):
+        if not self._slots or fresh + spare > len(self._free) - sum(page in self._free for page in shared):
             return None
         for page in shared:
             self._references[page] += 1
@@ -126,10 +130,27 @@ class PagedCache:
         pages = (*shared, *(self._take_page() for _ in range(fresh)))
         slot = self._slots.pop()
         self._table[slot] = self.total
-        self._table[slot, :needed] = np.resize(pages, needed)
-        part = self.table.part
-        self._device.memory.write(part.buffer, part.offset + slot * self.table.stride * 4, self._table[slot])
-        return Pages(slot, pages, len(shared) * PAGE, held < needed)
+        count = pages_for(most) if in_turns else len(pages)
+        self._table[slot, :count] = np.resize(pages, count)
+        self._write(slot, 0, self._table.shape[1])
+        return Pages(slot, pages, len(shared) * PAGE, in_turns)
+
+    def grow(self, held: Pages, tokens: int) -> Pages | None:
+        """A sequence's pages with room for ``tokens`` tokens; None if they do not fit now."""
+        begin, end = len(held.pages), pages_for(tokens)
+        if held.in_turns or end <= begin:
+            return held
+        if end - begin > len(self._free):
+            return None
+        more = tuple(self._take_page() for _ in range(end - begin))
+        self._table[held.slot, begin:end] = more
+        self._write(held.slot, begin, end)
+        return replace(held, pages=held.pages + more)
+
+    def _write(self, slot: int, begin: int, end: int) -> None:
+        """Write the entries ``begin`` to ``end`` of a slot's row of the table."""
+        part, place = self.table.part, slot * self.table.stride + begin
+        self._device.memory.write(part.buffer, part.offset + place * 4, self._table[slot, begin:end])
 
     def give(self, held: Pages, tokens: Sequence[int] = ()) -> None:
         """Take a finished sequence's slot and pages back. They hold the keys and values of ``tokens``."""

@@ -1,15 +1,13 @@
 """Packs of a decoder: texts that share a pass over a prompt's kernels, for their pooled hidden states.
 
-Every text has a slot and pages of the cache for the time of the pass. Texts begin at multiples of ``_ALIGN`` rows, so
-that no workgroup of the attention sees two of them, and every product is the one for many vectors: a text has the same
-bits alone and in any pack.
+Every text has a slot and pages of the cache for the time of the pass. Texts begin at multiples of ``PACK_ALIGN`` rows,
+so that no workgroup of the attention sees two of them, and every product is the one for many vectors: a text has the
+same bits alone and in any pack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-
-import numpy as np
 
 from llamagpu.errors import OutOfMemoryError
 from llamagpu.gpu import CommandList, Copy, Device, Plan, Readback, copy_rows
@@ -17,8 +15,7 @@ from llamagpu.model.cache import Pages, held_tokens, pages_for
 from llamagpu.model.forward import bucket
 from llamagpu.model.model import Model
 from llamagpu.model.packs import Encoded, Pooling
-
-_ALIGN = 16  # the most queries of a workgroup of attention_prefill
+from llamagpu.model.step import Chunk, pack_rows_of
 
 
 class DecoderPacks:
@@ -56,7 +53,7 @@ class DecoderPacks:
             pages += pages_for(held_tokens(self._model.config, length, self.rows))
             if count == cache.free_slots or pages > cache.free_pages or (count and rows + length > self.rows):
                 break
-            count, rows = count + 1, rows - -length // _ALIGN * _ALIGN
+            count, rows = count + 1, rows + pack_rows_of(length)
         if not count and not self._busy():
             free = f"{cache.free_pages} pages and {cache.free_slots} slots of the cache are free."
             raise OutOfMemoryError("The cache has no room for a text now.", free, "Close bound sessions of this model.")
@@ -92,16 +89,9 @@ class DecoderPacks:
     def _short(self, pack: Sequence[Encoded], held: Sequence[Pages], modes: tuple[str, ...]) -> list[Readback]:
         """All texts of a pack in one pass."""
         state, lengths = self._forward.state, [len(text.ids) for text in pack]
-        sizes = [-(-length // _ALIGN) * _ALIGN for length in lengths]
-        begins = np.cumsum([0, *sizes])[:-1]
-        rows = bucket(min(sum(sizes), self.rows))
-        words = []
-        for text, pages, size in zip(pack, held, sizes, strict=True):
-            part = state.prompt_rows(len(text.ids), 0, pages.slot, size)
-            part[: len(text.ids), 0] = text.ids
-            words.append(part)
-        words.append(state.prompt_rows(0, 1, state.dump, max(0, rows - sum(sizes))))
-        state.rows.head(rows).write(np.concatenate(words)[:rows])
+        rows = bucket(min(sum(map(pack_rows_of, lengths)), self.rows))
+        chunks = [Chunk(text.ids, 0, pages.slot) for text, pages in zip(pack, held, strict=True)]
+        begins = state.write_prompts(chunks, rows)
         self._pooling.write(begins, lengths, rows)
         self._commands_for(rows, modes).run()
         return self._pooling.read(len(pack), modes)

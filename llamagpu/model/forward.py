@@ -135,9 +135,9 @@ class Forward(Generic[P]):
         """Logits of the picked rows of x."""
         return self._plan(("head", rows), lambda: self._head(rows))
 
-    def first(self, plain: bool) -> P:
-        """Logits of the picked row, and the next token."""
-        return self._plan(("first", plain), lambda: self._sample(self._head(1), plain))
+    def first(self, rows: int, plain: bool) -> P:
+        """Logits of the picked rows, and the next token of each."""
+        return self._plan(("first", rows, plain), lambda: self._sample(self._head(rows), plain))
 
     def decode(self, batch: int, positions: int, plain: bool) -> P:
         """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and

@@ -14,6 +14,7 @@ from llamagpu.kernels.sampling import Sampler, make_sampler, sampler_columns
 from llamagpu.kernels.step import NO_END, PROMPT_BIT, ROW_WORDS, Sampled, Settings, no_cuts, read_sampled, step_rows
 
 Words = npt.NDArray[np.uint32]
+PACK_ALIGN = 16  # the most queries of a workgroup of attention_prefill
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class Row:
     settings: Settings = field(default_factory=Settings)
     last_position: int = NO_END
     stop_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tokens of a sequence in a prompt's pass; ``first`` is the position of the first one."""
+
+    tokens: Sequence[int]
+    first: int
+    slot: int
+
+
+def pack_rows_of(tokens: int) -> int:
+    """Rows that a chunk takes in a pass of several: no workgroup of the attention sees two sequences."""
+    return -(-tokens // PACK_ALIGN) * PACK_ALIGN
 
 
 @dataclass(frozen=True)
@@ -67,9 +82,22 @@ class StepState:
 
     def write_prompt(self, tokens: Sequence[int], first: int, slot: int, rows: int) -> None:
         """Consecutive tokens of one sequence, the first at position ``first``; padding rows up to ``rows``."""
-        state = self.prompt_rows(len(tokens), first, slot, rows)
-        state[: len(tokens), 0] = tokens
-        self._write(self.rows, state)
+        self.write_prompts([Chunk(tokens, first, slot)], rows)
+
+    def write_prompts(self, chunks: Sequence[Chunk], rows: int) -> list[int]:
+        """Consecutive tokens of several sequences; padding rows up to ``rows``. Returns the first row of each."""
+        begins, words, end = [], [], 0
+        for chunk in chunks:
+            begins.append(end)
+            size = min(pack_rows_of(len(chunk.tokens)), rows - end) if len(chunks) > 1 else rows
+            part = self.prompt_rows(len(chunk.tokens), chunk.first, chunk.slot, size)
+            part[: len(chunk.tokens), 0] = chunk.tokens
+            words.append(part)
+            end += size
+        if end < rows:
+            words.append(self.prompt_rows(0, 1, self.dump, rows - end))
+        self._write(self.rows, np.concatenate(words))
+        return begins
 
     def prompt_rows(self, count: int, first: int, slot: int, rows: int) -> Words:
         """The state of ``write_prompt`` for ``count`` tokens, which are still 0."""
@@ -83,28 +111,29 @@ class StepState:
         self._write(self.picks, step_rows(rows, 0))
 
     def write_rows(self, batch: Sequence[Row], rows: int) -> None:
-        """One position each of several sequences; padding rows up to ``rows``. All settings are plain, or none is."""
-        plain, padding = batch[0].settings.plain, rows - len(batch)
+        """One position each of several sequences; padding rows up to ``rows``."""
+        plain, padding = all(r.settings.plain for r in batch), rows - len(batch)
         state = step_rows([0] * rows, 0, self.dump)
         for words, row in zip(state, batch, strict=False):
             words[:3] = row.token, row.position, row.slot
-        draws = [r.settings.draw(plain, r.last_position, sorted(r.stop_ids)) for r in batch]
+        draws = [r.settings.draw(r.settings.plain, r.last_position, sorted(r.stop_ids)) for r in batch]
         self._write(self.rows, state)
-        self._write(self.sampler.draws, np.stack(draws + [Settings().draw(plain)] * padding))
+        self._write(self.sampler.draws, np.stack(draws + [Settings().draw(True)] * padding))
         self._write(self.sampler.cuts, no_cuts(rows))
         if not plain:
-            packed = [r.settings.pack() for r in batch] + [Settings().pack()] * padding
+            # A plain row keeps its raw logits, so that it draws the token that it draws in a plain step.
+            packed = [(Settings() if r.settings.plain else r.settings).pack() for r in batch]
+            packed += [Settings().pack()] * padding
             self._write(self.sampler.settings, np.stack(packed))
 
-    def begin_sequence(
-        self, slot: int, prompt: Sequence[int], made: Sequence[int] | None, bias: dict[int, float]
-    ) -> None:
-        """Set the counts of a slot's tokens, and its bias, before a sequence uses them. ``made`` are tokens made
-        before; None leaves the counts unset, where no setting reads them."""
-        if made is not None:
-            counts = np.bincount(np.asarray(made, np.int64), minlength=self._vocab).astype(np.uint32)
-            counts[np.asarray(prompt)] |= PROMPT_BIT
-            self._write_row(self.sampler.counts, slot, counts)
+    def count_tokens(self, slot: int, prompt: Sequence[int], made: Sequence[int]) -> None:
+        """Set the counts of a slot's tokens, which penalties read. ``made`` are the tokens made so far."""
+        counts = np.bincount(np.asarray(made, np.int64), minlength=self._vocab).astype(np.uint32)
+        counts[np.asarray(prompt)] |= PROMPT_BIT
+        self._write_row(self.sampler.counts, slot, counts)
+
+    def set_bias(self, slot: int, bias: dict[int, float]) -> None:
+        """Set the bias of a slot before a sequence uses it."""
         if bias or slot in self._biased:
             values = np.zeros(self._vocab, np.float32)
             for token, value in bias.items():

@@ -1,0 +1,68 @@
+"""The bound tensors of an engine: prompts that keep a slot and pages of the cache. On the device thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llamagpu.engine.runner import Runner
+from llamagpu.errors import DeviceLostError, OutOfMemoryError
+from llamagpu.gpu import Tensor
+from llamagpu.model import Model
+from llamagpu.model.bound import INPUT, BoundPrompt
+
+
+class BoundPrompts:
+    """The bound prompts of one model, and their pages."""
+
+    def __init__(self, model: Model, runner: Runner):
+        self._model, self._runner = model, runner
+        self._prompts: set[BoundPrompt] = set()
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> BoundPrompt:
+        """Take a slot and pages for a prompt of bound tensors, checked before.
+
+        Raises:
+            OutOfMemoryError: the cache has no room now.
+        """
+        cache, count = self._model.cache, tensors[INPUT].columns
+        pages = cache.take(count)
+        if pages is None:
+            raise OutOfMemoryError(
+                f"The cache has no room for {count} bound tokens now.",
+                f"{cache.free_pages} pages and {cache.free_slots} slots are free.",
+                "Close other bound sessions, wait until generations end, or use a smaller context.",
+            )
+        try:
+            prompt = BoundPrompt(self._model, pages, tensors, self._runner.segment_work)
+        except BaseException:
+            cache.give(pages)
+            raise
+        self._prompts.add(prompt)
+        return prompt
+
+    def run(self, prompt: BoundPrompt) -> None:
+        """Submit a run, and wait for nothing.
+
+        Raises:
+            DeviceLostError: the prompt was lost with its device.
+        """
+        if prompt not in self._prompts:
+            raise DeviceLostError("The bound tensors were lost with their device.", "", "Bind new ones.")
+        self._runner.unsettle()
+        prompt.commands.run()
+
+    def unbind(self, prompt: BoundPrompt) -> None:
+        """Take the slot and the pages back."""
+        if prompt in self._prompts:
+            self._prompts.remove(prompt)
+            self._model.cache.give(prompt.pages)
+            prompt.words.free()
+
+    def close(self) -> None:
+        """Free what the prompts hold; their pages go with the cache."""
+        for prompt in self._prompts:
+            prompt.words.free()
+        self._prompts.clear()

@@ -1,0 +1,112 @@
+"""Requests that run together: they share steps and passes, give up pages and resume, and keep the bits of lone runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llamagpu import LLM, Result, gpu
+from llamagpu.model import sizes
+
+PROMPT = "Once upon a time"
+PROMPTS = [PROMPT, "One day, a girl", "The cat", "Tom and his dog went to the park. They saw a big", "Lily", "It was"]
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.8, "seed": 3},
+    {"temperature": 0.9, "seed": 4, "top_k": 20, "top_p": 0.9},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"logit_bias": {5: 3.0, 13: -4.0}, "temperature": 0.7, "seed": 8, "frequency_penalty": 0.3},
+    {"logprobs": 3},
+]
+
+
+def together(llm: LLM, requests: list[tuple[str, dict[str, Any]]]) -> list[Result]:
+    """The results of requests that are all submitted before the first is waited for."""
+    streams = [llm.stream(prompt, **options) for prompt, options in requests]
+    return [stream.result for stream in streams]
+
+
+def facts(result: Result) -> tuple[Any, ...]:
+    return result.token_ids, result.text, result.finish_reason, result.logprobs
+
+
+@pytest.fixture(scope="module")
+def small(device: gpu.Device) -> Iterator[LLM]:
+    """The bundled model with a cache of one context of 128 tokens, eight pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "_POOLS", ())
+        with LLM(device=device, context=128) as llm:
+            assert llm.loaded.cache.total == 8
+            yield llm
+
+
+def test_requests_of_all_kinds_share_a_step(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [(p, {"max_tokens": 12, **kind}) for p, kind in zip(PROMPTS, KINDS, strict=True)]
+    alone = [facts(story.generate(p, **options)) for p, options in requests]
+    runner, widths = story._session.engine._runner, []
+    original = runner.launch
+    monkeypatch.setattr(runner, "launch", lambda batch: widths.append(len(batch)) or original(batch))
+    assert [facts(r) for r in together(story, requests)] == alone
+    assert max(widths) == len(requests)
+
+
+def test_prompts_share_a_pass(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [(p, {"max_tokens": 3}) for p in PROMPTS]
+    alone = [facts(story.generate(p, **options)) for p, options in requests]
+    runner, packs = story._session.engine._runner, []
+    original = runner.prefill
+    monkeypatch.setattr(runner, "prefill", lambda pack: packs.append(len(pack)) or original(pack))
+    streams: list[Any] = []
+    story.device.call(lambda: streams.extend(story.stream(p, **options) for p, options in requests))
+    assert [facts(s.result) for s in streams] == alone
+    assert packs == [len(PROMPTS)]
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[1], KINDS[4]], ids=["greedy", "drawn", "penalties"])
+def test_sequences_give_up_their_pages_and_resume(small: LLM, kind: dict[str, Any]) -> None:
+    requests = [(p, {"max_tokens": 70, "ignore_eos": True, **kind}) for p in PROMPTS[:4]]
+    alone = [facts(small.generate(p, **options)) for p, options in requests]
+    scheduler = small._session.engine.scheduler
+    before = scheduler.preemptions
+    assert [facts(r) for r in together(small, requests)] == alone
+    assert scheduler.preemptions > before
+    assert small.loaded.cache.free_pages == 8
+    assert small.loaded.cache.free_slots == 32
+
+
+def test_a_replay_has_the_bits_of_the_steps(small: LLM) -> None:
+    """Log-probabilities show last bits that tokens would hide."""
+    options = {"max_tokens": 60, "ignore_eos": True, "logprobs": 5}
+    alone = [facts(small.generate(p, **options)) for p in PROMPTS[:3]]
+    assert [facts(r) for r in together(small, [(p, options) for p in PROMPTS[:3]])] == alone
+
+
+def test_a_long_prompt_does_not_stall_a_stream(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside running sequences, a pass has the rows that take a tenth of a second at the rate that is known."""
+    long = [5 + i % 300 for i in range(300)]
+    expected = story.generate(long, max_tokens=3).token_ids
+    engine = story._session.engine
+    runner, rows, between = engine._runner, [], []
+    for rate, most in ((1.0, 16), (1e9, 32), (1e15, 512)):
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "_rate", rate)
+            assert runner.chunk_rows(beside=True) == most
+            assert runner.chunk_rows(beside=False) == 512
+    monkeypatch.setattr(runner, "chunk_rows", lambda beside: 16 if beside else 512)
+    prefill, launch = runner.prefill, runner.launch
+    monkeypatch.setattr(runner, "prefill", lambda pack: rows.append(sum(n for _, n in pack)) or prefill(pack))
+
+    def noted(batch: Any) -> Any:
+        between.append(sum(rows))
+        rows.clear()
+        return launch(batch)
+
+    monkeypatch.setattr(runner, "launch", noted)
+    running = story.stream(PROMPT, max_tokens=200, ignore_eos=True)
+    next(running)
+    assert story.generate(long, max_tokens=3).token_ids == expected
+    running.close()
+    assert max(between) <= 16
+    assert between.count(16) >= 300 // 16 - 1
