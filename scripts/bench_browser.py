@@ -229,7 +229,7 @@ FORMATS = [
     "- 4-bit, bundled model: llamagpu `int4`; transformers.js `q4`, which is MatMulNBits in groups of 32 with float32 "
     "scales, the embedding and the head too; wllama Q4_0. Each rounds in its own way, so tokens may differ.",
     "- 4-bit, SmolLM2-135M: a GGUF file of Q4_1 with a Q8_0 embedding, which llamagpu and wllama hold as it is; "
-    "transformers.js rounds the same weights to its `q4`, again in the embedding and the head, so its tokens differ.",
+    "transformers.js rounds the same weights to its `q4`, in embedding and head too, so its tokens differ.",
     "- transformers.js computes the logits of the last position only (`prune_lm_head`), and has no f16: Chromium's "
     "software adapter lacks `shader-f16`.",
     "- wllama's WebGPU backend takes no adapter without `shader-f16`; without one, wllama runs on the CPU and does not say so.",
