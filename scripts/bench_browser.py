@@ -232,7 +232,7 @@ FORMATS = [
     "transformers.js rounds the same weights to its `q4`, in embedding and head too, so its tokens differ.",
     "- transformers.js computes the logits of the last position only (`prune_lm_head`), and has no f16: Chromium's "
     "software adapter lacks `shader-f16`.",
-    "- wllama's WebGPU backend takes no adapter without `shader-f16`; without one, wllama runs on the CPU and does not say so.",
+    "- wllama's WebGPU backend takes no adapter without `shader-f16`. wllama then runs on the CPU and does not say so.",
 ]
 
 
