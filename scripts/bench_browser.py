@@ -31,13 +31,13 @@ CHROMIUM, DAWN, PYTHON = "Chromium", "Dawn for Node", "Python"
 BACKENDS = {"WebGPU": "webgpu", "CPU": "wasm"}
 CONTEXT = 512  # tokens that the caches hold
 SHORT, LONG = 8, 64  # tokens of the prompts of the decode test and the prefill test
-FIRST = 300  # ids from here on begin the prompts that a cache of prefixes must not know
 TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play in the garden with her dog. One sunny "
     "day, they saw a big red ball under the old tree. The dog ran to the ball and pushed it with his nose. Lily "
     "laughed and threw it high up into the air, and the dog jumped after it."
 )
 DTYPES = {"f32": ("float32", "fp32"), "4-bit": ("int4", "q4")}  # the names of llamagpu and of transformers.js
+COUNTS = {"stories": "--decode", "smollm2": "--decode-large"}  # the options that set the tokens to generate
 TITLES = {"stories": "bundled, 2.8 M", "smollm2": "SmolLM2-135M"}
 
 
@@ -69,7 +69,7 @@ class Plan:
             assert tokenizer.encode(text).ids == ids, "the cut text has other tokens"
             return {"ids": ids, "text": text}
 
-        return {"short": cut(TEXT, SHORT), "long": cut(TEXT, LONG), "other": cut(f"It was morning. {TEXT}", LONG)}
+        return {"short": cut(TEXT, SHORT), "long": cut(TEXT, LONG)}
 
 
 def plans(models: Path, o: argparse.Namespace) -> list[Plan]:
@@ -131,7 +131,7 @@ def processes(plan: Plan, format: str, places: Places) -> list[Entry]:
     npm = places.peers / "browser"
     about = npm / "node_modules" / "webgpu" / "package.json"
     version = json.loads(about.read_text(encoding="utf-8"))["version"] if about.exists() else ""
-    job = plan.prompts() | {"decode": plan.decode, "first": FIRST, "context": CONTEXT}
+    job = plan.prompts() | {"decode": plan.decode, "context": CONTEXT}
     dawn = job | {"npm": str(npm), "version": version, "site": str(places.sites / site)}
     dawn |= {"address": f"{places.address}/sites/{site}"}
     python = job | {"model": str(source), "dtype": dtype}
@@ -229,16 +229,17 @@ FORMATS = [
     "- 4-bit, bundled model: llamagpu `int4`; transformers.js `q4`, which is MatMulNBits in groups of 32 with float32 "
     "scales, the embedding and the head too; wllama Q4_0. Each rounds in its own way, so tokens may differ.",
     "- 4-bit, SmolLM2-135M: a GGUF file of Q4_1 with a Q8_0 embedding, which llamagpu and wllama hold as it is; "
-    "transformers.js rounds the same weights to its `q4`.",
+    "transformers.js rounds the same weights to its `q4`, in embedding and head too, so its tokens differ.",
     "- transformers.js computes the logits of the last position only (`prune_lm_head`), and has no f16: Chromium's "
     "software adapter lacks `shader-f16`.",
-    "- wllama's WebGPU backend takes no adapter without `shader-f16`; it then runs on the CPU without a word.",
+    "- wllama's WebGPU backend takes no adapter without `shader-f16`. wllama then runs on the CPU and does not say so.",
 ]
 
 
 def page(result: dict[str, Any]) -> str:
     """The results in Markdown."""
     decode = ", ".join(f"{count} tokens ({TITLES[name]})" for name, count in result["decode"].items())
+    counts = " ".join(f"{COUNTS[name]} {count}" for name, count in result["decode"].items())
     varied = [f"{r['engine']}, {r['backend']}, {r['format']}" for r in result["rows"] if r.get("varied")]
     lines = [
         "# In a browser, beside other engines",
@@ -262,8 +263,8 @@ def page(result: dict[str, Any]) -> str:
         f"Chromium's flags: `{' '.join(result['flags'])}`, headless.",
         "",
         f"Measured by `python scripts/bench_browser.py docs --rounds {result['rounds']} --models "
-        f"{','.join(result['decode'])}`; `scripts/peers/setup .peers browser` installs the engines and writes the "
-        "models.",
+        f"{','.join(result['decode'])} {counts}`; `scripts/peers/setup .peers browser` installs the engines and "
+        "writes the models.",
     ]
     return "\n".join(lines) + "\n"
 

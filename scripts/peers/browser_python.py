@@ -1,6 +1,6 @@
 """This project in Python, beside its export in Dawn: a runner with the tests of browser_dawn.mjs.
 
-python browser_python.py JOB     JSON: model, dtype, context, short, long, first, decode
+python browser_python.py JOB     JSON: model, dtype, context, short, long, decode
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from llamagpu import LLM, gpu
 from llamagpu.version import __version__
+
+LEAST_SECONDS = 1.0  # a test is repeated for so long, as in browser_measure.mjs
+FIRST = 300  # ids from here on are ordinary tokens
 
 
 def main() -> None:
@@ -21,7 +24,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     short, long, decode = job["short"]["ids"], job["long"]["ids"], job["decode"]
     with LLM(job["model"], dtype=job["dtype"], context=job["context"]) as llm:
-        firsts = count(job["first"])
+        firsts = cycle(range(FIRST, llm.config.vocab_size))
 
         def generate(ids: list[int], tokens: int) -> tuple[float, list[int]]:
             start = time.perf_counter()
@@ -29,12 +32,19 @@ def main() -> None:
             return time.perf_counter() - start, found.token_ids
 
         def decode_speed() -> float:
-            first, _ = generate(short, 1)
-            return (decode - 1) / (generate(short, decode)[0] - first)
+            first, every, tokens = 0.0, 0.0, 0
+            while every < LEAST_SECONDS:
+                first += generate(short, 1)[0]
+                every += generate(short, decode)[0]
+                tokens += decode - 1
+            return tokens / (every - first)
 
         def prompt_speed() -> float:
-            # Another first token each time, so that the cache of prefixes does not know the prompt.
-            return len(long) / generate([next(firsts), *long[1:]], 1)[0]
+            every, tokens = 0.0, 0
+            while every < LEAST_SECONDS:  # with another first token each time, so that no cached prefix is found
+                every += generate([next(firsts), *long[1:]], 1)[0]
+                tokens += len(long)
+            return tokens / every
 
         tests = {"decode": decode_speed, "prompt": prompt_speed}
         tokens = generate(short, decode)[1]
