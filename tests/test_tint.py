@@ -23,7 +23,7 @@ import random_models
 from test_kernels import FULL, is_small
 
 from llamagpu import gpu, kernels
-from llamagpu.browser.profiles import PROFILES
+from llamagpu.browser.profiles import site_profiles
 from llamagpu.gpu import Program, Tuning, link
 from llamagpu.kernels.dequantize import FORMATS
 from llamagpu.kernels.entry import Bench
@@ -38,7 +38,8 @@ FEATURES = {"enable f16;": "shader-f16", "enable subgroups;": "subgroups"}
 # The defaults of software adapters and of GPUs, the variants that cover every implementation of an interface, and the
 # profiles of exported sites.
 SOFTWARE, GPU = gpu.default_tuning("software", FULL, 8), gpu.default_tuning("discrete", FULL, 32)
-TUNINGS = list(dict.fromkeys([SOFTWARE, GPU, *gpu.variants(FULL, 8), *(p.tuning for p in PROFILES)]))
+PROFILES = [p.tuning for quantized in (False, True) for p in site_profiles(quantized)]
+TUNINGS = list(dict.fromkeys([SOFTWARE, GPU, *gpu.variants(FULL, 8), *PROFILES]))
 CONTEXT = 640
 
 Compile = Callable[[list[dict[str, Any]], str], list[list[str]]]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from llamagpu.browser.profiles import PROFILES
 from llamagpu.browser.recorded import RecordedModel
 from llamagpu.browser.shards import Shards
 from llamagpu.gpu.adapter import DEFAULT_LIMITS
@@ -41,8 +40,14 @@ def manifest(prepared: Prepared, recorded: RecordedModel, shards: Shards, title:
         "memory": _memory(recorded),
         "limits": _limits(recorded),
         "profiles": [
-            {"name": p.name, "file": f"plans/{p.name}.json", "features": p.browser_features, "software": p.software}
-            for p in PROFILES
+            {
+                "name": p.name,
+                "file": f"plans/{p.name}.json",
+                "features": p.browser_features,
+                "software": p.software,
+                "subgroupSize": p.subgroup_size,
+            }
+            for p in recorded.profiles
         ],
         "layouts": {name: _fields(d) for name, d in (("row", ROW), ("draw", DRAW), ("setting", SETTING))}
         | {"result": _fields(RESULT), "noCut": list(NO_CUT), "promptBit": int(PROMPT_BIT)},

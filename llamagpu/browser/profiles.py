@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamagpu.gpu import Lanes, Tuning, default_tuning
 from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP
@@ -18,12 +18,14 @@ class Profile:
     Attributes:
         features: WebGPU features that it needs, by wgpu-native's names.
         software: whether it is for software adapters alone, which report themselves as fallback adapters.
+        subgroup_size: the only size of a subgroup that it takes; 0 is any.
     """
 
     name: str
     tuning: Tuning
     features: frozenset[str] = frozenset()
     software: bool = False
+    subgroup_size: int = 0
 
     @property
     def browser_features(self) -> list[str]:
@@ -37,16 +39,26 @@ def _for_gpus(name: str, *features: str) -> Profile:
 
 
 # Browsers' software adapter, SwiftShader, keeps arrays in memory and runs workgroups on a few threads. Products with
-# named registers and no neighbours measured 5 to 7 times as fast there as the ones for Mesa's software adapter.
-_SWIFTSHADER = Tuning(
-    matvec="lanes", matmul="lanes", all_lanes=Lanes(1, rows=4, ahead=1, workgroup=16, several=2), merged_runs=1
-)
+# named registers and no neighbours measured 5 to 7 times as fast there as the ones for Mesa's software adapter. On Mesa
+# 25, in Dawn, float weights are faster so too, but not quantized ones; prompts are faster with shared loads.
+_LANES = Lanes(1, rows=4, ahead=1, workgroup=16, several=2)
+_SWIFTSHADER = Tuning(matvec="lanes", matmul="lanes", all_lanes=_LANES, merged_runs=1)
+_MESA = Tuning(share="subgroup", merged_runs=1)
 
-# The best first. Weight rows are stored in plain order in all of them, so that they share the weights' bytes.
-PROFILES = (
-    Profile("software", _SWIFTSHADER, software=True),
-    _for_gpus("subgroups-f16", SUBGROUP, SHADER_F16),
-    _for_gpus("subgroups", SUBGROUP),
-    _for_gpus("f16", SHADER_F16),
-    _for_gpus("base"),
-)
+
+def site_profiles(quantized: bool) -> tuple[Profile, ...]:
+    """The profiles of a site, the best first. Weight rows are stored in plain order in all of them, so that they share
+    the weights' bytes.
+
+    Args:
+        quantized: whether some weights are quantized.
+    """
+    mesa = _MESA if quantized else replace(_MESA, matvec="lanes", all_lanes=_LANES)
+    return (
+        Profile("software-8", mesa, frozenset({SUBGROUP}), software=True, subgroup_size=8),
+        Profile("software", _SWIFTSHADER, software=True),
+        _for_gpus("subgroups-f16", SUBGROUP, SHADER_F16),
+        _for_gpus("subgroups", SUBGROUP),
+        _for_gpus("f16", SHADER_F16),
+        _for_gpus("base"),
+    )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from llamagpu.browser.buffers import buffer_names
 from llamagpu.browser.plans import Json, PlanWriter
-from llamagpu.browser.profiles import PROFILES
-from llamagpu.gpu import Capacity, Recording, SymbolicDevice
+from llamagpu.browser.profiles import Profile, site_profiles
+from llamagpu.gpu import Affine, Capacity, Recording, SymbolicDevice
 from llamagpu.gpu.adapter import DEFAULT_LIMITS
 from llamagpu.gpu.ledger import Buffer
 from llamagpu.kernels.scores import RUN
@@ -25,13 +25,13 @@ class RecordedModel:
 
     Attributes:
         buffers: the buffers that plans use, in the order of their numbers, and their names.
-        profiles: the recorded plans by the profile's name, as JSON values.
+        profiles: the recorded plans of each profile, as JSON values, the best first.
         shaders: the linked WGSL texts of all plans, by file name.
     """
 
     sizes: Sizes
     buffers: dict[Buffer, str]
-    profiles: dict[str, Json]
+    profiles: dict[Profile, Json]
     shaders: dict[str, str]
 
 
@@ -52,9 +52,10 @@ def record_model(
 ) -> RecordedModel:
     """Load a model's weights to a device's temporary file, and record its plans in all profiles."""
     weights = load_weights(prepared.layout, device, woven=False, progress=progress)
-    forward, cache = make_forward(device, prepared.config, weights, sizes, PROFILES[0].tuning)
+    profiles = site_profiles(any(isinstance(m.format, Affine) for m in prepared.layout.matrices.values()))
+    forward, cache = make_forward(device, prepared.config, weights, sizes, profiles[0].tuning)
     cache.take(sizes.context)  # the only sequence: its slot and pages never change
-    recordings = {p.name: dict(_plans(forward.with_tuning(p.tuning), sizes)) for p in PROFILES}
+    recordings = {p: dict(_plans(forward.with_tuning(p.tuning), sizes)) for p in profiles}
     used = {
         part.buffer
         for plans in recordings.values()
@@ -64,8 +65,8 @@ def record_model(
     }
     buffers = {b: name for b, name in buffer_names(forward).items() if b in used}
     numbers, shaders = {b: i for i, b in enumerate(buffers)}, dict[str, str]()
-    profiles = {name: _written(plans, PlanWriter(numbers, shaders)) for name, plans in recordings.items()}
-    return RecordedModel(sizes, buffers, profiles, shaders)
+    written = {p: _written(plans, PlanWriter(numbers, shaders)) for p, plans in recordings.items()}
+    return RecordedModel(sizes, buffers, written, shaders)
 
 
 def _written(plans: dict[str, Recording], writer: PlanWriter) -> Json:

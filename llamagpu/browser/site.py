@@ -105,7 +105,7 @@ def _write_site(folder: Path, prepared: Prepared, sizes: Sizes, title: str, prog
         (folder / "weights").mkdir()
         shards = write_shards(device, recorded.buffers, folder, "weights/")
     _write_all(folder, {f"shaders/{name}": code.encode() for name, code in recorded.shaders.items()})
-    _write_all(folder, {f"plans/{name}.json": _json(plan) for name, plan in recorded.profiles.items()})
+    _write_all(folder, {f"plans/{p.name}.json": _json(plan) for p, plan in recorded.profiles.items()})
     plan = manifest(prepared, recorded, shards, title)
     plan["files"] = _hashes(folder, (*text, *_listed(folder, "shaders"), *_listed(folder, "plans")))
     size = sum(int(s["bytes"]) for s in shards.files)

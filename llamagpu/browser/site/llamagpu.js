@@ -72,7 +72,9 @@ async function choose(gpu, plan, wanted) {
   }
   checkLimits(adapter, plan);
   const facts = describe(adapter);
-  const fits = (p) => p.features.every((f) => adapter.features.has(f)) && (!p.software || facts.software);
+  const {subgroupMinSize: least, subgroupMaxSize: most} = adapter.info ?? {};
+  const fits = (p) => p.features.every((f) => adapter.features.has(f)) && (!p.software || facts.software)
+    && (!p.subgroupSize || (least === p.subgroupSize && most === p.subgroupSize));
   const profile = plan.profiles.find((p) => (wanted ? p.name === wanted : true) && fits(p));
   if (!profile) throw new LLMError("too-small", `The adapter cannot run the profile ${wanted}.`, facts.name);
   return {adapter, facts, profile};
