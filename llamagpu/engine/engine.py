@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llamagpu.engine.bound_prompts import BoundPrompts
+from llamagpu.engine.drafts import Drafter, guess, may_guess
 from llamagpu.engine.request import NotFinite, Request, Sequence
 from llamagpu.engine.runner import Flight, Outcome, Runner
 from llamagpu.engine.scheduler import Scheduler
@@ -38,10 +39,10 @@ class Engine:
     step raises, and ``restart`` continues every sequence from its tokens.
     """
 
-    def __init__(self, device: Device, model: Model):
+    def __init__(self, device: Device, model: Model, drafter: Drafter | None = None):
         self._device, self._thread, self._model = device, device.thread, model
         self._runner = Runner(device, model)
-        self.scheduler = Scheduler()
+        self.scheduler, self._drafter = Scheduler(), drafter
         self._flights: deque[Flight] = deque()
         self._bound = BoundPrompts(model, self._runner)
         self._closed: Exception | None = None
@@ -208,7 +209,7 @@ class Engine:
         if not batch:
             self._land_all()
             return
-        if not self._reserve(batch):
+        if not self._reserve(batch) or self._speculate(batch):
             return
         if not self._guarded(batch, lambda: self._flights.append(self._runner.launch(batch))):
             return
@@ -217,6 +218,27 @@ class Engine:
         if len(batch) < len(self.scheduler.steps()):  # sequences that did not run go first next time
             self._land_all()
             self.scheduler.ran(batch)
+
+    def _speculate(self, batch: tuple[Sequence, ...]) -> bool:
+        """Verify guesses of the next tokens in one step; False if there are none."""
+        if self._drafter is None:
+            return False
+        if self._flights and any(may_guess(s) for s in batch):
+            self._land_all()  # guesses follow the newest tokens, which the next call has
+            return True
+        guesses = guess(self._drafter, batch, self._runner)
+        for sequence in batch:
+            if sequence.pace is not None and sequence not in guesses:
+                sequence.pace.stepped()
+        if guesses:
+            self._guarded(batch, lambda: self._verify([(s, guesses.get(s, [])) for s in batch]))
+        return bool(guesses)
+
+    def _verify(self, drafts: list[tuple[Sequence, list[int]]]) -> None:
+        for (sequence, guessed), outcomes in zip(drafts, self._runner.verify(drafts), strict=True):
+            if sequence.pace is not None and guessed:
+                sequence.pace.judged(len(guessed), len(outcomes) - 1)
+            self._take([sequence] * len(outcomes), outcomes)
 
     def _batch(self) -> tuple[Sequence, ...]:
         """The sequences of the next step."""

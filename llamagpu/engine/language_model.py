@@ -9,12 +9,13 @@ from typing import Any, cast
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, items, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
+from llamagpu.engine.drafts import PROMPT
 from llamagpu.engine.prompts import Prompts
 from llamagpu.engine.remote import RemoteSession, elsewhere, remote_arguments
 from llamagpu.engine.session import Session
 from llamagpu.engine.texts import Texts
 from llamagpu.engine.verify import verified
-from llamagpu.errors import DeviceLostError, Unique, UsageError
+from llamagpu.errors import DeviceLostError, Unique, UsageError, shown
 from llamagpu.model import Model, Sizes, check_dtypes, find_model, prepare
 from llamagpu.model.bound import decoder_arguments
 from llamagpu.model.estimate import MemoryUse
@@ -47,7 +48,10 @@ class LanguageModel(Unique):
         isolate: bool = False,
         max_memory: int | str | None = None,
         verify: bool = False,
+        speculate: str | None = None,
     ):
+        if speculate not in (None, PROMPT):
+            raise UsageError(f"speculate is {shown(speculate)}.", f"It must be None or {PROMPT!r}.")
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
@@ -64,7 +68,7 @@ class LanguageModel(Unique):
         templates = self._templates(special_tokens(files[1]))
         self._generation = source.generation_config()
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
-        options |= {"device": device, "recover": recover, "max_memory": max_memory}
+        options |= {"speculate": speculate, "device": device, "recover": recover, "max_memory": max_memory}
         self._session = self._open_session(options, progress, isolate)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
         if verify:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.engine.pace import Pace
 from llamagpu.errors import LlamaGPUError
 from llamagpu.kernels.step import Settings
 from llamagpu.model.cache import Pages
@@ -110,6 +111,7 @@ class Sequence:
     length: int = 0  # positions in the cache
     in_flight: int = 0  # steps that were launched and not read yet
     counted: bool = False  # whether the device has the counts of its tokens
+    pace: Pace | None = None  # of its drafts; set by an engine that speculates
     alone: bool = False  # whether its next step runs alone, because one in company failed
     number: int = field(default_factory=itertools.count().__next__)  # a larger one is younger
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -199,6 +199,30 @@ class Runner:
             sequence.length += 1
         return self._outcomes(flight)
 
+    def verify(self, drafts: Iterable[tuple[Sequence, list[int]]]) -> list[list[Outcome]]:
+        """One step with a row for the newest token of each sequence and for every guess after it. Returns the next
+        tokens of each: those that agree with its guesses, and one more. Nothing may be in flight."""
+        rows, owners = [], []
+        for s, guesses in drafts:
+            for i, token in enumerate((s.tokens[s.length], *guesses)):
+                rows.append(replace(s.row(), token=token, position=s.length + i))
+                owners.append(s)
+        self._write_state(tuple(owners), rows, bucket(len(rows), BATCHES))
+        self._settled = ()  # rows of one sequence do not follow one another
+        positions = max(s.request.most for s in owners)
+        plan = self._forward.decode(bucket(len(rows), BATCHES), positions, self._plain(owners))
+        results, out, first = self._outcomes(self._submit(tuple(owners), plan)), [], 0
+        for s, guesses in drafts:
+            out.append(_agreeing(results[first : first + len(guesses) + 1], guesses))
+            s.length += len(out[-1])
+            first += len(guesses) + 1
+        return out
+
+    def room(self, batch: Iterable[Sequence]) -> int:
+        """Rows of a step for guesses, beside the rows of a batch."""
+        context, most = self._model.context, max(s.request.most for s in batch)
+        return max(b for b in BATCHES if b <= batch_limit(context, most)) - len(batch)
+
     def batch_of(self, sequences: Iterable[Sequence]) -> list[Sequence]:
         """The first sequences, as many as can decode in one step."""
         context, out = self._model.context, list(sequences[: BATCHES[-1]])
@@ -236,6 +260,14 @@ class Runner:
     def _outcomes(self, flight: Flight) -> list[Outcome]:
         sampled = self._state.read(flight.reading)
         return [_outcome(sequence, result) for sequence, result in zip(flight.batch, sampled, strict=True)]
+
+
+def _agreeing(results: list[Outcome], guesses: list[int]) -> list[Outcome]:
+    """The results up to the first one whose row had a wrong token before it."""
+    for i, (result, guess) in enumerate(zip(results, guesses, strict=False)):
+        if not isinstance(result, Token) or result.id != guess:
+            return results[: i + 1]
+    return results
 
 
 def _outcome(sequence: Sequence, result: Sampled) -> Outcome:

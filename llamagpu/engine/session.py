@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from llamagpu import gpu
+from llamagpu.engine.drafts import PromptLookup
 from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
@@ -116,6 +117,7 @@ class Session(Loaded):
         at_once: the least capacity of the cache, in tokens of all sequences together.
         recover: whether a lost device is opened again, if the session opens it.
         max_memory: the most bytes to take on an adapter that is opened here.
+        speculate: ``prompt`` guesses tokens from the text so far; None guesses none.
     """
 
     model: Model
@@ -134,6 +136,7 @@ class Session(Loaded):
         at_once: int = 0,
         recover: bool = True,
         max_memory: int | str | None = None,
+        speculate: str | None = None,
     ):
         def need(capacity: gpu.Capacity) -> object:
             return plan_sizes(prepared.layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
@@ -141,8 +144,9 @@ class Session(Loaded):
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
-            self.engine = Engine(self.device, self.model)
+            self.engine = Engine(self.device, self.model, drafter)
 
+        drafter = None if speculate is None else PromptLookup()
         self._prepared, self._fused = prepared, fused
         self._packs: EncoderEngine | None = None
         self._load(device, load, recover, max_memory, need)

@@ -1,0 +1,110 @@
+"""Speculation: guesses that a step verifies change no token and no last bit, whether they are right or wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_scheduling import KINDS, PROMPTS, facts, together
+
+from llamagpu import LLM, gpu
+from llamagpu.engine.drafts import PromptLookup
+from llamagpu.engine.pace import MOST, Pace
+from llamagpu.errors import UsageError
+
+REPEATS = "The cat sat on the mat. The dog sat on the mat. The cat sat on the"
+
+
+@pytest.fixture(scope="module")
+def guessing(device: gpu.Device) -> Iterator[LLM]:
+    with LLM(device=device, speculate="prompt") as llm:
+        yield llm
+
+
+def test_prompt_lookup_follows_the_longest_repeat() -> None:
+    class Text:
+        def __init__(self, tokens: list[int]):
+            self.tokens = tokens
+
+    def guess(tokens: list[int], most: int = 4) -> list[int]:
+        return PromptLookup().guess([(Text(tokens), most)])[0]  # type: ignore[list-item]
+
+    assert guess([1, 2, 3, 9, 9, 2, 3, 7, 1, 2, 3]) == [9, 9, 2, 3]  # of three tokens, not the later one of two
+    assert guess([5, 6, 1, 5, 6, 2, 5, 6], most=2) == [2, 5]  # the last occurrence
+    assert guess([1, 2, 3]) == []
+    assert guess([7, 7, 7, 7]) == [7]
+    assert guess([1]) == []
+
+
+def test_the_pace_follows_the_guesses() -> None:
+    pace = Pace()
+    for _ in range(4):
+        pace.judged(pace.width, pace.width)
+    assert (pace.width, pace.due) == (MOST, True)
+    pace.judged(15, 6)
+    assert pace.width == 7
+    steps = guesses = 0
+    while steps < 256:  # always wrong from here on
+        if pace.due:
+            guesses += pace.width
+            pace.judged(pace.width, 0)
+        else:
+            pace.stepped()
+        steps += 1
+    assert guesses <= 16  # rows beside 256 steps
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_guesses_change_nothing(number: int, guessing: LLM, story: LLM) -> None:
+    options = {"max_tokens": 60, "ignore_eos": True, **KINDS[number]}
+    assert facts(guessing.generate(REPEATS, **options)) == facts(story.generate(REPEATS, **options))
+
+
+def test_guesses_of_several_sequences_share_a_step(guessing: LLM, story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [(REPEATS, {"max_tokens": 40, **kind}) for kind in KINDS]
+    runner, widths = guessing._session.engine._runner, []
+    original = runner.verify
+
+    def noted(drafts: list[tuple[Any, list[int]]]) -> Any:
+        widths.append(sum(1 for _, guesses in drafts if guesses))
+        return original(drafts)
+
+    monkeypatch.setattr(runner, "verify", noted)
+    assert [facts(r) for r in together(guessing, requests)] == [
+        facts(story.generate(p, **options)) for p, options in requests
+    ]
+    assert max(widths) > 1
+
+
+class Wrong:
+    """Guesses tokens that do not come."""
+
+    def guess(self, sequences: Any) -> list[list[int]]:
+        return [[(s.tokens[-1] + 1) % 2000 + 7] * most for s, most in sequences]
+
+    def end(self, sequence: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=["greedy", "drawn"])
+def test_wrong_guesses_change_nothing(kind: dict, device: gpu.Device, story: LLM) -> None:
+    with LLM(device=device, speculate="prompt") as llm:
+        engine = llm._session.engine
+        engine._drafter = Wrong()
+        options = {"max_tokens": 100, "ignore_eos": True, **kind}
+        assert facts(llm.generate(PROMPTS[0], **options)) == facts(story.generate(PROMPTS[0], **options))
+
+
+def test_a_stop_inside_right_guesses_ends_the_text(guessing: LLM, story: LLM) -> None:
+    whole = story.generate(REPEATS, max_tokens=40, ignore_eos=True)
+    for stop in (5, 12, 13):
+        options = {"max_tokens": 40, "ignore_eos": True, "stop_token_ids": [whole.token_ids[stop]]}
+        assert facts(guessing.generate(REPEATS, **options)) == facts(story.generate(REPEATS, **options))
+        limited = {"max_tokens": stop, "ignore_eos": True}
+        assert facts(guessing.generate(REPEATS, **limited)) == facts(story.generate(REPEATS, **limited))
+
+
+def test_an_unknown_drafter_is_refused(device: gpu.Device) -> None:
+    with pytest.raises(UsageError, match="speculate"):
+        LLM(device=device, speculate="magic")
