@@ -110,3 +110,18 @@ def test_a_long_prompt_does_not_stall_a_stream(story: LLM, monkeypatch: pytest.M
     running.close()
     assert max(between) <= 16
     assert between.count(16) >= 300 // 16 - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.order}")
+def test_company_changes_no_bit_in_any_variant(tuning: gpu.Tuning, device: gpu.Device) -> None:
+    """Short and long prompts share passes, steps and pages; log-probabilities show last bits."""
+    prompts = [[5, 6, 7], list(range(5, 75)), [9] * 9, list(range(100, 118))]
+    options = {"max_tokens": 20, "ignore_eos": True, "logprobs": 2}
+    with device.using(tuning), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "_POOLS", ())
+        with LLM(device=device, context=96, speculate="prompt") as llm:
+            alone = [facts(llm.generate(p, **options)) for p in prompts]
+            streams: list[Any] = []
+            llm.device.call(lambda: streams.extend(llm.stream(p, **options) for p in prompts))
+            assert [facts(s.result) for s in streams] == alone

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import random_models
+from conftest import ROOT
 from test_scheduling import KINDS, PROMPTS, facts, together
 
 from llamagpu import LLM, gpu
 from llamagpu.engine.drafts import PromptLookup
 from llamagpu.engine.pace import MOST, Pace
-from llamagpu.errors import UsageError
+from llamagpu.errors import ModelNotFoundError, UsageError
 
 REPEATS = "The cat sat on the mat. The dog sat on the mat. The cat sat on the"
 
@@ -86,6 +89,9 @@ class Wrong:
     def end(self, sequence: Any) -> None:
         pass
 
+    def free(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=["greedy", "drawn"])
 def test_wrong_guesses_change_nothing(kind: dict, device: gpu.Device, story: LLM) -> None:
@@ -107,4 +113,45 @@ def test_a_stop_inside_right_guesses_ends_the_text(guessing: LLM, story: LLM) ->
 
 def test_an_unknown_drafter_is_refused(device: gpu.Device) -> None:
     with pytest.raises(UsageError, match="speculate"):
-        LLM(device=device, speculate="magic")
+        LLM(device=device, speculate=7)  # type: ignore[arg-type]
+    with pytest.raises(ModelNotFoundError):
+        LLM(device=device, speculate="./magic")
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_a_draft_model_changes_nothing(number: int, drafted: LLM, story: LLM) -> None:
+    options = {"max_tokens": 40, "ignore_eos": True, **KINDS[number]}
+    assert facts(drafted.generate(PROMPTS[number], **options)) == facts(story.generate(PROMPTS[number], **options))
+
+
+@pytest.fixture(scope="module")
+def drafted(device: gpu.Device) -> Iterator[LLM]:
+    """The bundled model, with itself as its draft."""
+    with LLM(device=device, speculate=str(ROOT / "weights" / "stories")) as llm:
+        yield llm
+
+
+def test_drafts_of_several_sequences(drafted: LLM, story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [(p, {"max_tokens": 30, **kind}) for p, kind in zip(PROMPTS, KINDS, strict=True)]
+    runner, right = drafted._session.engine._runner, []
+    original = runner.verify
+
+    def noted(drafts: list[tuple[Any, list[int]]]) -> Any:
+        out = original(drafts)
+        right.extend(len(o) - 1 for o, (_, guesses) in zip(out, drafts, strict=True) if guesses)
+        return out
+
+    monkeypatch.setattr(runner, "verify", noted)
+    assert [facts(r) for r in together(drafted, requests)] == [
+        facts(story.generate(p, **options)) for p, options in requests
+    ]
+    assert sum(right) > 60  # drawn tokens agree, too: both models draw with the same noise
+    cache = drafted._session.engine._drafter._model.cache
+    assert cache.free_pages == cache.total
+
+
+def test_a_draft_of_another_vocabulary_is_refused(device: gpu.Device, tmp_path: Path) -> None:
+    raw = random_models.CONFIGS["gqa"]
+    other = random_models.write_model(tmp_path / "other", raw, random_models.tensors(raw, 0))
+    with pytest.raises(UsageError, match="different vocabularies"):
+        LLM(device=device, speculate=other)

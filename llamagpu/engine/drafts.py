@@ -26,6 +26,9 @@ class Drafter(Protocol):
     def end(self, sequence: Sequence) -> None:
         """Forget a sequence."""
 
+    def free(self) -> None:
+        """Free what the drafter holds, but for its model."""
+
 
 class PromptLookup:
     """Guesses that a text repeats itself: the tokens that followed the last occurrence of its newest tokens (prompt
@@ -37,6 +40,9 @@ class PromptLookup:
 
     def end(self, sequence: Sequence) -> None:
         """Nothing is kept."""
+
+    def free(self) -> None:
+        """Nothing is held."""
 
 
 def _following(tokens: list[int], most: int) -> list[int]:
@@ -60,8 +66,17 @@ def may_guess(sequence: Sequence) -> bool:
     return sequence.pace.due and left > 1
 
 
-def guess(drafter: Drafter, batch: Tokens[Sequence], runner: Runner) -> dict[Sequence, list[int]]:
-    """Guesses for the sequences of a batch, as many as a step and the cache have room for. Nothing may be in flight."""
+def guess(drafter: Drafter, batch: Tokens[Sequence], runner: Runner) -> list[tuple[Sequence, list[int]]]:
+    """Guesses for each sequence of a batch, as many as a step and the cache have room for; empty if there are none at
+    all. Nothing may be in flight."""
+    guesses = _guesses(drafter, batch, runner)
+    for s in batch:
+        if s.pace is not None and s not in guesses:
+            s.pace.stepped()
+    return [(s, guesses.get(s, [])) for s in batch] if guesses else []
+
+
+def _guesses(drafter: Drafter, batch: Tokens[Sequence], runner: Runner) -> dict[Sequence, list[int]]:
     due = [s for s in batch if may_guess(s)]
     if not due:
         return {}

@@ -100,10 +100,12 @@ class Engine:
         self._fail_all(self._closed)
         self._bound.close()
         self._model.forward.free()
+        if self._drafter is not None:
+            self._drafter.free()
 
-    def restart(self, model: Model) -> None:
+    def restart(self, model: Model, drafter: Drafter | None = None) -> None:
         """Continue on a model that was loaded again: every sequence from its tokens, the oldest first."""
-        self._model, self._runner = model, Runner(self._device, model)
+        self._model, self._runner, self._drafter = model, Runner(self._device, model), drafter
         self._bound = BoundPrompts(model, self._runner)
         self._flights.clear()
         self.scheduler.restart()
@@ -226,13 +228,10 @@ class Engine:
         if self._flights and any(may_guess(s) for s in batch):
             self._land_all()  # guesses follow the newest tokens, which the next call has
             return True
-        guesses = guess(self._drafter, batch, self._runner)
-        for sequence in batch:
-            if sequence.pace is not None and sequence not in guesses:
-                sequence.pace.stepped()
-        if guesses:
-            self._guarded(batch, lambda: self._verify([(s, guesses.get(s, [])) for s in batch]))
-        return bool(guesses)
+        drafts = guess(self._drafter, batch, self._runner)
+        if drafts:
+            self._guarded(batch, lambda: self._verify(drafts))
+        return bool(drafts)
 
     def _verify(self, drafts: list[tuple[Sequence, list[int]]]) -> None:
         for (sequence, guessed), outcomes in zip(drafts, self._runner.verify(drafts), strict=True):
@@ -256,7 +255,7 @@ class Engine:
             if victim is sequence and len(self.scheduler.active) == 1:
                 self._finish(sequence, self._full(sequence))
             elif victim in self.scheduler.active:
-                self._runner.end(victim)
+                self._release(victim)
                 self.scheduler.preempt(victim)
             return False
         return True
@@ -286,13 +285,19 @@ class Engine:
 
     def _finish(self, sequence: Sequence, event: Any) -> None:
         self.scheduler.active.remove(sequence)
-        self._runner.end(sequence)
+        self._release(sequence)
         sequence.events.put(event)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Take back what a sequence holds."""
+        self._runner.end(sequence)
+        if self._drafter is not None:
+            self._drafter.end(sequence)
 
     def _fail_all(self, error: Exception) -> None:
         while self._flights:
             self._runner.abandon(self._flights.popleft())
         for sequence in self.scheduler.active:
-            self._runner.end(sequence)
+            self._release(sequence)
         for sequence in self.scheduler.clear():
             sequence.events.put(error)

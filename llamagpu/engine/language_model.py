@@ -48,10 +48,10 @@ class LanguageModel(Unique):
         isolate: bool = False,
         max_memory: int | str | None = None,
         verify: bool = False,
-        speculate: str | None = None,
+        speculate: str | Path | None = None,
     ):
-        if speculate not in (None, PROMPT):
-            raise UsageError(f"speculate is {shown(speculate)}.", f"It must be None or {PROMPT!r}.")
+        if speculate is not None and not isinstance(speculate, (str, Path)):
+            raise UsageError(f"speculate is {shown(speculate)}.", f"It is None, {PROMPT!r}, or a draft model.")
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
@@ -68,7 +68,12 @@ class LanguageModel(Unique):
         templates = self._templates(special_tokens(files[1]))
         self._generation = source.generation_config()
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
-        options |= {"speculate": speculate, "device": device, "recover": recover, "max_memory": max_memory}
+        options |= {
+            "speculate": None if speculate is None else str(speculate),
+            "device": device,
+            "recover": recover,
+            "max_memory": max_memory,
+        }
         self._session = self._open_session(options, progress, isolate)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
         if verify:

@@ -52,7 +52,8 @@ class LLM(LanguageModel):
             Generations continue from their tokens. ``bind`` and most of ``device`` are missing then.
         max_memory: the most memory to take on the adapter, in bytes or as text such as ``"4GB"``.
         speculate: ``"prompt"`` guesses that a text repeats parts of itself, and verifies up to 15 tokens in a step.
-            This changes no token, also of drawn ones; it gains where answers quote their prompts. None guesses nothing.
+            A directory, GGUF file or hub id names a smaller model of the same vocabulary that guesses. Guesses change
+            no token, also of drawn ones. None guesses nothing.
         verify: replay the first tokens of a text after loading, and compare every result with a float64 reference.
 
     Raises:

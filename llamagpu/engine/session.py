@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 
 from llamagpu import gpu
-from llamagpu.engine.drafts import PromptLookup
+from llamagpu.engine.draft_model import ModelDrafter, prepare_draft
+from llamagpu.engine.drafts import PROMPT, Drafter, PromptLookup
 from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
@@ -117,7 +118,7 @@ class Session(Loaded):
         at_once: the least capacity of the cache, in tokens of all sequences together.
         recover: whether a lost device is opened again, if the session opens it.
         max_memory: the most bytes to take on an adapter that is opened here.
-        speculate: ``prompt`` guesses tokens from the text so far; None guesses none.
+        speculate: ``prompt`` guesses tokens from the text so far, another text names a draft model; None guesses none.
     """
 
     model: Model
@@ -144,20 +145,29 @@ class Session(Loaded):
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
-            self.engine = Engine(self.device, self.model, drafter)
+            self.engine = Engine(self.device, self.model, self._drafter(speculate))
 
-        drafter = None if speculate is None else PromptLookup()
-        self._prepared, self._fused = prepared, fused
+        self._draft: Prepared | None = None
+        if speculate not in (None, PROMPT):
+            self._draft = prepare_draft(str(speculate), prepared)
+        self._prepared, self._fused, self._speculate = prepared, fused, speculate
         self._packs: EncoderEngine | None = None
         self._load(device, load, recover, max_memory, need)
         self.closed = False
+
+    def _drafter(self, speculate: str | None) -> Drafter | None:
+        if self._draft is None:
+            return None if speculate is None else PromptLookup()
+        most = min(self.model.context, self._draft.config.max_position_embeddings)
+        model = load_model(self._draft, self.device, self.device.tuning, most, "auto")
+        return ModelDrafter(self.device, model, self._prepared.config.vocab_size)
 
     def _remake(self) -> None:
         old = self.model
         self.model = load_model(
             self._prepared, self.device, old.forward.tuning, None, "auto", fused=self._fused, sizes=old.sizes
         )
-        self.engine.restart(self.model)
+        self.engine.restart(self.model, self._drafter(self._speculate))
         if self._packs is not None:
             self._packs.restart(self.engine.packs())
 

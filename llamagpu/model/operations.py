@@ -14,11 +14,11 @@ from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.gate import gate
 from llamagpu.kernels.glu import activated, glu
 from llamagpu.kernels.kv_write import Cache, kv_write
-from llamagpu.kernels.matmul import linear
+from llamagpu.kernels.matmul import matmul_nt
 from llamagpu.kernels.matvec import matvec
 from llamagpu.kernels.post_norm import post_norm
 from llamagpu.kernels.prenorm import NextNorm, prenorm_columns
-from llamagpu.kernels.product import MAX_VECTORS, MERGED_RUNS, Source, merged, normed, plain, product, store
+from llamagpu.kernels.product import MERGED_RUNS, Source, merged, normed, plain, product, store
 from llamagpu.kernels.qk_norm import QkNorm, qk_norm
 from llamagpu.kernels.qkv import qkv
 from llamagpu.kernels.residual import add_norm, add_to
@@ -102,10 +102,10 @@ class _Operations:
     def _prefill(self, q: Tensor, spec: LayerSpec, cache: Cache) -> Tensor:
         return attention_prefill(q, self._state, cache, self._heads, self._take("attended"), scores_of(spec))
 
-    def _logits(self, value: Source, w: Tensor, out: Tensor, many: bool) -> None:
-        """Logits, scaled and capped as the model has them."""
+    def _logits(self, value: Source, w: Tensor, out: Tensor) -> None:
+        """Logits, scaled and capped as the model has them; by the same kernels for any number of rows."""
         outer = self._config.outer
-        product(value, w, None, store(out, outer.logit_scale, outer.logit_cap), many)
+        product(value, w, None, store(out, outer.logit_scale, outer.logit_cap))
 
 
 class Unfused(_Operations):
@@ -113,8 +113,8 @@ class Unfused(_Operations):
 
     def __init__(self, space: Workspace, rows: int, splits: int | None = None):
         super().__init__(space, rows, splits)
-        # Decode uses matvec for every batch size, so that a sequence has the same bits alone and in a batch.
-        self._multiply = linear if splits is None else matvec
+        # Never by the number of rows: a sequence has the same bits alone and in company.
+        self._multiply = matmul_nt if splits is None else matvec
         self._x, self._other = self._take("x"), self._take("y")
 
     def embed(self, table: Tensor, norm: Tensor | None, next_norm: Tensor | None) -> None:
@@ -165,13 +165,13 @@ class Unfused(_Operations):
         self._x, self._other = self._other, self._x
 
     def logits(self, value: Tensor, head: Tensor, out: Tensor) -> None:
-        self._logits(plain(value), head, out, self._splits is None and self._rows > MAX_VECTORS)
+        self._logits(plain(value), head, out)
 
 
 class _Fused(_Operations):
     """Rotary embedding, cache writes, the gate and residual additions are epilogues of the products beside them."""
 
-    _many = False
+    _many = False  # whether products take the kernels for many vectors
 
     def _next(self, norm: Tensor | None) -> NextNorm | None:
         """The norm that reads x next, from its weight."""
@@ -202,15 +202,17 @@ class _Fused(_Operations):
         return plain(gated)
 
     def logits(self, value: Source, head: Tensor, out: Tensor) -> None:
-        self._logits(value, head, out, self._many)
+        self._logits(value, head, out)
 
 
 class FusedPrompt(_Fused):
-    """The fused form for prompts. Norms keep their own dispatches, because they take only 2 % of a prompt's time."""
+    """The fused form for prompts. Norms keep their own dispatches, because they take only 2 % of a prompt's time. All
+    lengths take the same kernels, so that a row's bits do not depend on the rows that share its pass."""
+
+    _many = True
 
     def __init__(self, space: Workspace, rows: int):
         super().__init__(space, rows)
-        self._many = rows > MAX_VECTORS
 
     def norm(self, weight: Tensor | None) -> Source:
         x = self._take("x")
