@@ -11,6 +11,7 @@ import numpy as np
 from llamagpu.engine.request import NotFinite, Sequence, Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
+from llamagpu.kernels.product import MAX_VECTORS
 from llamagpu.kernels.step import Sampled
 from llamagpu.model import Model
 from llamagpu.model.forward import BATCHES, HEAD_ROWS, batch_limit, bucket
@@ -44,13 +45,15 @@ class Runner:
         """Give a sequence its slot and pages, and set the slot's counts and bias; False if the cache has no room
         now."""
         request = sequence.request
-        prefix = sequence.tokens if request.reuse else []
+        prefix = sequence.tokens if request.reuse != "none" else []
         if request.want_logits:
             prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
-        pages = self._model.cache.take(request.most, prefix)
+        pages = self._model.cache.take(request.most, prefix, request.reuse == "exact")
         if pages is None:
             return False
-        sequence.pages, sequence.length = pages, pages.cached
+        sequence.pages, sequence.length, sequence.exact = pages, pages.cached, pages.exact
+        if sequence.events.cached is None:  # not if it goes on after it lost its pages
+            sequence.events.cached = min(pages.cached, len(request.prompt))
         made = sequence.tokens[len(request.prompt) :] if request.settings.counted else None
         self._state.begin_sequence(pages.slot, request.prompt, made, dict(request.bias))
         return True
@@ -60,20 +63,21 @@ class Runner:
         if sequence in self._settled:
             self._settled = ()
         if sequence.pages is not None:
-            self._model.cache.give(sequence.pages, sequence.tokens[: sequence.length])
+            self._model.cache.give(sequence.pages, sequence.tokens[: sequence.length], sequence.exact)
             sequence.pages = None
 
     def prefill(self, sequence: Sequence) -> list[Outcome]:
         """Run the next chunk of a prompt. The last one gives the first token, unless logits were asked for or the
         sequence only resumes."""
         request, first = sequence.request, sequence.length
-        chunk = sequence.tokens[first : min(first + self._model.sizes.rows, sequence.decodes_from)]
-        rows = bucket(len(chunk))
+        chunk, rows = self._chunk(sequence)
         self._state.write_prompt(chunk, first, sequence.slot, rows)
         self._settled = ()
         self._run_paced(self._forward.prefill(rows), sequence)
         if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
             return []
+        if sequence.exact == first:
+            sequence.exact += len(chunk)
         sequence.length += len(chunk)
         if request.want_logits:
             self._collect_logits(sequence, len(chunk))
@@ -84,6 +88,18 @@ class Runner:
         self._state.write_rows([sequence.row_at(sequence.length - 1)], 1)
         self._settled = (sequence,)
         return self._outcomes(self._submit((sequence,), self._forward.first(request.settings.plain)))
+
+    def _chunk(self, sequence: Sequence) -> tuple[list[int], int]:
+        """The tokens that are prefilled next, and the rows of their plan.
+
+        A sequence that begins in the cache has the bits of a lone run: its chunks end where those of a lone run end,
+        and have more than ``MAX_VECTORS`` rows if these have, because products of more rows add up in another order.
+        """
+        first, end, most = sequence.length, sequence.decodes_from, self._model.sizes.rows
+        begin = first // most * most
+        chunk = sequence.tokens[first : min(begin + most, end)]
+        alone = min(most, end - begin)
+        return chunk, bucket(max(len(chunk), min(alone, MAX_VECTORS + 1)))
 
     def _run_paced(self, plan: Plan, sequence: Sequence) -> None:
         """Run a plan in submissions of about ``PACE_SECONDS``, and learn the rate from a long one."""
