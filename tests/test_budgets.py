@@ -28,7 +28,7 @@ PROMPT = "Once upon a time, there was a little dog"
 def stream_census(llm: LLM, tokens: int, **options: object) -> Census:
     """Native calls of a whole stream, prompt included."""
     with census() as counts:
-        for _ in llm.stream(PROMPT, max_tokens=tokens, ignore_eos=True, **options):
+        for _ in llm.stream(PROMPT, max_tokens=tokens, ignore_eos=True, reuse="none", **options):
             pass
     return counts
 

@@ -91,6 +91,25 @@ def test_generate_until_the_context_is_full(capsys: pytest.CaptureFixture[str]) 
     assert run_here(["generate", "Once", "-n", "-2"]) == 2
 
 
+def test_a_prompt_cache_is_kept_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, prompt = str(tmp_path / "prompts"), "The duck swam to the big rock and sang a song for all of her friends. "
+    found = []
+    for options in ([], [], ["--ignore-eos"]):
+        assert run_here(["generate", prompt, "-n", "3", "--prompt-cache", kept, "--json", *options]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [f["cached_tokens"] for f in found] == [0, 16, 16]
+    assert found[0]["token_ids"] == found[1]["token_ids"]
+    assert run_here(["generate", prompt, "-n", "1", "--prompt-cache", kept]) == 0
+    assert "(16 cached)" in capsys.readouterr().err
+    before = Path(kept).read_bytes()
+    assert run_here(["generate", prompt, "--prompt-cache", kept, "--dtype", "int8"]) == 2
+    assert "another dtype of the weights" in capsys.readouterr().err
+    assert Path(kept).read_bytes() == before
+    for bad in (str(tmp_path), str(tmp_path / "none" / "prompts")):
+        assert run_here(["chat", "--prompt-cache", bad]) == 2
+    assert run_here(["generate", "--input", kept, "--prompt-cache", kept]) == 2
+
+
 @pytest.mark.parametrize("command", list(cli.commands))
 def test_verbose_is_an_option_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here([command, "-v", "--help"]) == 0

@@ -40,6 +40,10 @@ def test_an_isolated_model_survives_an_abort(story: LLM, monkeypatch: pytest.Mon
         assert np.array_equal(llm.embed(PROMPTS, pooling="mean"), vectors)
         assert np.allclose(llm.logits([1, 2, 3]), story.logits([1, 2, 3]))
         assert llm._session._supervisor.deaths == 1
+        long = [*range(2, 50)]
+        assert [llm.generate(long, max_tokens=1).cached_tokens for _ in range(2)] == [0, 32]
+        with pytest.raises(UsageError, match="no save_cache here"):
+            llm.save_cache("prompts")
         endless = llm.stream(PROMPTS[0], max_tokens=400, ignore_eos=True)
         next(endless)
         endless.close()

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import CHAT, HEADERS, KEY, MESSAGES, error, events, eventually
 
 from llamagpu import LLM, CrossEncoder, Embedder
+from llamagpu.kernels.kv_write import PAGE
 from llamagpu.server.guard import Access
 
 TEXT = "Once upon a time"
@@ -52,7 +53,8 @@ def test_completions_are_those_of_the_model(client: httpx.Client, story: LLM) ->
     assert found["object"] == "text_completion"
     assert found["model"] == "stories"
     assert found["choices"] == [{"index": 0, "text": expected.text, "logprobs": None, "finish_reason": "length"}]
-    assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
+    counts = {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
+    assert found["usage"] == counts | {"prompt_tokens_details": {"cached_tokens": 0}}
     told = complete(client, logprobs=2)["choices"][0]["logprobs"]
     assert expected.logprobs is not None
     assert "".join(told["tokens"]) == expected.text
@@ -108,7 +110,22 @@ def test_chat_and_its_stream(client: httpx.Client, story: LLM) -> None:
     assert [p["finish_reason"] for p in parts] == [None] * (len(parts) - 1) + ["length"]
     assert all(c["usage"] is None for c in chunks[:-1])
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == found["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert chunks[-1]["usage"] == found["usage"]
+    assert (found["usage"]["prompt_tokens"], found["usage"]["total_tokens"]) == (5, 11)
+
+
+def test_cached_tokens_of_shared_beginnings(client: httpx.Client, story: LLM) -> None:
+    """A completion keeps the bits of a lone run; its prompts are counted once, whatever the choices."""
+    shared = "The duck swam to the big rock and sang a song for all of her small friends in the pond. "
+    story.generate(shared, max_tokens=1)
+    whole = (len(story.tokenize(shared)) - 1) // PAGE * PAGE
+    expected = story.generate(shared + "Then", max_tokens=8, reuse="none")
+    found = complete(client, prompt=shared + "Then", n=2)
+    assert found["choices"][0]["text"] == expected.text
+    assert found["usage"]["prompt_tokens_details"] == {"cached_tokens": whole}
+    body = {"messages": [{"role": "user", "content": shared}], "max_tokens": 3, "stream": True}
+    with client.stream("POST", CHAT, json=body | {"stream_options": {"include_usage": True}}) as response:
+        assert events(response)[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": whole}
 
 
 def test_a_stream_of_several_choices(client: httpx.Client) -> None:

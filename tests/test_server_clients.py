@@ -142,6 +142,9 @@ const endless = llm.stream("Once upon a time", { maxTokens: 480, ignoreEos: true
 for await (const piece of endless) break;
 out.stopped = (await endless.result).finishReason;
 out.full = (await llm.generate("Once upon a time", { maxTokens: 600, ignoreEos: true })).contextFull;
+const long = "The duck swam to the big rock and sang a song for all of her small friends. ";
+out.cached = [];
+for (let i = 0; i < 2; i++) out.cached.push((await llm.generate(long, { maxTokens: 2 })).cachedTokens);
 out.errors = [];
 const wrong = [{ topP: 0 }, { colour: 1 }, { maxTokens: 2, stop: [""] }];
 for (const options of wrong) await llm.generate("a", options).catch((e) => out.errors.push([e.code, e.what, e.why]));
@@ -173,6 +176,7 @@ def test_the_module_of_the_page(url: str, story: LLM) -> None:
     assert found["generated"]["promptTokens"] == 5
     assert found["generated"]["finishReason"] == "length"
     assert not found["generated"]["contextFull"]
+    assert found["cached"] == [0, 16]
     assert found["generated"]["timings"]["decodeSeconds"] > 0
     assert found["drawn"]["tokenIds"] == found["again"]["tokenIds"]
     assert found["chat"]["text"] == story.chat(MESSAGES, max_tokens=6).text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from llamagpu.bench.parts import (
     weight_macs,
     weight_read_bytes,
 )
-from llamagpu.engine.request import Request
+from llamagpu.engine.request import Events, Request
 from llamagpu.engine.request import Sequence as Running
 from llamagpu.engine.session import Session
 from llamagpu.errors import UsageError
@@ -33,11 +32,11 @@ from llamagpu.model.fit import Load
 COUNTED_TOKENS = 16
 
 
-class _Clock(queue.SimpleQueue[Any]):
+class _Clock(Events):
     """A queue of events, each with the time at which the engine put it there."""
 
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        super().put((time.perf_counter(), item))
+    def put(self, event: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put((time.perf_counter(), event))
 
 
 class Subject(Session):
@@ -58,7 +57,7 @@ class Subject(Session):
             reuse: take the cached beginnings of earlier prompts.
         """
         start = time.perf_counter()
-        requests = [Request(tuple(p), tokens, reuse=reuse) for p in prompts]
+        requests = [Request(tuple(p), tokens, reuse="any" if reuse else "none") for p in prompts]
         return [[start, *_times(s)] for s in [self.engine.submit(r, events=_Clock()) for r in requests]]
 
     def prompt(self, tokens: int, seed: int = 0) -> list[int]:

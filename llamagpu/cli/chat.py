@@ -13,6 +13,7 @@ import click
 from llamagpu.cli.conversation import Message, fit, load, save
 from llamagpu.cli.options import load_options, model_options
 from llamagpu.cli.output import error_lines, note, open_model, write
+from llamagpu.cli.prompt_cache import check_prompt_cache, prompt_cache, prompt_cache_option
 from llamagpu.cli.reading import Lines, Reader, is_dumb, on_a_terminal, unwrap
 from llamagpu.errors import ContextFullError, UnsupportedModelError, UsageError
 
@@ -59,6 +60,7 @@ _SEEDS = 2**32
     metavar="NAME=VALUE",
     help="A variable of the chat template, such as enable_thinking=false; VALUE is JSON, or else text.",
 )
+@prompt_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON object on one line.")
 def chat(
     system: str | None, as_json: bool, template_file: Path | None, template_args: tuple[str, ...], **options: Any
@@ -69,7 +71,8 @@ def chat(
     """
     from llamagpu.engine.params import sampling_params
 
-    load = load_options(options)
+    load, kept = load_options(options), options.pop("prompt_cache")
+    check_prompt_cache(kept)
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
     if template_file is not None:
@@ -83,7 +86,8 @@ def chat(
             )
         if template_args:
             settings["chat_template_kwargs"] = _template_args(template_args, llm)
-        return Session(llm, system, settings, as_json).run(_open_reader())
+        with prompt_cache(llm, kept):
+            return Session(llm, system, settings, as_json).run(_open_reader())
 
 
 def _read(template: Path) -> str:

@@ -22,6 +22,7 @@ from llamagpu.cli.output import (
     write,
     write_json,
 )
+from llamagpu.cli.prompt_cache import check_prompt_cache, prompt_cache, prompt_cache_option
 from llamagpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option("--stop", multiple=True, help="End before this text; can be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Continue when the model ends its text.")
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
+@prompt_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
 @job_options("prompts or messages. [default: prompt, or else messages]")
 def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool, as_json: bool, **options: Any) -> int:
@@ -81,8 +83,10 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
     With --input, continue every prompt of a data set. A job that was stopped or killed continues where it ended.
     """
     job = take_job_options(options)
-    given = {"a prompt": text or prompt, "--file": file, "--echo": echo, "--json": as_json}
+    kept = options.pop("prompt_cache")
+    given = {"a prompt": text or prompt, "--file": file, "--echo": echo, "--json": as_json, "--prompt-cache": kept}
     load = load_options(options)
+    check_prompt_cache(kept)
     if options["max_tokens"] == -1:
         options["max_tokens"] = _UNTIL_FULL
     if job is not None:
@@ -96,31 +100,31 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
         raise UsageError("--echo and --json exclude one another.", "The JSON object holds the new text alone.")
     source = _prompt(text, prompt, file)
     _validate(options)
-    _print(source, load, options, echo, as_json)
+    with open_model(load) as llm, prompt_cache(llm, kept):
+        _print(llm, source, options, echo, as_json)
     return 0
 
 
-def _print(source: str, load: dict[str, Any], options: dict[str, Any], echo: bool, as_json: bool) -> None:
+def _print(llm: LLM, source: str, options: dict[str, Any], echo: bool, as_json: bool) -> None:
     """Generate one text and print it."""
-    with open_model(load) as llm:
-        stream = llm.stream(source, **options)
-        try:
-            with _prompt_progress(stream):
-                first = next(stream, "")
-            if as_json:
-                facts = {"model": llm.name, "adapter": str(llm.device.adapter), "memory": asdict(llm.memory)}
-                write_json(stream.result.as_dict() | facts)
-                return
-            write(source + first if echo else first)
-            for piece in stream:
-                write(piece)
-            write("" if stream.result.text.endswith("\n") else "\n")
-            note(_statistics(stream.result, llm))
-        except KeyboardInterrupt:
-            write("\n")  # leave the terminal at the start of a line
-            raise Interrupted from None
-        finally:
-            stream.close()
+    stream = llm.stream(source, **options)
+    try:
+        with _prompt_progress(stream):
+            first = next(stream, "")
+        if as_json:
+            facts = {"model": llm.name, "adapter": str(llm.device.adapter), "memory": asdict(llm.memory)}
+            write_json(stream.result.as_dict() | facts)
+            return
+        write(source + first if echo else first)
+        for piece in stream:
+            write(piece)
+        write("" if stream.result.text.endswith("\n") else "\n")
+        note(_statistics(stream.result, llm))
+    except KeyboardInterrupt:
+        write("\n")  # leave the terminal at the start of a line
+        raise Interrupted from None
+    finally:
+        stream.close()
 
 
 def _validate(options: dict[str, Any]) -> None:
@@ -189,5 +193,6 @@ def _statistics(result: Result, llm: LLM) -> str:
     rate = f", {(made - 1) / t.decode_s:.1f} tokens/s" if made > 1 and t.decode_s else ""
     reason = "the context is full" if result.context_full else result.finish_reason
     seed = "" if result.seed is None else f" · seed {result.seed}"
-    prompt = f"prompt {result.prompt_tokens} tokens in {t.prefill_s:.2f} s"
+    cached = f" ({result.cached_tokens} cached)" if result.cached_tokens else ""
+    prompt = f"prompt {result.prompt_tokens} tokens{cached} in {t.prefill_s:.2f} s"
     return f"{prompt} · {made} tokens{rate} · {reason}{seed} · {llm.device.adapter}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import signal
 import sys
 from concurrent.futures import Future
@@ -14,7 +13,7 @@ from typing import Any
 from llamagpu.engine import messages
 from llamagpu.engine.encoder_session import EncoderSession
 from llamagpu.engine.messages import Channel, sendable
-from llamagpu.engine.request import Sequence, Token
+from llamagpu.engine.request import Events, Sequence, Token
 from llamagpu.engine.session import Session
 from llamagpu.errors import DeviceLostError
 from llamagpu.model import prepare
@@ -35,7 +34,7 @@ class _Log(logging.Handler):
         self._channel.send(messages.Logged(record.levelno, record.getMessage()))
 
 
-class _Events(queue.SimpleQueue[Any]):
+class _Events(Events):
     """The events of a request go to the other process."""
 
     def __init__(self, child: Child, id: int):
@@ -44,7 +43,7 @@ class _Events(queue.SimpleQueue[Any]):
     def put(self, event: Any, block: bool = True, timeout: float | None = None) -> None:
         if not isinstance(event, Token):
             self._child.running.pop(self._id, None)
-        self._child.answer(self._id, event)
+        self._child.answer(self._id, event, self.cached)
 
 
 class Child:
@@ -81,9 +80,9 @@ class Child:
                 except Exception as e:
                     self.answer(message.id, e)
 
-    def answer(self, id: int, event: Any) -> None:
+    def answer(self, id: int, event: Any, cached: int | None = None) -> None:
         """Send an event."""
-        self._channel.send(messages.Event(id, sendable(event) if isinstance(event, Exception) else event))
+        self._channel.send(messages.Event(id, sendable(event) if isinstance(event, Exception) else event, cached))
 
     def _handle(self, message: messages.Submit | messages.Cancel | messages.Encode) -> None:
         if isinstance(message, messages.Submit):

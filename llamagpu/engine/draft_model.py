@@ -100,7 +100,7 @@ class ModelDrafter:
         request = sequence.request
         limit = self._model.context - len(request.prompt)
         settings = replace(request.settings, logprobs=0)
-        mirror = Sequence(replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse=False))
+        mirror = Sequence(replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none"))
         mirror.tokens = list(sequence.tokens)
         if not self._runner.begin(mirror):
             return None

@@ -63,9 +63,11 @@ class _Running:
             return None
         return messages.Submit(id, request, made)
 
-    def take(self, event: Any) -> bool:
+    def take(self, event: Any, cached: int | None = None) -> bool:
         """Take an event; whether it was the last one."""
         sequence = self.sequence
+        if sequence.events.cached is None:
+            sequence.events.cached = cached
         if isinstance(event, Token):
             sequence.tokens.append(event.id)
             sequence.length = max(sequence.length, len(sequence.request.prompt))
@@ -85,7 +87,7 @@ class _Encoding:
         """See ``_Running.message``."""
         return messages.Encode(id, self.texts, self.modes)
 
-    def take(self, event: Any) -> bool:
+    def take(self, event: Any, cached: int | None = None) -> bool:
         """See ``_Running.take``."""
         (self.done.set_exception if isinstance(event, Exception) else self.done.set_result)(event)
         return True
@@ -204,7 +206,7 @@ class Supervisor:
             if isinstance(message, messages.Event):
                 with self._lock:
                     item = self._pending.get(message.id)
-                    if item is not None and item.take(message.event):
+                    if item is not None and item.take(message.event, message.cached):
                         del self._pending[message.id]
 
     def _replace(self) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Unpack, cast, overload
+from pathlib import Path
+from typing import Any, Unpack, cast, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.engine.arguments import items, whole_in
+from llamagpu.engine.arguments import items, out_of_range, whole_in
 from llamagpu.engine.embeddings import Embeddings
 from llamagpu.engine.language_model import LanguageModel
 from llamagpu.engine.params import (
@@ -21,7 +22,7 @@ from llamagpu.engine.params import (
     takes_options,
 )
 from llamagpu.engine.prompts import Prompt, is_prompt, prompts_of
-from llamagpu.engine.request import Request
+from llamagpu.engine.request import Request, Reuse
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, wait_logits
 from llamagpu.model.sentence_transformers import read_pipeline
@@ -69,18 +70,28 @@ class LLM(LanguageModel):
     """
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Result: ...  # type: ignore[overload-overlap]
-    @overload
-    def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Result: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: str, *, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
+    ) -> Result: ...
     @overload
     def generate(
-        self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateOptions]
+        self, prompt: Sequence[int], *, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
+    ) -> Result: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        reuse: Reuse = "exact",
+        **options: Unpack[GenerateOptions],
     ) -> list[Result]: ...
 
     @takes_options
     def generate(
         self,
         prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        reuse: Reuse = "exact",
         **options: Unpack[GenerateOptions],
     ) -> Result | list[Result]:
         """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
@@ -88,6 +99,11 @@ class LLM(LanguageModel):
 
         The prompts of a list run in batches, and each result is the same as alone. The keyword arguments are described
         in ``llamagpu.engine.params.GenerateOptions``.
+
+        Args:
+            reuse: a prompt that begins as earlier ones takes its beginning from the cache, while that has room to keep
+                it. ``exact`` takes what prompts left there, which changes no bit of the result; ``any`` also takes what
+                generation left, whose last bits differ; ``none`` takes nothing.
 
         Raises:
             UsageError: an empty prompt, or a value out of its range.
@@ -97,10 +113,10 @@ class LLM(LanguageModel):
         if not isinstance(prompt, str):
             prompt = items(prompt, "a prompt")
         if isinstance(prompt, str) or (prompt and not any(is_prompt(p) for p in prompt)):
-            with self._stream(cast(Prompt, prompt), **options) as stream:
+            with self._stream(cast(Prompt, prompt), reuse, **options) as stream:
                 return stream.result
         ids = [self.prompt_ids(p) for p in prompts_of(prompt)]  # all are checked before any begins
-        streams = [self._stream(i, **options) for i in ids]
+        streams = [self._stream(i, reuse, **options) for i in ids]
         try:
             return [s.result for s in streams]
         finally:
@@ -108,12 +124,8 @@ class LLM(LanguageModel):
                 s.close()
 
     @takes_options
-    def stream(self, prompt: Prompt, *, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
-        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early.
-
-        ``reuse`` takes the beginning of the prompt from the cache, if earlier calls left it there, as ``chat`` does;
-        last bits of the logits may differ.
-        """
+    def stream(self, prompt: Prompt, *, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]) -> Stream:
+        """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early."""
         return self._stream(prompt, reuse, **options)
 
     @takes_chat_options
@@ -123,7 +135,7 @@ class LLM(LanguageModel):
         Messages are dictionaries with ``role`` and ``content``, in OpenAI's form. The keyword arguments are described
         in ``llamagpu.engine.params.ChatOptions``; sampling settings that are not given come from the model's
         generation_config.json. The cache keeps earlier conversations while it has room, and a conversation that begins
-        the same reuses it.
+        the same reuses it, answers included (``reuse="any"`` of ``generate``).
 
         Raises:
             UsageError: the model has no chat template, the conversation is not valid, or the template refuses it.
@@ -138,17 +150,18 @@ class LLM(LanguageModel):
         """As ``chat``, but an iterator of text pieces."""
         given: dict[str, Any] = {**options}
         ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
-        return self._stream(ids, reuse=True, **cast(GenerateOptions, self.chat_settings | given))
+        return self._stream(ids, "any", **cast(GenerateOptions, self.chat_settings | given))
 
     @property
     def chat_settings(self) -> dict[str, Any]:
         """The settings of ``chat`` where its caller gives none, from generation_config.json."""
         return chat_settings(self._generation)
 
-    def _stream(self, prompt: Prompt, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
+    def _stream(self, prompt: Prompt, reuse: Reuse, **options: Unpack[GenerateOptions]) -> Stream:
         params = sampling_params(self.config.vocab_size, **options)
         ids = self.prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
+        reuse = _checked(reuse)
         limit = min(params.max_tokens, self.context - len(ids) + 1)
         request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse)
         return Stream(self._session.engine, request, self._tokenizer, self.context, params.stop)
@@ -167,14 +180,40 @@ class LLM(LanguageModel):
         """The bytes that a token adds to a text in progress, which may be a part of a character."""
         return self._tokenizer.token_bytes(self._prompts.checked([token_id])[0])
 
-    def logits(self, ids: Iterable[int], *, first: int = 0, reuse: bool = False) -> npt.NDArray[np.float32]:
+    def logits(self, ids: Iterable[int], *, first: int = 0, reuse: Reuse = "none") -> npt.NDArray[np.float32]:
         """The model's logits for the positions from ``first`` on: float32 [len(ids) - first, vocab_size]. Adds no BOS.
 
-        ``reuse`` takes the beginning of the ids from the cache, if earlier calls left it there; last bits may differ.
+        ``reuse`` is that of ``generate``.
         """
         prompt = tuple(self.prompt_ids(items(ids, "token ids")))
         first = whole_in("first", first, 0, len(prompt) - 1)
-        return wait_logits(self._session.engine, Request(prompt, 1, want_logits=True, first=first, reuse=reuse))
+        request = Request(prompt, 1, want_logits=True, first=first, reuse=_checked(reuse))
+        return wait_logits(self._session.engine, request)
+
+    def save_cache(self, path: str | Path) -> int:
+        """Write what the cache knows of earlier prompts and texts to a file; returns its tokens.
+
+        Generation waits meanwhile. Until the file is complete, the name keeps what it had.
+
+        Raises:
+            LlamaGPUError: writing failed, for example because the disk is full.
+            UsageError: the model is isolated: its cache is in another process.
+        """
+        self._check_open()
+        return self._session.save_cache(Path(path))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Add the tokens of a file of ``save_cache`` to the cache, where that has room; returns their number. Prompts
+        that begin with them cost only their other tokens, and give the bits that they give without.
+
+        Generation waits meanwhile. Load only files that you would load a model from: they hold keys and values.
+
+        Raises:
+            UsageError: the file is missing, damaged, or of another model, dtype, adapter, tuning or version; or the
+                model is isolated.
+        """
+        self._check_open()
+        return self._session.load_cache(Path(path))
 
     def embed(
         self, sentences: str | Iterable[str], batch_size: int = 32, *, pooling: str | None = None, **options: Any
@@ -198,3 +237,10 @@ class LLM(LanguageModel):
     def _embeddings(self) -> dict[str | None, Embeddings]:
         """What embeds, by pooling."""
         return {}
+
+
+def _checked(reuse: Any) -> Reuse:
+    """Raises UsageError for other values."""
+    if reuse not in get_args(Reuse):
+        raise out_of_range("reuse", reuse, "exact, any or none")
+    return cast(Reuse, reuse)

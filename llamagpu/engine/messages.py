@@ -66,10 +66,11 @@ class Encode:
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a request (see ``Sequence.events``), or the vectors or the error of an ``Encode``."""
+    """An event of a request and ``Events.cached``, or the vectors or the error of an ``Encode``."""
 
     id: int
     event: Any
+    cached: int | None = None
 
 
 @dataclass(frozen=True)

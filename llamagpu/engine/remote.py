@@ -89,6 +89,14 @@ class RemoteSession(Unique):
         """The bytes of the model, and its chosen sizes."""
         return self.model.sizes
 
+    def save_cache(self, path: Path) -> NoReturn:
+        """Refuse: the cache is in the other process."""
+        raise elsewhere("save_cache")
+
+    def load_cache(self, path: Path) -> NoReturn:
+        """Refuse: the cache is in the other process."""
+        raise elsewhere("load_cache")
+
     def packs(self) -> RemotePacks:
         """What embeds texts."""
         return RemotePacks(self._supervisor, self.model.sizes.rows)

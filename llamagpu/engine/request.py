@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from llamagpu.errors import LlamaGPUError
 from llamagpu.kernels.step import Settings
 from llamagpu.model.cache import Pages
 from llamagpu.model.step import Row
+
+Reuse = Literal["exact", "any", "none"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Request:
         limit: the most tokens to make, by max_tokens and the context.
         want_logits: give logits instead of new tokens.
         first: the first position whose logits are wanted.
-        reuse: take the beginning of the prompt from the cache, if earlier sequences left it there.
+        reuse: which pages that earlier sequences left in the cache may give the beginning of the prompt: ``exact`` ones
+            (``PagedCache``), with which a result keeps the bits of a lone run, ``any``, or ``none``.
     """
 
     prompt: tuple[int, ...]
@@ -67,7 +70,7 @@ class Request:
     bias: Mapping[int, float] = field(default_factory=dict)
     want_logits: bool = False
     first: int = 0
-    reuse: bool = False
+    reuse: Reuse = "none"
 
     @property
     def most(self) -> int:
@@ -80,9 +83,11 @@ class Events(queue.SimpleQueue[Any]):
 
     Attributes:
         listener: called after each event by the thread that puts it, which must not wait.
+        cached: tokens that came from the cache when the sequence began; None before that. Set before the first event.
     """
 
     listener: Callable[[], None] | None = None
+    cached: int | None = None
 
     def put(self, event: Any, block: bool = True, timeout: float | None = None) -> None:
         """Add an event; it never waits."""
@@ -109,6 +114,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)  # the prompt's, and the new ones
     pages: Pages | None = None
     length: int = 0  # positions in the cache
+    exact: int = 0  # the first of them whose keys and values are those of a prefill of these tokens alone
     in_flight: int = 0  # steps that were launched and not read yet
     counted: bool = False  # whether the device has the counts of its tokens
     pace: Pace | None = None  # of its drafts; set by an engine that speculates

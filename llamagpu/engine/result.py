@@ -29,6 +29,7 @@ class Result:
             ``cancelled``.
         context_full: whether ``length`` means that the context ended it.
         seed: the seed, if tokens were drawn.
+        cached_tokens: tokens of the prompt whose keys and values came from the cache.
         logprobs: with ``logprobs=n``, for every token its log-probability and the n likeliest ones.
     """
 
@@ -40,6 +41,7 @@ class Result:
     seed: int | None
     logprobs: list[Token] | None = None
     timings: Timings = field(default_factory=Timings)
+    cached_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:

@@ -47,14 +47,18 @@ class Runner:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
         less than ``spare`` pages would be left."""
         request = sequence.request
-        prefix = sequence.tokens if request.reuse else []
+        # Tokens that it made itself are exact only if decode steps wrote them.
+        prefix = {"none": [], "exact": list(request.prompt), "any": sequence.tokens}[request.reuse]
         if request.want_logits:
             prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
         count = min(request.most, len(sequence.tokens) + PAGE)
-        pages = self._model.cache.take(count, prefix, request.most, spare)
+        pages = self._model.cache.take(count, prefix, request.most, spare, request.reuse == "exact")
         if pages is None:
             return False
-        sequence.pages, sequence.length, sequence.counted = pages, pages.cached, False
+        sequence.pages, sequence.length, sequence.exact = pages, pages.cached, pages.exact
+        sequence.counted = False
+        if sequence.events.cached is None:  # not if it goes on after it lost its pages
+            sequence.events.cached = min(pages.cached, len(request.prompt))
         self._state.set_bias(pages.slot, dict(request.bias))
         return True
 
@@ -63,7 +67,7 @@ class Runner:
         if sequence in self._settled:
             self._settled = ()
         if sequence.pages is not None:
-            self._model.cache.give(sequence.pages, sequence.tokens[: sequence.length])
+            self._model.cache.give(sequence.pages, sequence.tokens[: sequence.length], sequence.exact)
             sequence.pages = None
 
     def reserve(self, sequence: Sequence, positions: int) -> bool:
@@ -117,6 +121,8 @@ class Runner:
         for (sequence, count), begin in zip(pack, begins, strict=True):
             if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
                 continue
+            if sequence.exact == sequence.length:
+                sequence.exact += count
             sequence.length += count
             if sequence.request.want_logits:
                 self._collect_logits(sequence, count)

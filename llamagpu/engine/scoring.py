@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.llm import LLM
-from llamagpu.engine.request import NotFinite
+from llamagpu.engine.request import NotFinite, Reuse
 from llamagpu.kernels.kv_write import PAGE
 
 _READ = 1 << 24  # logits read from the GPU at a time: 64 MB
@@ -16,7 +16,7 @@ _BLOCK = 1 << 22  # logits of a block: 32 MB in float64
 
 
 def logit_blocks(
-    llm: LLM, ids: Sequence[int], first: int = 0, *, reuse: bool = False
+    llm: LLM, ids: Sequence[int], first: int = 0, *, reuse: Reuse = "none"
 ) -> Iterator[npt.NDArray[np.float32]]:
     """The logits of positions ``first`` on, in order: blocks of float32 [rows, vocab_size].
 
@@ -26,7 +26,7 @@ def logit_blocks(
     vocab = llm.config.vocab_size
     read, block = max(1, _READ // vocab // PAGE) * PAGE, max(1, _BLOCK // vocab)
     for begin in range(first, len(ids), read):
-        rows = llm.logits(ids[: begin + read], first=begin, reuse=reuse or begin > first)
+        rows = llm.logits(ids[: begin + read], first=begin, reuse=reuse if begin == first else "exact")
         for at in range(0, len(rows), block):
             yield rows[at : at + block]
 

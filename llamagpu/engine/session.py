@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from llamagpu import gpu
 from llamagpu.engine.draft_model import ModelDrafter, prepare_draft
@@ -12,6 +13,7 @@ from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
 from llamagpu.errors import DeviceLostError, Unique
 from llamagpu.model import Model, Prepared, Sizes, load_model
+from llamagpu.model.cache_file import cache_facts, load_pages, save_pages
 from llamagpu.model.sizes import plan_sizes
 from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
@@ -181,6 +183,16 @@ class Session(Loaded):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self.model.sizes
+
+    def save_cache(self, path: Path) -> int:
+        """Write what the cache knows; see ``cache_file``."""
+        facts = cache_facts(self.model, self._prepared, self._fused)
+        return self.device.call(lambda: save_pages(self.model, path, facts))
+
+    def load_cache(self, path: Path) -> int:
+        """Make known what a file holds; see ``cache_file``."""
+        facts = cache_facts(self.model, self._prepared, self._fused)
+        return self.device.call(lambda: load_pages(self.model, path, facts))
 
     def packs(self) -> EncoderEngine:
         """The engine that embeds texts; made at the first call."""

@@ -178,4 +178,5 @@ class Stream(Unique, Iterator[str]):
             seed=settings.seed if settings.temperature else None,
             logprobs=self.tokens if settings.logprobs else None,
             timings=self._watch.timings,
+            cached_tokens=self._sequence.events.cached or 0,
         )

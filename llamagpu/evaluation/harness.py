@@ -187,7 +187,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         with tqdm(total=len(requests), disable=disable_tqdm, desc="llamagpu: log-likelihoods") as bar:
             for one in passes:
                 ids = list(one.ids)
-                blocks = logit_blocks(self.llm, ids, len(ids) - one.longest, reuse=True)
+                blocks = logit_blocks(self.llm, ids, len(ids) - one.longest, reuse="exact")
                 found = sum_scores((log_probabilities(b, len(ids)) for b in blocks), [t for _, t in one.continuations])
                 for (number, _tokens), score in zip(one.continuations, found, strict=True):
                     out[number] = score

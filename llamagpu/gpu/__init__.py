@@ -25,7 +25,7 @@ from llamagpu.gpu.recovery import Resident
 from llamagpu.gpu.symbolic import Recording, SymbolicDevice
 from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, affine_bytes, pack_rows, row_items, tensor_bytes
 from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
-from llamagpu.gpu.tuning_store import cache_folder, store_tuning, tuning_path
+from llamagpu.gpu.tuning_store import adapter_key, cache_folder, store_tuning, tuning_path
 
 open = open_device
 
@@ -58,6 +58,7 @@ __all__ = [
     "TunedLanes",
     "Tuning",
     "adapter_capacity",
+    "adapter_key",
     "affine_bytes",
     "allowed_adapters",
     "cache_folder",

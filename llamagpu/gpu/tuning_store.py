@@ -30,8 +30,8 @@ def tuning_path() -> Path:
     return cache_folder() / "tuning.json"
 
 
-def _key(adapter: Adapter) -> str:
-    """A tuning is valid for one adapter, its driver, and these versions."""
+def adapter_key(adapter: Adapter) -> str:
+    """One adapter, its driver, and our versions: what a tuning is valid for, and the last bits of results."""
     return " | ".join((str(adapter), adapter.driver, native.version(), f"llamagpu {__version__}"))
 
 
@@ -48,7 +48,7 @@ def stored_tuning(adapter: Adapter, features: frozenset[str], subgroup_size: int
     ``LLAMAGPU_TUNING=built-in`` is set."""
     if os.environ.get("LLAMAGPU_TUNING") == BUILT_IN:
         return None
-    tuning = _parse(_read().get(_key(adapter)))
+    tuning = _parse(_read().get(adapter_key(adapter)))
     missing = tuning is not None and (
         (tuning.f16 == "native" and SHADER_F16 not in features)
         or (tuning.reduce == "subgroup" and SUBGROUP not in features)
@@ -86,11 +86,11 @@ def store_tuning(adapter: Adapter, tuning: Tuning) -> Path:
     path = tuning_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     known = _read()
-    earlier = _parse(known.get(_key(adapter)))
+    earlier = _parse(known.get(adapter_key(adapter)))
     if earlier is not None:
         tuning = replace(tuning, lanes=_joined(earlier.lanes, tuning.lanes))
     partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(known | {_key(adapter): asdict(tuning)}, indent=2), encoding="utf-8")
+    partial.write_text(json.dumps(known | {adapter_key(adapter): asdict(tuning)}, indent=2), encoding="utf-8")
     partial.replace(path)  # other processes see the old file or the new one
     return path
 

@@ -25,12 +25,15 @@ def event(data: Any) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def usage(results: Iterable[Result], choices: int) -> dict[str, int]:
-    """Tokens of prompts, each counted once, and of texts. ``choices`` results in a row have the same prompt."""
+def usage(results: Iterable[Result], choices: int) -> dict[str, Any]:
+    """Tokens of prompts, each counted once, and of texts. ``choices`` results in a row have the same prompt; the first
+    of them tells what came from the cache."""
     found = list(results)
     prompt = sum(result.prompt_tokens for result in found[::choices])
     made = sum(result.completion_tokens for result in found)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    cached = {"cached_tokens": sum(result.cached_tokens for result in found[::choices])}
+    counts = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    return counts | {"prompt_tokens_details": cached}
 
 
 class Shape:
@@ -48,7 +51,7 @@ class Shape:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._head["system_fingerprint"] = f"llamagpu-{__version__}"
 
-    def answer(self, choices: list[dict[str, Any]], used: dict[str, int]) -> dict[str, Any]:
+    def answer(self, choices: list[dict[str, Any]], used: dict[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         return {**self._head, "object": self.whole, "choices": choices, "usage": used}
 

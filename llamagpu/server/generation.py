@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request
 
 from llamagpu.engine import Result
-from llamagpu.engine.request import Token
+from llamagpu.engine.request import Reuse, Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.server.answers import DONE, WAITING, Chat, Completion, Shape, event, usage
 from llamagpu.server.errors import about, body_of, report
@@ -86,7 +86,7 @@ class Generation:
         settings: dict[str, Any],
     ) -> Response:
         shape = kind(served.llm, served.name, body.wanted)
-        reuse = kind is Chat
+        reuse: Reuse = "any" if kind is Chat else "exact"
         runs = [
             run(served, ids, _seeded(settings, i), self._metrics, reuse=reuse)
             for ids in prompts

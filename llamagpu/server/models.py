@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from llamagpu.engine import LLM, CrossEncoder, Embedder, Stream
 from llamagpu.engine.params import sampling_params
+from llamagpu.engine.request import Reuse
 from llamagpu.errors import DeviceLostError, UsageError
 from llamagpu.model import DEFAULT_MODEL
 from llamagpu.model.weights import Progress
@@ -91,7 +92,7 @@ class Served:
         return settings
 
     def start(
-        self, ids: Sequence[int], settings: Mapping[str, Any], listener: Callable[[], None], *, reuse: bool
+        self, ids: Sequence[int], settings: Mapping[str, Any], listener: Callable[[], None], *, reuse: Reuse
     ) -> Stream:
         """Start a generation. The engine's thread calls the listener when the stream has something to ``take``; closing
         the stream cancels it."""

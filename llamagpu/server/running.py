@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llamagpu.engine.request import Token
+from llamagpu.engine.request import Reuse, Token
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -39,7 +39,7 @@ class Piece:
 
 
 async def run(
-    served: Served, ids: Sequence[int], settings: Mapping[str, Any], metrics: Metrics, *, reuse: bool
+    served: Served, ids: Sequence[int], settings: Mapping[str, Any], metrics: Metrics, *, reuse: Reuse
 ) -> AsyncIterator[Piece]:
     """Wait for a place, and generate. Closing the iterator cancels the generation.
 

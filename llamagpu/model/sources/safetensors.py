@@ -165,6 +165,30 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Entry]:
     Raises:
         UnsupportedModelError: the header is broken. ``path`` is its name in the message.
     """
+    header, length = _read_json(path, file, size)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
+    ordered = sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))
+    for (a, first), (b, second) in itertools.pairwise(ordered):
+        if second.begin < first.end:
+            raise broken(path, f"the tensors {shown(a)} and {shown(b)} overlap")
+    end = max((e.end for e in entries.values()), default=8 + length)
+    if end != size:
+        raise broken(path, f"its tensors end at byte {end:,}, the file at {size:,}")
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts beside the tensors of a safetensors file; raises as ``read_header``."""
+    with open_file(path) as file:
+        found = _read_json(path, file, os.fstat(file.fileno()).st_size)[0].get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise broken(path, "its metadata are not texts")
+    return found
+
+
+def _read_json(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The JSON of a safetensors file of ``size`` bytes, and its length."""
     start = file.read(8)
     if start.startswith(b"version "):
         raise broken(path, "it is a Git LFS pointer, not the weights (run: git lfs pull)")
@@ -179,16 +203,7 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Entry]:
             raise ValueError("it is not an object")
     except ValueError as e:
         raise broken(path, f"its header cannot be read ({e})") from None
-    header.pop("__metadata__", None)
-    entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
-    ordered = sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))
-    for (a, first), (b, second) in itertools.pairwise(ordered):
-        if second.begin < first.end:
-            raise broken(path, f"the tensors {shown(a)} and {shown(b)} overlap")
-    end = max((e.end for e in entries.values()), default=8 + length)
-    if end != size:
-        raise broken(path, f"its tensors end at byte {end:,}, the file at {size:,}")
-    return entries
+    return header, length
 
 
 def _entry(path: Path, name: str, value: Any, base: int, size: int) -> Entry:

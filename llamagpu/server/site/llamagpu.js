@@ -109,7 +109,7 @@ class Stream {
     const seed = body.temperature > 0 ? body.seed : null;
     const times = { begin: performance.now(), first: 0, last: 0 };
     Object.assign(this, { server, path, body, context, seed, times });
-    this.found = { text: "", tokenIds: [], promptTokenIds: [], finishReason: "cancelled" };
+    this.found = { text: "", tokenIds: [], promptTokenIds: [], cachedTokens: 0, finishReason: "cancelled" };
     if (signal?.aborted) this.cancel();
     signal?.addEventListener("abort", () => this.cancel(), { once: true });
     this.result = this.#run();
@@ -135,7 +135,7 @@ class Stream {
 
   async #run() {
     try {
-      const body = { ...this.body, stream: true, return_token_ids: true };
+      const body = { ...this.body, stream: true, stream_options: { include_usage: true }, return_token_ids: true };
       const { signal } = this.#abort;
       const response = await this.server.answer(this.path, { body, signal });
       for await (const chunk of events(response.body)) this.#take(chunk);
@@ -153,9 +153,11 @@ class Stream {
     return this.#result();
   }
 
-  #take({ choices, error }) {
+  #take({ choices, usage, error }) {
     if (error) throw failure(500, error);
+    if (usage) this.found.cachedTokens = usage.prompt_tokens_details.cached_tokens;
     const [choice] = choices;
+    if (!choice) return;
     const piece = choice.text ?? choice.delta?.content ?? "";
     const { found, times } = this;
     if (choice.prompt_token_ids) found.promptTokenIds = choice.prompt_token_ids;
@@ -178,7 +180,7 @@ class Stream {
     const first = times.first || performance.now();
     const timings = { prefillSeconds: (first - times.begin) / 1000, decodeSeconds: (times.last || first) / 1000 };
     timings.decodeSeconds -= first / 1000;
-    return { ...found, promptTokens, completionTokens, cachedTokens: 0, contextFull, seed, timings };
+    return { ...found, promptTokens, completionTokens, contextFull, seed, timings };
   }
 }
 
