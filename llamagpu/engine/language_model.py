@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from llamagpu import gpu
-from llamagpu.engine.arguments import adapter_name, items, whole_number
+from llamagpu.engine.arguments import adapter_name, items, whole_in, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
+from llamagpu.engine.places import Places
 from llamagpu.engine.prompts import Prompts
 from llamagpu.engine.remote import RemoteSession, elsewhere, remote_arguments
 from llamagpu.engine.session import Session
@@ -47,12 +48,15 @@ class LanguageModel(Unique):
         isolate: bool = False,
         max_memory: int | str | None = None,
         verify: bool = False,
+        queue: int | None = None,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
         if context is not None:
             context = whole_number(context, "a context length")
+        if queue is not None:
+            queue = whole_in("queue", queue, 0)
         load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
         self.directory = find_model(model, revision, fit=load)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
@@ -66,6 +70,7 @@ class LanguageModel(Unique):
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
         options |= {"device": device, "recover": recover, "max_memory": max_memory}
         self._session = self._open_session(options, progress, isolate)
+        self._places = Places(self._session.engine, queue)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
         if verify:
             verified(self)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Unpack, cast, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.arguments import items, whole_in
+from llamagpu.engine.batch import Batch, Call, Item
 from llamagpu.engine.embeddings import Embeddings
 from llamagpu.engine.language_model import LanguageModel
 from llamagpu.engine.params import (
     CHAT_DEFAULTS,
     ChatOptions,
     GenerateOptions,
+    choice_settings,
     sampling_params,
     takes_chat_options,
     takes_options,
 )
-from llamagpu.engine.prompts import Prompt, is_prompt, prompts_of
+from llamagpu.engine.prompts import Prompt
 from llamagpu.engine.request import Request
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, wait_logits
@@ -52,6 +54,8 @@ class LLM(LanguageModel):
             Generations continue from their tokens. ``bind`` and most of ``device`` are missing then.
         max_memory: the most memory to take on the adapter, in bytes or as text such as ``"4GB"``.
         verify: replay the first tokens of a text after loading, and compare every result with a float64 reference.
+        queue: the most requests that may wait beside the 32 that run together; more are a ``BusyError``. None is any
+            number.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
@@ -66,43 +70,57 @@ class LLM(LanguageModel):
     """
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Result: ...  # type: ignore[overload-overlap]
-    @overload
-    def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Result: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Item, *, n: None = None, **options: Unpack[GenerateOptions]
+    ) -> Result: ...
     @overload
     def generate(
-        self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateOptions]
+        self, prompt: Sequence[Item], *, n: None = None, **options: Unpack[GenerateOptions]
     ) -> list[Result]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Item, *, n: int, **options: Unpack[GenerateOptions]
+    ) -> list[Result]: ...
+    @overload
+    def generate(self, prompt: Sequence[Item], *, n: int, **options: Unpack[GenerateOptions]) -> list[list[Result]]: ...
 
     @takes_options
     def generate(
-        self,
-        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
-        **options: Unpack[GenerateOptions],
-    ) -> Result | list[Result]:
+        self, prompt: Item | Sequence[Item], *, n: int | None = None, **options: Unpack[GenerateOptions]
+    ) -> Any:
         """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
-        either, which gives a list of results in order.
+        prompts, which gives a list of results in order.
 
-        The prompts of a list run in batches, and each result is the same as alone. The keyword arguments are described
-        in ``llamagpu.engine.params.GenerateOptions``.
+        The prompts of a list run in batches, and each result is the same as alone. A dictionary is a prompt with
+        settings of its own, which replace those of the call: ``{"prompt": "One day", "max_tokens": 5}``; None is a
+        setting that is not given. The keyword arguments are described in ``llamagpu.engine.params.GenerateOptions``.
+
+        Args:
+            n: the texts of each prompt; their results are a list, also if ``n`` is 1. Text ``i`` has the seed plus
+                ``i``.
 
         Raises:
-            UsageError: an empty prompt, or a value out of its range.
+            UsageError: an empty prompt, or a value out of its range; of a list, the item is named, counted from 0.
             ContextFullError: a prompt longer than the context.
+            BusyError: the queue is full.
             TypeError: an unknown keyword.
         """
-        if not isinstance(prompt, str):
-            prompt = items(prompt, "a prompt")
-        if isinstance(prompt, str) or (prompt and not any(is_prompt(p) for p in prompt)):
-            with self._stream(cast(Prompt, prompt), **options) as stream:
-                return stream.result
-        ids = [self.prompt_ids(p) for p in prompts_of(prompt)]  # all are checked before any begins
-        streams = [self._stream(i, **options) for i in ids]
-        try:
-            return [s.result for s in streams]
-        finally:
-            for s in streams:
-                s.close()
+        with self.begin(prompt, n=n, **options) as batch:
+            return batch.results
+
+    @takes_options
+    def begin(
+        self,
+        prompt: Item | Sequence[Item],
+        *,
+        n: int | None = None,
+        reuse: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Batch:
+        """Start what ``generate`` does, and wait for nothing. All prompts are checked before any begins; ``reuse`` is
+        that of ``stream``."""
+        sampling_params(self.config.vocab_size, **options)
+        return self._begun(Call.of(prompt, n, options), reuse)
 
     @takes_options
     def stream(self, prompt: Prompt, *, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
@@ -111,11 +129,17 @@ class LLM(LanguageModel):
         ``reuse`` takes the beginning of the prompt from the cache, if earlier calls left it there, as ``chat`` does;
         last bits of the logits may differ.
         """
-        return self._stream(prompt, reuse, **options)
+        return self._begun(Call.single(prompt, options), reuse).streams[0]
+
+    @overload
+    def chat(self, messages: Iterable[Message], *, n: None = None, **options: Unpack[ChatOptions]) -> Result: ...
+    @overload
+    def chat(self, messages: Iterable[Message], *, n: int, **options: Unpack[ChatOptions]) -> list[Result]: ...
 
     @takes_chat_options
-    def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Result:
-        """The answer to a conversation, put into the model's chat template.
+    def chat(self, messages: Iterable[Message], *, n: int | None = None, **options: Unpack[ChatOptions]) -> Any:
+        """The answer to a conversation, put into the model's chat template; with ``n``, a list of answers, as
+        ``generate`` has it.
 
         Messages are dictionaries with ``role`` and ``content``, in OpenAI's form. The keyword arguments are described
         in ``llamagpu.engine.params.ChatOptions``; sampling settings that are not given come from the model's
@@ -125,30 +149,45 @@ class LLM(LanguageModel):
         Raises:
             UsageError: the model has no chat template, the conversation is not valid, or the template refuses it.
             ContextFullError: the conversation is longer than the context.
+            BusyError: the queue is full.
             TypeError: an unknown keyword.
         """
-        with self.chat_stream(messages, **options) as stream:
-            return stream.result
+        with self.begin_chat(messages, n=n, **options) as batch:
+            return batch.results
+
+    @takes_chat_options
+    def begin_chat(self, messages: Iterable[Message], *, n: int | None = None, **options: Unpack[ChatOptions]) -> Batch:
+        """Start what ``chat`` does, and wait for nothing."""
+        given: dict[str, Any] = {**options}
+        ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
+        return self._begun(Call.single(ids, self.chat_settings | given, n), reuse=True)
 
     @takes_chat_options
     def chat_stream(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Stream:
         """As ``chat``, but an iterator of text pieces."""
-        given: dict[str, Any] = {**options}
-        ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
-        return self._stream(ids, reuse=True, **cast(GenerateOptions, self.chat_settings | given))
+        return self.begin_chat(messages, **options).streams[0]
 
     @property
     def chat_settings(self) -> dict[str, Any]:
         """The settings of ``chat`` where its caller gives none, from generation_config.json."""
         return chat_settings(self._generation)
 
-    def _stream(self, prompt: Prompt, reuse: bool = False, **options: Unpack[GenerateOptions]) -> Stream:
+    def _request(self, ids: list[int], reuse: bool, options: dict[str, Any]) -> tuple[Request, tuple[str, ...]]:
+        """A request, and the strings that end its text."""
         params = sampling_params(self.config.vocab_size, **options)
-        ids = self.prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
         limit = min(params.max_tokens, self.context - len(ids) + 1)
-        request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse)
-        return Stream(self._session.engine, request, self._tokenizer, self.context, params.stop)
+        return Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse), params.stop
+
+    def _begun(self, call: Call, reuse: bool) -> Batch:
+        wanted: list[tuple[Request, tuple[str, ...]]] = []
+        for i, (prompt, settings) in enumerate(call.prompts):
+            with call.about(i):
+                ids = self.prompt_ids(prompt)
+                wanted += [self._request(ids, reuse, choice_settings(settings, j)) for j in range(call.n or 1)]
+        with self._places.room_for(len(wanted)):
+            streams = [Stream(self._places, one, self._tokenizer, self.context, stop) for one, stop in wanted]
+        return Batch(call, streams)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt as ``generate`` takes it: of a text, with BOS as the tokenizer says, or given ones.
@@ -171,7 +210,7 @@ class LLM(LanguageModel):
         """
         prompt = tuple(self.prompt_ids(items(ids, "token ids")))
         first = whole_in("first", first, 0, len(prompt) - 1)
-        return wait_logits(self._session.engine, Request(prompt, 1, want_logits=True, first=first, reuse=reuse))
+        return wait_logits(self._places, Request(prompt, 1, want_logits=True, first=first, reuse=reuse))
 
     def embed(
         self, sentences: str | Iterable[str], batch_size: int = 32, *, pooling: str | None = None, **options: Any
