@@ -53,10 +53,7 @@ class LanguageModel(Unique):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         if not isinstance(device, gpu.Device):
             device = adapter_name(device)
-        if context is not None:
-            context = whole_number(context, "a context length")
-        if queue is not None:
-            queue = whole_in("queue", queue, 0)
+        context, queue = _checked(context, queue)
         load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
         self.directory = find_model(model, revision, fit=load)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
@@ -228,3 +225,11 @@ class LanguageModel(Unique):
     def _check_open(self) -> None:
         if self.closed:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
+
+
+def _checked(context: int | None, queue: int | None) -> tuple[int | None, int | None]:
+    """A context and a queue, where they are given."""
+    return (
+        None if context is None else whole_number(context, "a context length"),
+        None if queue is None else whole_in("queue", queue, 0),
+    )
