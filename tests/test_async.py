@@ -17,6 +17,8 @@ from serving import eventually, free_pages
 from llamagpu import LLM, AsyncLLM, BusyError, Result
 from llamagpu.engine.places import PLACES
 from llamagpu.errors import ContextFullError, DeviceLostError, UsageError
+from llamagpu.jobs.generation import Generation
+from llamagpu.jobs.rows import Row
 
 TEXT = "Once upon a time"
 LONG = {"max_tokens": 1500, "ignore_eos": True}
@@ -343,6 +345,10 @@ def test_full_queues(story: LLM) -> None:
         streams[0].close()
         eventually(lambda: streams[0]._sequence.events.ended)
         stack.enter_context(story.stream(TEXT, **LONG))
+    rows = [Row(i, {"prompt": TEXT, "max_tokens": 1}, str(i)) for i in range(PLACES + 8)]
+    eventually(lambda: all(stream._sequence.events.ended for stream in streams))
+    with limited(story, 0):  # a job asks for no more than the queue takes
+        assert all(isinstance(outcome, dict) for outcome in Generation(story).run(rows))
     with pytest.raises(UsageError, match="queue is -1"):
         LLM(queue=-1)
     assert story.generate(TEXT, max_tokens=1).completion_tokens == 1

@@ -189,6 +189,11 @@ class LLM(LanguageModel):
             streams = [Stream(self._places, one, self._tokenizer, self.context, stop) for one, stop in wanted]
         return Batch(call, streams)
 
+    @property
+    def most_requests(self) -> int | None:
+        """The most requests that run and wait together; None is any number."""
+        return self._places.most
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt as ``generate`` takes it: of a text, with BOS as the tokenizer says, or given ones.
 

@@ -26,6 +26,11 @@ class Places:
         self._lock = threading.RLock()  # ``submit`` is called within ``room_for``
         self._open: list[Events] = []
 
+    @property
+    def most(self) -> int | None:
+        """The most requests at once; None is any number."""
+        return None if self._queue is None else PLACES + self._queue
+
     def submit(self, request: Request) -> Sequence:
         """Queue a request.
 
@@ -46,13 +51,14 @@ class Places:
         Raises:
             BusyError: they are too many.
         """
-        if self._queue is None:
+        most = self.most
+        if most is None:
             yield
             return
         with self._lock:
             self._open = [events for events in self._open if not events.ended]
-            if len(self._open) + count > PLACES + self._queue:
-                self._refuse(count, PLACES + self._queue)
+            if len(self._open) + count > most:
+                self._refuse(count, most)
             yield
 
     def _refuse(self, count: int, most: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 from llamagpu.engine import LLM, Stream
 from llamagpu.engine.arguments import plain
 from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, row_settings, sampling_params
-from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError, shown
+from llamagpu.errors import BusyError, DeviceLostError, LlamaGPUError, UsageError, shown
 from llamagpu.jobs.rows import Outcome, Row, value_of
 
 _AHEAD = 256  # rows in progress: a long one keeps the others of a batch of 32 waiting only after so many
@@ -62,12 +62,14 @@ class Generation:
         return {"model": facts | {"context": llm.context}, "columns": list(self.inputs), "settings": settings}
 
     def run(self, rows: Iterable[Row]) -> Generator[Outcome]:
-        """See ``Job.run``. It reads 256 rows ahead."""
+        """See ``Job.run``. It reads 256 rows ahead, or as many as the model's queue takes."""
         begun: deque[Stream | LlamaGPUError] = deque()
+        most = self._llm.most_requests
+        ahead = _AHEAD if most is None else min(_AHEAD, most)
         try:
             for row in rows:
                 begun.append(self._begin(row))
-                if len(begun) >= _AHEAD:
+                if len(begun) >= ahead:
                     yield _outcome(begun.popleft())
             while begun:
                 yield _outcome(begun.popleft())
@@ -87,7 +89,7 @@ class Generation:
             if "seed" not in present:
                 settings["seed"] = row_seed(self._seed, row.key)
             return self._llm.stream(self._prompt(row.values | values, present), **cast(GenerateOptions, settings))
-        except DeviceLostError:
+        except (BusyError, DeviceLostError):
             raise
         except LlamaGPUError as e:
             return e
