@@ -51,8 +51,7 @@ class LanguageModel(Unique):
         queue: int | None = None,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
-        if not isinstance(device, gpu.Device):
-            device = adapter_name(device)
+        device = device if isinstance(device, gpu.Device) else adapter_name(device)
         context, queue = _checked(context, queue)
         load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
         self.directory = find_model(model, revision, fit=load)
