@@ -15,13 +15,28 @@ from llamagpu.version import __version__
 
 if TYPE_CHECKING:
     from llamagpu.browser import export
-    from llamagpu.engine import LLM, CrossEncoder, Embedder, Result, Stream
-    from llamagpu.errors import LlamaGPUError
+    from llamagpu.engine import LLM, AsyncLLM, AsyncStream, CrossEncoder, Embedder, Result, Stream
+    from llamagpu.errors import BusyError, LlamaGPUError
 
-__all__ = ["LLM", "CrossEncoder", "Embedder", "LlamaGPUError", "Result", "Stream", "__version__", "export"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "AsyncStream",
+    "BusyError",
+    "CrossEncoder",
+    "Embedder",
+    "LlamaGPUError",
+    "Result",
+    "Stream",
+    "__version__",
+    "export",
+]
 
 logging.getLogger("llamagpu").addHandler(logging.NullHandler())
 _HOMES = {
+    "AsyncLLM": "engine",
+    "AsyncStream": "engine",
+    "BusyError": "errors",
     "CrossEncoder": "engine",
     "Embedder": "engine",
     "LLM": "engine",

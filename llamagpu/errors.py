@@ -89,6 +89,23 @@ class DeviceLostError(LlamaGPUError):
     exit_code = 6
 
 
+class BusyError(LlamaGPUError):
+    """Too many requests wait.
+
+    Attributes:
+        retry_after: seconds after which a request may be taken, if that is known.
+    """
+
+    retry_after: int | None = None
+
+    @classmethod
+    def full(cls, running: int, waiting: int, hint: str, retry_after: int | None = None) -> BusyError:
+        """The error for a full queue."""
+        error = cls("The queue is full.", f"{running} requests run and {waiting} wait.", hint)
+        error.retry_after = retry_after
+        return error
+
+
 class KernelError(LlamaGPUError):
     """A kernel was called with tensors that it cannot take, or a shader did not compile."""
 

@@ -133,7 +133,7 @@ def test_generation_stops_at_a_full_context(story: LLM) -> None:
         ("a", {"stop": ["x", ""]}, "stop is"),
         ("a", {"stop_token_ids": [-3]}, "stop_token_ids is"),
         (["a", ""], {}, "prompt is empty"),
-        (["a", 3], {}, "It also holds 3"),
+        (["a", 3], {}, "Item 1: 3 is no prompt"),
         (None, {}, "is not a prompt"),
         (5, {}, "is not a prompt"),
         (b"abc", {}, "is not a prompt"),
@@ -527,7 +527,9 @@ def test_a_stream_can_be_taken_without_waiting(story: LLM) -> None:
     assert text == stream.result.text == ", there was a little girl"
     names = [story.token_bytes(token.id).decode() for token in stream.tokens]
     assert "".join(names) == f"{text} named"
-    assert stream.offsets == [len("".join(names[:i])) for i in range(len(names))]
+    offsets = [len("".join(names[:i])) for i in range(len(names))]
+    assert [token.offset for token in stream.logprobs] == [*offsets[:-1], None]
+    assert [token.text for token in stream.logprobs] == names
     assert stream.take() == ""
     closed = story.stream("Once upon a time", max_tokens=400, ignore_eos=True)
     closed.close()

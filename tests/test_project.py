@@ -81,7 +81,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda c: c.strip().splitlines()[-1][:30])
+# the example of AsyncLLM does what tests/test_async.py does
+EXAMPLES = [pytest.param(c, marks=pytest.mark.slow) if "asyncio" in c else c for c in blocks("python")]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda c: c.strip().splitlines()[-1][:30])
 def test_python_examples(code: str) -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -57,3 +57,14 @@ def adapter_name(device: Any) -> str:
     if isinstance(device, str):
         return device
     return str(whole_number(device, "a device: auto, a number, a kind, a backend, a name, or an open Device"))
+
+
+def plain(value: Any) -> Any:
+    """A value of JSON, Arrow or numpy as plain Python; NaN, which pandas writes for a missing number, as None."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        value = value.tolist()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple, set, frozenset)) else value

@@ -17,6 +17,7 @@ class BoundPrompts:
     def __init__(self, model: Model, runner: Runner):
         self._model, self._runner = model, runner
         self._prompts: set[BoundPrompt] = set()
+        self.closed: Exception | None = None  # what a closed engine raises
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -27,6 +28,8 @@ class BoundPrompts:
         Raises:
             OutOfMemoryError: the cache has no room now.
         """
+        if self.closed is not None:
+            raise self.closed
         cache, count = self._model.cache, tensors[INPUT].columns
         pages = cache.take(count)
         if pages is None:
@@ -49,6 +52,8 @@ class BoundPrompts:
         Raises:
             DeviceLostError: the prompt was lost with its device.
         """
+        if self.closed is not None:
+            raise self.closed
         if prompt not in self._prompts:
             raise DeviceLostError("The bound tensors were lost with their device.", "", "Bind new ones.")
         self._runner.unsettle()
@@ -61,8 +66,9 @@ class BoundPrompts:
             self._model.cache.give(prompt.pages)
             prompt.words.free()
 
-    def close(self) -> None:
-        """Free what the prompts hold; their pages go with the cache."""
+    def close(self, error: Exception) -> None:
+        """Free what the prompts hold, for good; their pages go with the cache."""
+        self.closed = error
         for prompt in self._prompts:
             prompt.words.free()
         self._prompts.clear()

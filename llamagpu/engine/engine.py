@@ -68,11 +68,11 @@ class Engine:
             OutOfMemoryError: the cache has no room now.
             DeviceLostError: the model is closed.
         """
-        return self._thread.call(lambda: self._opened_prompts().bind(tensors))
+        return self._thread.call(lambda: self._bound.bind(tensors))
 
     def run(self, prompt: BoundPrompt) -> None:
         """Submit a run of bound tensors, and wait for nothing. From any thread."""
-        self._thread.call(lambda: self._opened_prompts().run(prompt))
+        self._thread.call(lambda: self._bound.run(prompt))
 
     def unbind(self, prompt: BoundPrompt) -> None:
         """Take the slot and the pages of a bound prompt back. From any thread, also while Python collects garbage."""
@@ -88,17 +88,12 @@ class Engine:
             self._device, self._model, lambda: bool(self.scheduler.active), runner.unsettle, lambda: runner.segment_work
         )
 
-    def _opened_prompts(self) -> BoundPrompts:
-        if self._closed is not None:
-            raise self._closed
-        return self._bound
-
     def close(self) -> None:
         """End every sequence with an error and stop."""
         self._thread.remove(self._step)
         self._closed = DeviceLostError("The model was closed.", "It was still generating.", "Load it again.")
         self._fail_all(self._closed)
-        self._bound.close()
+        self._bound.close(self._closed)
         self._model.forward.free()
         if self._drafter is not None:
             self._drafter.free()
@@ -115,6 +110,7 @@ class Engine:
         self._closed = error
         self._fail_all(error)
         self._bound = BoundPrompts(self._model, self._runner)
+        self._bound.closed = error
 
     def _step(self) -> bool:
         """One unit of work: a chunk of prompts, and a token for a batch; returns whether there is more."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from llamagpu import gpu
-from llamagpu.engine.arguments import adapter_name, items, whole_number
+from llamagpu.engine.arguments import adapter_name, items, whole_in, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.drafts import PROMPT
+from llamagpu.engine.places import Places
 from llamagpu.engine.prompts import Prompts
 from llamagpu.engine.remote import RemoteSession, elsewhere, remote_arguments
 from llamagpu.engine.session import Session
@@ -49,14 +50,11 @@ class LanguageModel(Unique):
         max_memory: int | str | None = None,
         verify: bool = False,
         speculate: str | Path | None = None,
+        queue: int | None = None,
     ):
-        if speculate is not None and not isinstance(speculate, (str, Path)):
-            raise UsageError(f"speculate is {shown(speculate)}.", f"It is None, {PROMPT!r}, or a draft model.")
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
-        if not isinstance(device, gpu.Device):
-            device = adapter_name(device)
-        if context is not None:
-            context = whole_number(context, "a context length")
+        device = device if isinstance(device, gpu.Device) else adapter_name(device)
+        context, queue, speculate = _checked(context, queue, speculate)
         load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
         self.directory = find_model(model, revision, fit=load)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
@@ -68,13 +66,9 @@ class LanguageModel(Unique):
         templates = self._templates(special_tokens(files[1]))
         self._generation = source.generation_config()
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
-        options |= {
-            "speculate": None if speculate is None else str(speculate),
-            "device": device,
-            "recover": recover,
-            "max_memory": max_memory,
-        }
+        options |= {"speculate": speculate, "device": device, "recover": recover, "max_memory": max_memory}
         self._session = self._open_session(options, progress, isolate)
+        self._places = Places(self._session.engine, queue)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
         if verify:
             verified(self)
@@ -232,3 +226,16 @@ class LanguageModel(Unique):
     def _check_open(self) -> None:
         if self.closed:
             raise DeviceLostError("This model is closed.", "", "Load it again.")
+
+
+def _checked(
+    context: int | None, queue: int | None, speculate: str | Path | None
+) -> tuple[int | None, int | None, str | None]:
+    """A context, a queue and a drafter, where they are given."""
+    if speculate is not None and not isinstance(speculate, (str, Path)):
+        raise UsageError(f"speculate is {shown(speculate)}.", f"It is None, {PROMPT!r}, or a draft model.")
+    return (
+        None if context is None else whole_number(context, "a context length"),
+        None if queue is None else whole_in("queue", queue, 0),
+        None if speculate is None else str(speculate),
+    )

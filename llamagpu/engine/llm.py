@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack, cast, get_args, overload
+from typing import Any, Unpack, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.arguments import items, out_of_range, whole_in
+from llamagpu.engine.batch import Batch, Call, Item
 from llamagpu.engine.embeddings import Embeddings
 from llamagpu.engine.language_model import LanguageModel
 from llamagpu.engine.params import (
     CHAT_DEFAULTS,
     ChatOptions,
     GenerateOptions,
+    choice_settings,
     sampling_params,
     takes_chat_options,
     takes_options,
 )
-from llamagpu.engine.prompts import Prompt, is_prompt, prompts_of
+from llamagpu.engine.prompts import Prompt
 from llamagpu.engine.request import Request, Reuse
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, wait_logits
@@ -56,6 +58,8 @@ class LLM(LanguageModel):
             A directory, GGUF file or hub id names a smaller model of the same vocabulary that guesses. Guesses change
             no token, also of drawn ones. None guesses nothing.
         verify: replay the first tokens of a text after loading, and compare every result with a float64 reference.
+        queue: the most requests that may wait beside the 32 that run together; more are a ``BusyError``. None is any
+            number.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
@@ -71,66 +75,85 @@ class LLM(LanguageModel):
 
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, prompt: str, *, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
-    ) -> Result: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[int], *, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
+        self, prompt: Item, *, n: None = None, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
     ) -> Result: ...
     @overload
     def generate(
         self,
-        prompt: Sequence[str] | Sequence[Sequence[int]],
+        prompt: Sequence[Item],
         *,
+        n: None = None,
         reuse: Reuse = "exact",
         **options: Unpack[GenerateOptions],
     ) -> list[Result]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Item, *, n: int, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
+    ) -> list[Result]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Item], *, n: int, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]
+    ) -> list[list[Result]]: ...
 
     @takes_options
     def generate(
         self,
-        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        prompt: Item | Sequence[Item],
         *,
+        n: int | None = None,
         reuse: Reuse = "exact",
         **options: Unpack[GenerateOptions],
-    ) -> Result | list[Result]:
+    ) -> Any:
         """Continue a prompt: a string (BOS is added as the tokenizer says), token ids (taken as they are), or a list of
-        either, which gives a list of results in order.
+        prompts, which gives a list of results in order.
 
-        The prompts of a list run in batches, and each result is the same as alone. The keyword arguments are described
-        in ``llamagpu.engine.params.GenerateOptions``.
+        The prompts of a list run in batches, and each result is the same as alone. A dictionary is a prompt with
+        settings of its own, which replace those of the call: ``{"prompt": "One day", "max_tokens": 5}``; None is a
+        setting that is not given. The keyword arguments are described in ``llamagpu.engine.params.GenerateOptions``.
 
         Args:
+            n: the texts of each prompt; their results are a list, also if ``n`` is 1. Text ``i`` has the seed plus
+                ``i``.
             reuse: a prompt that begins as earlier ones takes its beginning from the cache, while that has room to keep
                 it. ``exact`` takes what prompts left there, which changes no bit of the result; ``any`` also takes what
                 generation left, whose last bits differ; ``none`` takes nothing.
 
         Raises:
-            UsageError: an empty prompt, or a value out of its range.
+            UsageError: an empty prompt, or a value out of its range; of a list, the item is named, counted from 0.
             ContextFullError: a prompt longer than the context.
+            BusyError: the queue is full.
             TypeError: an unknown keyword.
         """
-        if not isinstance(prompt, str):
-            prompt = items(prompt, "a prompt")
-        if isinstance(prompt, str) or (prompt and not any(is_prompt(p) for p in prompt)):
-            with self._stream(cast(Prompt, prompt), reuse, **options) as stream:
-                return stream.result
-        ids = [self.prompt_ids(p) for p in prompts_of(prompt)]  # all are checked before any begins
-        streams = [self._stream(i, reuse, **options) for i in ids]
-        try:
-            return [s.result for s in streams]
-        finally:
-            for s in streams:
-                s.close()
+        with self.begin(prompt, n=n, reuse=reuse, **options) as batch:
+            return batch.results
+
+    @takes_options
+    def begin(
+        self,
+        prompt: Item | Sequence[Item],
+        *,
+        n: int | None = None,
+        reuse: Reuse = "exact",
+        **options: Unpack[GenerateOptions],
+    ) -> Batch:
+        """Start what ``generate`` does, and wait for nothing. All prompts are checked before any begins."""
+        sampling_params(self.config.vocab_size, **options)
+        return self._begun(Call.of(prompt, n, options), reuse)
 
     @takes_options
     def stream(self, prompt: Prompt, *, reuse: Reuse = "exact", **options: Unpack[GenerateOptions]) -> Stream:
         """As ``generate``, but an iterator of text pieces; its ``result`` has the rest. Closing it stops it early."""
-        return self._stream(prompt, reuse, **options)
+        return self._begun(Call.single(prompt, options), reuse).streams[0]
+
+    @overload
+    def chat(self, messages: Iterable[Message], *, n: None = None, **options: Unpack[ChatOptions]) -> Result: ...
+    @overload
+    def chat(self, messages: Iterable[Message], *, n: int, **options: Unpack[ChatOptions]) -> list[Result]: ...
 
     @takes_chat_options
-    def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Result:
-        """The answer to a conversation, put into the model's chat template.
+    def chat(self, messages: Iterable[Message], *, n: int | None = None, **options: Unpack[ChatOptions]) -> Any:
+        """The answer to a conversation, put into the model's chat template; with ``n``, a list of answers, as
+        ``generate`` has it.
 
         Messages are dictionaries with ``role`` and ``content``, in OpenAI's form. The keyword arguments are described
         in ``llamagpu.engine.params.ChatOptions``; sampling settings that are not given come from the model's
@@ -140,31 +163,51 @@ class LLM(LanguageModel):
         Raises:
             UsageError: the model has no chat template, the conversation is not valid, or the template refuses it.
             ContextFullError: the conversation is longer than the context.
+            BusyError: the queue is full.
             TypeError: an unknown keyword.
         """
-        with self.chat_stream(messages, **options) as stream:
-            return stream.result
+        with self.begin_chat(messages, n=n, **options) as batch:
+            return batch.results
+
+    @takes_chat_options
+    def begin_chat(self, messages: Iterable[Message], *, n: int | None = None, **options: Unpack[ChatOptions]) -> Batch:
+        """Start what ``chat`` does, and wait for nothing."""
+        given: dict[str, Any] = {**options}
+        ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
+        return self._begun(Call.single(ids, self.chat_settings | given, n), "any")
 
     @takes_chat_options
     def chat_stream(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Stream:
         """As ``chat``, but an iterator of text pieces."""
-        given: dict[str, Any] = {**options}
-        ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
-        return self._stream(ids, "any", **cast(GenerateOptions, self.chat_settings | given))
+        return self.begin_chat(messages, **options).streams[0]
 
     @property
     def chat_settings(self) -> dict[str, Any]:
         """The settings of ``chat`` where its caller gives none, from generation_config.json."""
         return chat_settings(self._generation)
 
-    def _stream(self, prompt: Prompt, reuse: Reuse, **options: Unpack[GenerateOptions]) -> Stream:
+    def _request(self, ids: list[int], reuse: Reuse, options: dict[str, Any]) -> tuple[Request, tuple[str, ...]]:
+        """A request, and the strings that end its text."""
         params = sampling_params(self.config.vocab_size, **options)
-        ids = self.prompt_ids(prompt)
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
         reuse = _checked(reuse)
         limit = min(params.max_tokens, self.context - len(ids) + 1)
-        request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse)
-        return Stream(self._session.engine, request, self._tokenizer, self.context, params.stop)
+        return Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse), params.stop
+
+    def _begun(self, call: Call, reuse: Reuse) -> Batch:
+        wanted: list[tuple[Request, tuple[str, ...]]] = []
+        for i, (prompt, settings) in enumerate(call.prompts):
+            with call.about(i):
+                ids = self.prompt_ids(prompt)
+                wanted += [self._request(ids, reuse, choice_settings(settings, j)) for j in range(call.n or 1)]
+        with self._places.room_for(len(wanted)):
+            streams = [Stream(self._places, one, self._tokenizer, self.context, stop) for one, stop in wanted]
+        return Batch(call, streams)
+
+    @property
+    def most_requests(self) -> int | None:
+        """The most requests that run and wait together; None is any number."""
+        return self._places.most
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt as ``generate`` takes it: of a text, with BOS as the tokenizer says, or given ones.
@@ -188,7 +231,7 @@ class LLM(LanguageModel):
         prompt = tuple(self.prompt_ids(items(ids, "token ids")))
         first = whole_in("first", first, 0, len(prompt) - 1)
         request = Request(prompt, 1, want_logits=True, first=first, reuse=_checked(reuse))
-        return wait_logits(self._session.engine, request)
+        return wait_logits(self._places, request)
 
     def save_cache(self, path: str | Path) -> int:
         """Write what the cache knows of earlier prompts and texts to a file; returns its tokens.
@@ -243,4 +286,5 @@ def _checked(reuse: Any) -> Reuse:
     """Raises UsageError for other values."""
     if reuse not in get_args(Reuse):
         raise out_of_range("reuse", reuse, "exact, any or none")
-    return cast(Reuse, reuse)
+    checked: Reuse = reuse
+    return checked

@@ -12,13 +12,14 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 
-from llamagpu.engine.arguments import items, number_in, out_of_range, whole_in
+from llamagpu.engine.arguments import items, number_in, out_of_range, plain, whole_in
 from llamagpu.errors import UsageError
 from llamagpu.kernels.step import LIKELY, Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _SEEDS = 2**32
+_WHOLE = ("max_tokens", "top_k", "seed")  # pandas stores whole numbers as floats where some are missing
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -164,6 +165,31 @@ def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingPa
         _stop_ids(o["stop_token_ids"], vocab_size),
         bool(o["ignore_eos"]),
     )
+
+
+def row_settings(row: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -> dict[str, Any]:
+    """The settings that a row of data has: an object of JSON, or a row of Arrow or pandas. Those that are None or NaN
+    are left out."""
+    present = {name: plain(row[name]) for name in names if name in row}
+    return {name: _row_setting(name, value) for name, value in present.items() if value is not None}
+
+
+def _row_setting(name: str, value: Any) -> Any:
+    """A row's setting as ``GenerateOptions`` takes it."""
+    if name in _WHOLE and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if name == "logit_bias" and isinstance(value, dict):  # the keys of JSON objects are text
+        return {int(k) if str(k).isdecimal() else k: v for k, v in value.items() if v is not None}
+    return value
+
+
+def choice_settings(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The settings of choice ``index`` of a prompt: its seed is the given one plus the index, so that choices differ
+    and can be repeated."""
+    seed = settings.get("seed")
+    if seed is None:
+        return {**settings}
+    return {**settings, "seed": (whole_in("seed", seed, 0, _SEEDS - 1) + index) % _SEEDS}
 
 
 def _settings(o: Mapping[str, Any], biased: bool) -> Settings:

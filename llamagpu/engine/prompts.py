@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llamagpu.engine.arguments import items, whole_number
 from llamagpu.errors import ContextFullError, UsageError, shown
@@ -86,20 +85,3 @@ def _characters(messages: Iterable[Message]) -> int:
     """The characters of the messages' texts."""
     contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
     return sum(len(c) for c in contents if isinstance(c, str))
-
-
-def is_prompt(value: Any) -> bool:
-    """Whether an item of a list is a prompt of its own: text, or a list or array of ids."""
-    return isinstance(value, str) or (hasattr(value, "__len__") and not isinstance(value, (bytes, Mapping)))
-
-
-def prompts_of(given: Sequence[Any]) -> list[Prompt]:
-    """The prompts of a list.
-
-    Raises:
-        UsageError: an item is not a prompt.
-    """
-    other = [p for p in given if not is_prompt(p)]
-    if other:
-        raise UsageError("A list of prompts holds texts or lists of token ids.", f"It also holds {shown(other[0])}.")
-    return list(given)

@@ -84,14 +84,17 @@ class Events(queue.SimpleQueue[Any]):
     Attributes:
         listener: called after each event by the thread that puts it, which must not wait.
         cached: tokens that came from the cache when the sequence began; None before that. Set before the first event.
+        ended: whether the last event was put.
     """
 
     listener: Callable[[], None] | None = None
     cached: int | None = None
+    ended = False
 
     def put(self, event: Any, block: bool = True, timeout: float | None = None) -> None:
         """Add an event; it never waits."""
         super().put(event)
+        self.ended = not isinstance(event, Token)
         if self.listener is not None:
             self.listener()
 

@@ -6,7 +6,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llamagpu.engine.request import Token
+from llamagpu.engine.logprobs import TextToken, chat_logprobs
+from llamagpu.errors import UsageError
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Result:
         context_full: whether ``length`` means that the context ended it.
         seed: the seed, if tokens were drawn.
         cached_tokens: tokens of the prompt whose keys and values came from the cache.
-        logprobs: with ``logprobs=n``, for every token its log-probability and the n likeliest ones.
+        logprobs: with ``logprobs=n``, every token with its text, its log-probability and the n likeliest ones.
     """
 
     text: str
@@ -39,7 +40,7 @@ class Result:
     finish_reason: str
     context_full: bool
     seed: int | None
-    logprobs: list[Token] | None = None
+    logprobs: list[TextToken] | None = None
     timings: Timings = field(default_factory=Timings)
     cached_tokens: int = 0
 
@@ -55,8 +56,21 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and counts, as JSON values."""
-        counts = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
-        return asdict(self) | counts
+        out = asdict(self) | {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        if self.logprobs is not None:
+            out["logprobs"] = [token.as_dict() for token in self.logprobs]
+        return out
+
+    def openai_logprobs(self) -> dict[str, Any]:
+        """The ``logprobs`` of a choice of OpenAI's chat completions: ``content`` with the text's tokens, of each
+        ``token``, ``logprob``, ``bytes`` and ``top_logprobs``.
+
+        Raises:
+            UsageError: the generation was not asked for log-probabilities.
+        """
+        if self.logprobs is None:
+            raise UsageError("The result has no log-probabilities.", "", "Ask for them: logprobs=5.")
+        return chat_logprobs([token for token in self.logprobs if token.offset is not None])
 
 
 class Stopwatch:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.engine.logprobs import TextToken
 from llamagpu.engine.request import Request, Sequence, Token
 from llamagpu.engine.result import Result, Stopwatch
 from llamagpu.errors import LlamaGPUError, Unique
@@ -56,20 +58,21 @@ class Stream(Unique, Iterator[str]):
 
     Attributes:
         tokens: the new tokens so far, including one that ended the text.
-        offsets: for each token of the text, the characters before it.
+        logprobs: the same tokens with what they add to the text, if log-probabilities are wanted.
     """
 
     def __init__(
         self, engine: Submits, request: Request, tokenizer: Tokenizer, context: int, stop: tuple[str, ...] = ()
     ):
         self._request, self._context = request, context
+        self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, request.prompt)
         self._filter = StopFilter(stop)
         self._watch = Stopwatch()
         self._pieces: list[str] = []
         self._decoded = 0  # characters, a stop string included
         self.tokens: list[Token] = []
-        self.offsets: list[int] = []
+        self.logprobs: list[TextToken] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # several threads may read a stream
@@ -148,9 +151,11 @@ class Stream(Unique, Iterator[str]):
     def _token(self, token: Token) -> str:
         self._watch.token()
         self.tokens.append(token)
-        if token.id in self._request.stop_ids:
+        ends = token.id in self._request.stop_ids
+        if self._request.settings.logprobs:
+            self.logprobs.append(TextToken.of(token, self._tokenizer, None if ends else self._decoded))
+        if ends:
             return ""
-        self.offsets.append(self._decoded)
         text = self._text.push(token.id)
         self._decoded += len(text)
         piece = self._filter.push(text)
@@ -169,14 +174,17 @@ class Stream(Unique, Iterator[str]):
     def _done(self, reason: str) -> None:
         settings = self._request.settings
         full = len(self._request.prompt) + len(self.tokens) >= self._context
+        text = "".join(self._pieces)
+        if self._filter.stopped:  # tokens of the stop string are no part of the text
+            self.logprobs = [replace(t, offset=None) if (t.offset or 0) >= len(text) else t for t in self.logprobs]
         self._result = Result(
-            text="".join(self._pieces),
+            text=text,
             token_ids=[t.id for t in self.tokens],
             prompt_token_ids=list(self._request.prompt),
             finish_reason=reason,
             context_full=reason == "length" and full,
             seed=settings.seed if settings.temperature else None,
-            logprobs=self.tokens if settings.logprobs else None,
+            logprobs=self.logprobs if settings.logprobs else None,
             timings=self._watch.timings,
             cached_tokens=self._sequence.events.cached or 0,
         )

@@ -8,12 +8,12 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Unpack, cast
 
 from llamagpu.engine import LLM, Stream
-from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, sampling_params
-from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError, shown
-from llamagpu.jobs.rows import Outcome, Row, plain, value_of
+from llamagpu.engine.arguments import plain
+from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, row_settings, sampling_params
+from llamagpu.errors import BusyError, DeviceLostError, LlamaGPUError, UsageError, shown
+from llamagpu.jobs.rows import Outcome, Row, value_of
 
 _AHEAD = 256  # rows in progress: a long one keeps the others of a batch of 32 waiting only after so many
-_WHOLE = ("max_tokens", "top_k", "seed")  # pandas stores whole numbers as floats where some are missing
 _ROW_SETTINGS = tuple(name for name in DEFAULTS if name != "logprobs")
 _CHAT_SETTINGS = tuple(CHAT_DEFAULTS)
 
@@ -62,12 +62,14 @@ class Generation:
         return {"model": facts | {"context": llm.context}, "columns": list(self.inputs), "settings": settings}
 
     def run(self, rows: Iterable[Row]) -> Generator[Outcome]:
-        """See ``Job.run``. It reads 256 rows ahead."""
+        """See ``Job.run``. It reads 256 rows ahead, or as many as the model's queue takes."""
         begun: deque[Stream | LlamaGPUError] = deque()
+        most = self._llm.most_requests
+        ahead = _AHEAD if most is None else min(_AHEAD, most)
         try:
             for row in rows:
                 begun.append(self._begin(row))
-                if len(begun) >= _AHEAD:
+                if len(begun) >= ahead:
                     yield _outcome(begun.popleft())
             while begun:
                 yield _outcome(begun.popleft())
@@ -83,11 +85,11 @@ class Generation:
         try:
             values = {k: plain(v) for k, v in row.values.items() if k in (*self.inputs, *self.settings)}
             present = {k: v for k, v in values.items() if v is not None}
-            settings = self._given | {k: _setting(k, present[k]) for k in _ROW_SETTINGS if k in present}
+            settings = self._given | row_settings(present, _ROW_SETTINGS)
             if "seed" not in present:
                 settings["seed"] = row_seed(self._seed, row.key)
             return self._llm.stream(self._prompt(row.values | values, present), **cast(GenerateOptions, settings))
-        except DeviceLostError:
+        except (BusyError, DeviceLostError):
             raise
         except LlamaGPUError as e:
             return e
@@ -129,15 +131,6 @@ def _outcome(begun: Stream | LlamaGPUError) -> Outcome:
         "completion_tokens": result.completion_tokens,
         "seed": result.seed,
     }
-
-
-def _setting(name: str, value: Any) -> Any:
-    """A row's setting as ``GenerateOptions`` takes it."""
-    if name in _WHOLE and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if name == "logit_bias" and isinstance(value, dict):  # the keys of JSON objects are text
-        return {int(k) if str(k).isdecimal() else k: v for k, v in value.items() if v is not None}
-    return value
 
 
 def _without_nulls(message: Any) -> Any:

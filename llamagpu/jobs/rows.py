@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -174,14 +173,3 @@ def missing_column(names: Sequence[str], present: Iterable[str]) -> UsageError:
         f"The columns are: {found or 'none'}.",
         "Name the column with --column.",
     )
-
-
-def plain(value: Any) -> Any:
-    """A value of JSON, Arrow or numpy as plain Python; NaN, which pandas writes for a missing number, as None."""
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        value = value.tolist()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple, set, frozenset)) else value

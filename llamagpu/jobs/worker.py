@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from llamagpu.engine.arguments import plain
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.jobs.parquet import arrow_type, import_pyarrow
-from llamagpu.jobs.rows import Job, Outcome, Row, plain
+from llamagpu.jobs.rows import Job, Outcome, Row
 from llamagpu.jobs.runner import check_errors, error_at, error_text
 
 M = TypeVar("M")

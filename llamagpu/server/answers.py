@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llamagpu.engine.request import Token
+from llamagpu.engine.logprobs import TextToken, chat_logprobs, completion_logprobs
 from llamagpu.version import __version__
 
 if TYPE_CHECKING:
-    from llamagpu.engine import LLM, Result
+    from llamagpu.engine import Result
 
-Tokens = Sequence[tuple[Token, int]]
-_LEAST = -9999.0  # stands for a logarithm of 0, which JSON lacks
+Tokens = Sequence[TextToken]
 DONE = "data: [DONE]\n\n"
 WAITING = ": waiting\n\n"  # a comment, which keeps proxies from closing a silent stream
 
@@ -46,8 +45,8 @@ class Shape:
 
     prefix, whole, part = "", "", ""
 
-    def __init__(self, llm: LLM, model: str, wanted: int | None):
-        self._llm, self._wanted = llm, wanted
+    def __init__(self, model: str, wanted: int | None):
+        self._wanted = wanted
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._head["system_fingerprint"] = f"llamagpu-{__version__}"
 
@@ -70,20 +69,6 @@ class Shape:
     def delta(self, index: int, text: str, tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
         """A piece of a text in chunks; the last one has a reason and no text."""
         raise NotImplementedError
-
-    def _text(self, data: bytes) -> str:
-        """The text of a token; OpenAI's way to write one that is a part of a character."""
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-    def _likely(self, token: Token) -> list[tuple[bytes, float]]:
-        """The likeliest tokens that are wanted."""
-        return [(self._llm.token_bytes(id), max(p, _LEAST)) for id, p in token.top[: self._wanted]]
-
-    def _chosen(self, token: Token) -> tuple[bytes, float]:
-        return self._llm.token_bytes(token.id), max(token.logprob or 0.0, _LEAST)
 
 
 class Chat(Shape):
@@ -108,17 +93,7 @@ class Chat(Shape):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, tokens: Tokens) -> dict[str, Any] | None:
-        if self._wanted is None:
-            return None
-
-        def entry(data: bytes, logprob: float) -> dict[str, Any]:
-            return {"token": self._text(data), "logprob": logprob, "bytes": list(data)}
-
-        content = [
-            entry(*self._chosen(token)) | {"top_logprobs": [entry(*likely) for likely in self._likely(token)]}
-            for token, _ in tokens
-        ]
-        return {"content": content, "refusal": None}
+        return None if self._wanted is None else chat_logprobs(tokens, self._wanted)
 
 
 class Completion(Shape):
@@ -135,15 +110,4 @@ class Completion(Shape):
         return {"index": index, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": reason}
 
     def _logprobs(self, tokens: Tokens) -> dict[str, Any] | None:
-        if self._wanted is None:
-            return None
-        chosen = [self._chosen(token) for token, _ in tokens]
-        return {
-            "tokens": [self._text(data) for data, _ in chosen],
-            "token_logprobs": [logprob for _, logprob in chosen],
-            "top_logprobs": [
-                {self._text(data): p for data, p in (*self._likely(token), own)}
-                for (token, _), own in zip(tokens, chosen, strict=True)
-            ],
-            "text_offset": [offset for _, offset in tokens],
-        }
+        return None if self._wanted is None else completion_logprobs(tokens, self._wanted)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llamagpu.errors import ContextFullError, DeviceLostError, LlamaGPUError, OutOfMemoryError, UsageError
+from llamagpu.errors import BusyError, ContextFullError, DeviceLostError, LlamaGPUError, OutOfMemoryError, UsageError
 
 log = logging.getLogger("llamagpu")
 INVALID = "invalid_request_error"
@@ -58,7 +58,6 @@ NO_ROUTE = Kind(404, INVALID, "not_found")
 BAD_METHOD = Kind(405, INVALID, "method_not_allowed")
 TOO_SLOW = Kind(408, INVALID, "request_timeout")
 TOO_LARGE = Kind(413, INVALID, "request_too_large")
-BUSY = Kind(429, "rate_limit_error", "queue_full")
 LOADING = Kind(503, SERVER, "loading")
 FAILED = Kind(500, SERVER)
 
@@ -66,6 +65,7 @@ FAILED = Kind(500, SERVER)
 _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (ContextFullError, Kind(400, INVALID, "context_length_exceeded")),
     (UsageError, BAD_REQUEST),
+    (BusyError, Kind(429, "rate_limit_error", "queue_full")),
     (OutOfMemoryError, Kind(503, SERVER, "out_of_memory")),
     (DeviceLostError, Kind(503, SERVER, "device_lost")),
 )
@@ -123,5 +123,5 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """The headers of an error's response."""
     if kind_of(error).status == 401:
         return {"WWW-Authenticate": "Bearer"}
-    wait = error.retry_after if isinstance(error, RequestError) else None
+    wait = error.retry_after if isinstance(error, (RequestError, BusyError)) else None
     return {} if wait is None else {"Retry-After": str(wait)}

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from llamagpu.server.errors import BUSY, RequestError
+from llamagpu.errors import BusyError
 
 _LONGEST_WAIT = 60  # seconds, of Retry-After
 
@@ -35,16 +35,10 @@ class Gate:
         """Refuse a new request if the queue is full.
 
         Raises:
-            RequestError: it is; ``retry_after`` estimates when it will not be.
+            BusyError: it is; ``retry_after`` estimates when it will not be.
         """
         if self._free.locked() and self.waiting >= self._queue:
-            raise RequestError(
-                BUSY,
-                "The queue is full.",
-                f"{self.running} sequences run and {self.waiting} wait.",
-                "Send the request again later.",
-                retry_after=self._retry_after(),
-            )
+            raise BusyError.full(self.running, self.waiting, "Send the request again later.", self._retry_after())
 
     def _retry_after(self) -> int:
         return min(max(1, math.ceil(self._seconds * (self.waiting + 1) / self._places)), _LONGEST_WAIT)

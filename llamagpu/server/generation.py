@@ -11,7 +11,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request
 
 from llamagpu.engine import Result
-from llamagpu.engine.request import Reuse, Token
+from llamagpu.engine.logprobs import TextToken
+from llamagpu.engine.params import choice_settings
+from llamagpu.engine.request import Reuse
 from llamagpu.errors import LlamaGPUError
 from llamagpu.server.answers import DONE, WAITING, Chat, Completion, Shape, event, usage
 from llamagpu.server.errors import about, body_of, report
@@ -21,7 +23,6 @@ from llamagpu.server.running import Piece, run, together, while_connected
 from llamagpu.server.schemas import ChatBody, CompletionBody, Sampled
 
 _BEAT = 15.0  # seconds of silence after which a stream says that it is alive
-_SEEDS = 2**32
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -30,7 +31,7 @@ class _Text:
     """A text of an answer, as it grows."""
 
     text: str = ""
-    tokens: list[tuple[Token, int]] = field(default_factory=list)
+    tokens: list[TextToken] = field(default_factory=list)
     result: Result | None = None
 
     def add(self, piece: Piece) -> None:
@@ -85,10 +86,10 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         settings: dict[str, Any],
     ) -> Response:
-        shape = kind(served.llm, served.name, body.wanted)
+        shape = kind(served.name, body.wanted)
         reuse: Reuse = "any" if kind is Chat else "exact"
         runs = [
-            run(served, ids, _seeded(settings, i), self._metrics, reuse=reuse)
+            run(served, ids, choice_settings(settings, i), self._metrics, reuse=reuse)
             for ids in prompts
             for i in range(body.choices)
         ]
@@ -104,12 +105,6 @@ class Generation:
             for i, (text, result) in enumerate(zip(texts, results, strict=True))
         ]
         return JSONResponse(shape.answer(choices, usage(results, body.choices)))
-
-
-def _seeded(settings: dict[str, Any], index: int) -> dict[str, Any]:
-    """The settings of a prompt's choice: choice i has the seed of the request plus i."""
-    seed = settings.get("seed")
-    return settings if seed is None else settings | {"seed": (seed + index) % _SEEDS}
 
 
 def _ids(body: Sampled, new: Sequence[int], prompt: Sequence[int] | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -91,14 +91,9 @@ class Served:
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings
 
-    def start(
-        self, ids: Sequence[int], settings: Mapping[str, Any], listener: Callable[[], None], *, reuse: Reuse
-    ) -> Stream:
-        """Start a generation. The engine's thread calls the listener when the stream has something to ``take``; closing
-        the stream cancels it."""
-        stream = self.llm.stream(ids, reuse=reuse, **settings)
-        stream.listen(listener)
-        return stream
+    def start(self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse) -> Stream:
+        """Start a generation; closing the stream cancels it."""
+        return self.llm.stream(ids, reuse=reuse, **settings)
 
     def embed(self, texts: Iterator[str], dimensions: int | None) -> Iterable[Any]:
         """The vectors of texts, one by one, as they are made; on a thread that may wait."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llamagpu.engine.request import Reuse, Token
+from llamagpu.engine import Taker
+from llamagpu.engine.logprobs import TextToken
+from llamagpu.engine.request import Reuse
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -29,11 +31,11 @@ class Disconnected(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text: characters, and the tokens that begin in them, each with the characters of the text before it.
-    ``ids`` has all tokens that came. The last piece has the result."""
+    """A part of a text: characters, and the tokens that begin in them, if their log-probabilities are wanted. ``ids``
+    has all tokens that came. The last piece has the result."""
 
     text: str
-    tokens: list[tuple[Token, int]]
+    tokens: list[TextToken]
     ids: list[int]
     result: Result | None = None
 
@@ -46,25 +48,22 @@ async def run(
     Raises:
         LlamaGPUError: the generation ended with an error.
     """
-    begin, woken = time.monotonic(), asyncio.Event()
-    listener = _listener(asyncio.get_running_loop(), woken)
+    begin = time.monotonic()
     async with served.gate.place(), served.watched():
         metrics.started(served.name, len(ids), time.monotonic() - begin)
-        stream = await asyncio.to_thread(served.start, ids, settings, listener, reuse=reuse)
+        taker = Taker(await asyncio.to_thread(served.start, ids, settings, reuse=reuse))
+        stream = taker.stream
         seen, told, characters = 0, 0, 0
         try:
             while not stream.done:
-                await woken.wait()
-                woken.clear()
-                text = stream.take()
+                text = await taker.take()
                 if stream.tokens and not seen:
                     metrics.first(served.name, time.monotonic() - begin)
                 made = [token.id for token in stream.tokens[seen:]]
                 metrics.tokens(served.name, len(made))
                 seen, characters = len(stream.tokens), characters + len(text)
                 until = _begun(stream, told, characters)
-                tokens = list(zip(stream.tokens[told:until], stream.offsets[told:until], strict=True))
-                told = until
+                tokens, told = stream.logprobs[told:until], until
                 if stream.done:
                     metrics.finished(served.name, stream.result, time.monotonic() - begin)
                 if made or stream.done:
@@ -73,26 +72,10 @@ async def run(
             stream.close()
 
 
-def _listener(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> Callable[[], None]:
-    """What the engine's thread calls."""
-
-    def wake() -> None:
-        if not woken.is_set():
-            try:
-                loop.call_soon_threadsafe(woken.set)
-            except RuntimeError:  # the loop has ended
-                pass
-
-    return wake
-
-
 def _begun(stream: Stream, told: int, characters: int) -> int:
-    """The tokens that begin in the first characters of a text; all of them at its end, but those of a stop string."""
-    count = len(stream.offsets)
-    by_string = stream.done and stream.result.finish_reason == "stop" and count == len(stream.tokens)
-    if stream.done and not by_string:
-        return count
-    while told < count and stream.offsets[told] < characters:
+    """The tokens that begin in the first characters of a text; all of the text at its end."""
+    tokens = stream.logprobs
+    while told < len(tokens) and (offset := tokens[told].offset) is not None and (stream.done or offset < characters):
         told += 1
     return told
 
