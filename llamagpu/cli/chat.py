@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.conversation import Message, fit, load, save
-from llamagpu.cli.options import load_options, model_options
+from llamagpu.cli.options import load_options, model_options, speculate_option
 from llamagpu.cli.output import error_lines, note, open_model, write
 from llamagpu.cli.prompt_cache import check_prompt_cache, prompt_cache, prompt_cache_option
 from llamagpu.cli.reading import Lines, Reader, is_dumb, on_a_terminal, unwrap
@@ -35,6 +35,7 @@ _SEEDS = 2**32
 
 @click.command()
 @model_options
+@speculate_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
 @click.option("-t", "--temperature", type=float, help="0 always takes the likeliest token. [default: the model's]")

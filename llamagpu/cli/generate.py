@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.jobs import job_options, run_job, take_job_options
-from llamagpu.cli.options import load_options, model_options
+from llamagpu.cli.options import load_options, model_options, speculate_option
 from llamagpu.cli.output import (
     Interrupted,
     note,
@@ -37,6 +37,7 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option("-p", "--prompt", help="The prompt, instead of the argument.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file; - is standard input.")
 @model_options
+@speculate_option
 @click.option(
     "-n", "--max-tokens", type=int, default=256, show_default=True, help="Most new tokens; -1 is as many as fit."
 )

@@ -45,6 +45,12 @@ dtype_option = click.option(
 kv_dtype_option = click.option(
     "--kv-dtype", default="auto", show_default=True, help="Dtype of the KV cache: auto, float32 or float16."
 )
+speculate_option = click.option(
+    "--speculate",
+    metavar="DRAFT",
+    help="Guess tokens ahead and verify them together, which changes no token. DRAFT is prompt (look-up in the text so "
+    "far) or a smaller model of the same vocabulary.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -76,5 +82,6 @@ def encoder_load_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of ``model_options`` from a command's options, and return them."""
-    return {k: options.pop(k) for k in ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context")}
+    """Remove the options of ``model_options`` and ``speculate_option`` from a command's options, and return them."""
+    names = ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context", "speculate")
+    return {k: options.pop(k) for k in names if k in options}

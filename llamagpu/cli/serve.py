@@ -16,6 +16,7 @@ from llamagpu.cli.options import (
     kv_dtype_option,
     max_memory_option,
     revision_option,
+    speculate_option,
 )
 from llamagpu.cli.output import note, progress_bar
 from llamagpu.errors import UsageError
@@ -63,6 +64,7 @@ _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
     show_default=True,
     help="Seconds for running requests after SIGTERM or Ctrl-C.",
 )
+@speculate_option
 @click.option(
     "--isolate/--no-isolate",
     default=True,

@@ -48,7 +48,8 @@ def open_model(model: str, options: Mapping[str, Any], progress: Progress | None
     encoder = is_encoder(source.config())
     if not encoder and not (path.is_dir() and (path / "modules.json").is_file()):
         return LLM(model, progress=progress, **given)
-    given.pop("kv_dtype", None)
+    for name in ("kv_dtype", "speculate"):
+        given.pop(name, None)
     context = given.pop("context", None)
     if encoder and any(re.fullmatch(pattern, name) for pattern in CLASSIFIERS for name in source.tensors()):
         return CrossEncoder(model, max_length=context, progress=progress, **given)
