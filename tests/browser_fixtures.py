@@ -26,7 +26,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop runs until it ends, and bars others on this thread
 def browser() -> Iterator[Browser]:
     """Headless Chromium, with WebGPU in software. Skips the test, with what is missing, where there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
