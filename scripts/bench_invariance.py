@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from invariance_engines import DRAFT, DRAWN, PREEMPTION, PROMPT, Engine, LlamaSe
 from turns import about_machine, machine  # noqa: E402
 
 from llamagpu import LLM  # noqa: E402
+from llamagpu.engine.request import Reuse  # noqa: E402
 
 SEEDED_EVERY = 4  # one prompt of so many is drawn with a seed, the others are greedy
-LONGER, LONGER_PROMPTS = 48, 32  # tokens and prompts of ``Company.longer``
+LONGER = 48  # tokens of an answer with ``Company.longer``
+FEWER = 32  # prompts of companies that need lone runs of their own
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Request:
     kind: str
     ids: tuple[int, ...]
     seed: int | None
+    turn: int = 0  # tokens of an earlier prompt that the ids begin with, before its answer
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,15 @@ class Company:
 
     Attributes:
         at_once: requests under way.
-        cached: whether the first two thirds of a prompt were asked for just before, and may be reused.
+        reuse: what may come from the cache: nothing; the prompt's first two thirds, which were asked for just before
+            (``exact``); or an earlier prompt and its answer, which the prompt continues (``any``).
         mode: how the engine is started: with speculation, or with so little memory that requests preempt each other.
         longer: whether the first prompts get answers so long that they outgrow the memory that they began with.
     """
 
     name: str
     at_once: int = 1
-    cached: bool = False
+    reuse: Reuse = "none"
     mode: str = ""
     longer: bool = False
 
@@ -70,8 +74,9 @@ COMPANIES = (
     Company("2 at once", 2),
     Company("8 at once", 8),
     Company("32 at once", 32),
-    Company("beginning from the cache", cached=True),
-    Company("beginning from the cache, 32 at once", 32, cached=True),
+    Company("beginning from the cache", reuse="exact"),
+    Company("beginning from the cache, 32 at once", 32, reuse="exact"),
+    Company("next turn, the last one from the cache", reuse="any"),
     Company(PROMPT, mode=PROMPT),
     Company(f"{PROMPT}, 32 at once", 32, mode=PROMPT),
     Company(DRAFT, mode=DRAFT),
@@ -100,9 +105,11 @@ def answers(opened: Opened, requests: Sequence[Request], tokens: int, company: C
     """The new tokens of every request, by its number. Each of ``at_once`` threads asks for one after another."""
 
     def answer(request: Request) -> list[int]:
-        if company.cached:
-            opened.ask(request.ids[: max(1, 2 * len(request.ids) // 3)], 1, None, True)
-        return opened.ask(request.ids, tokens, request.seed, company.cached)
+        if company.reuse == "any":
+            opened.ask(request.ids[: request.turn], tokens, request.seed, "any")
+        elif company.reuse == "exact":
+            opened.warm(request.ids[: max(1, 2 * len(request.ids) // 3)])
+        return opened.ask(request.ids, tokens, request.seed, company.reuse)
 
     order = random.Random(company.name).sample(requests, len(requests))
     with ThreadPoolExecutor(company.at_once) as threads:
@@ -139,10 +146,10 @@ def measure(engine: Engine, requests: Sequence[Request], tokens: int) -> dict[st
             try:
                 with engine.open(mode) if mode else _same(plain) as opened:
                     for c in group:
-                        asked, most, expected = requests, tokens, lone
-                        if c.longer:
-                            asked, most = requests[:LONGER_PROMPTS], LONGER
-                            expected = _timed(engine, plain, asked, most, Company("alone, longer"))
+                        asked, most, expected = requests, LONGER if c.longer else tokens, lone
+                        if c.longer or c.reuse == "any":  # of fewer prompts, because these run alone once more
+                            asked = [r if c.longer else _next_turn(r, lone) for r in requests[:FEWER]]
+                            expected = _timed(engine, plain, asked, most, Company(f"alone, as {c.name}"))
                         found = _timed(engine, opened, asked, most, c)
                         seeded = sum(r.seed is not None for r in asked)
                         row = asdict(c) | {"greedy": len(asked) - seeded, "seeded": seeded, "note": opened.note()}
@@ -150,6 +157,11 @@ def measure(engine: Engine, requests: Sequence[Request], tokens: int) -> dict[st
             except (OSError, RuntimeError) as e:
                 out.append({"name": mode, "failure": str(e)})
     return {"engine": engine.name, "version": engine.version, "companies": out}
+
+
+def _next_turn(request: Request, lone: dict[int, list[int]]) -> Request:
+    """The prompt that a request and its answer make."""
+    return replace(request, ids=(*request.ids, *lone[request.number]), turn=len(request.ids))
 
 
 def _timed(
@@ -182,9 +194,10 @@ def page(found: dict[str, Any]) -> str:
         "token differs from its lone run by the same engine with the same weights. Three prompts of four are greedy; "
         f"the others are drawn at temperature {DRAWN['temperature']} among the {DRAWN['top_k']} likeliest tokens, each "
         "with a seed of its own. At once means that so many clients ask for one prompt after another. Where a "
-        "beginning comes from the cache, its first two thirds were asked for just before. The draft model "
+        "beginning comes from the cache, its first two thirds were asked for just before. The next turn continues a "
+        f"prompt and its answer, of the first {FEWER} prompts. The draft model "
         "is the model itself; llama.cpp drafts up to 4 tokens. Preemption means a cache that holds "
-        f"two of the longest requests; it is measured with answers of {LONGER} tokens to the first {LONGER_PROMPTS} "
+        f"two of the longest requests; it is measured with answers of {LONGER} tokens to the first {FEWER} "
         "prompts. An engine without a cell has no such mode.",
         "",
         about_machine(found["machine"]),

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llamagpu import LLM, gpu
+from llamagpu.engine.request import Reuse
 from llamagpu.version import __version__
 
 DRAWN = {"temperature": 0.8, "top_k": 40}  # settings of answers that are drawn with a seed
@@ -28,14 +29,17 @@ PROMPT, DRAFT, PREEMPTION = "speculation from the prompt", "speculation with a d
 class Opened(Protocol):
     """An engine with the model loaded."""
 
-    def ask(self, ids: Sequence[int], tokens: int, seed: int | None, cached: bool) -> list[int]:
-        """Up to ``tokens`` new token ids, with or without what the cache holds."""
+    def ask(self, ids: Sequence[int], tokens: int, seed: int | None, reuse: Reuse) -> list[int]:
+        """Up to ``tokens`` new token ids, with what the cache may be used for: see ``LLM.generate``."""
+
+    def warm(self, ids: Sequence[int]) -> None:
+        """Leave a beginning in the cache."""
 
     def gap(self, ids: Sequence[int]) -> float:
         """How far the likeliest next token's logit is above the second's."""
 
     def note(self) -> str:
-        """What the page says of the company."""
+        """What happened since the last note, as the page tells it."""
 
 
 class Engine(Protocol):
@@ -54,12 +58,19 @@ class OpenedLLM:
 
     def __init__(self, llm: LLM, mode: str):
         self._llm, self._mode = llm, mode
+        self._cached: list[int] = []  # tokens of every prompt that came from the cache
 
-    def ask(self, ids: Sequence[int], tokens: int, seed: int | None, cached: bool) -> list[int]:
+    def ask(self, ids: Sequence[int], tokens: int, seed: int | None, reuse: Reuse) -> list[int]:
         """See ``Opened``."""
         settings: dict[str, Any] = {"temperature": 0.0} if seed is None else DRAWN | {"seed": seed}
-        with self._llm.stream(list(ids), reuse=cached, max_tokens=tokens, **settings) as stream:
+        with self._llm.stream(list(ids), reuse=reuse, max_tokens=tokens, **settings) as stream:
+            self._cached.append(stream.result.cached_tokens)
             return stream.result.token_ids
+
+    def warm(self, ids: Sequence[int]) -> None:
+        """See ``Opened``."""
+        with self._llm.stream(list(ids), max_tokens=1) as stream:
+            assert stream.result.token_ids
 
     def gap(self, ids: Sequence[int]) -> float:
         """See ``Opened``."""
@@ -68,8 +79,9 @@ class OpenedLLM:
 
     def note(self) -> str:
         """See ``Opened``."""
+        cached, self._cached = sum(self._cached), []
         if self._mode != PREEMPTION:
-            return ""
+            return f"{cached} tokens came from the cache" if cached else ""
         scheduler = self._llm._session.engine.scheduler  # type: ignore[union-attr]
         return f"{scheduler.preemptions} preemptions in a cache of {self._llm.sizes.pool} tokens"
 
@@ -85,6 +97,7 @@ class Ours:
             "": {},
             PREEMPTION: {"context": longest},
             PROMPT: {"speculate": "prompt"},
+            DRAFT: {"speculate": model},
         }
         self.modes = frozenset(self._options)
         self.version = ""
@@ -107,11 +120,18 @@ class OpenedServer:
 
     def __init__(self, address: str):
         self._address = address
+        self._timings: list[dict[str, Any]] = []
 
-    def ask(self, ids: Sequence[int], tokens: int, seed: int | None, cached: bool) -> list[int]:
+    def ask(self, ids: Sequence[int], tokens: int, seed: int | None, reuse: Reuse) -> list[int]:
         """See ``Opened``."""
         settings = {"temperature": 0.0} if seed is None else DRAWN | {"seed": seed}
-        return list(self._completion(ids, tokens, settings | {"cache_prompt": cached})["tokens"])
+        found = self._completion(ids, tokens, settings | {"cache_prompt": reuse != "none"})
+        self._timings.append(found["timings"])
+        return list(found["tokens"])
+
+    def warm(self, ids: Sequence[int]) -> None:
+        """See ``Opened``."""
+        self._completion(ids, 1, {"cache_prompt": True})
 
     def gap(self, ids: Sequence[int]) -> float:
         """See ``Opened``."""
@@ -121,7 +141,10 @@ class OpenedServer:
 
     def note(self) -> str:
         """See ``Opened``."""
-        return ""
+        counts = (("tokens came from the cache", "cache_n"), ("drafted tokens were right", "draft_n_accepted"))
+        sums = [(sum(t.get(key, 0) for t in self._timings), what) for what, key in counts]
+        self._timings = []
+        return ", ".join(f"{n} {what}" for n, what in sums if n)
 
     def answers(self) -> bool:
         """Whether it has loaded its model."""
