@@ -28,7 +28,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from invariance_engines import DRAFT, DRAWN, PREEMPTION, PROMPT, Engine, LlamaServer, Opened, Ours  # noqa: E402
+from invariance_engines import DRAFT, DRAWN, MOST_AT_ONCE, PREEMPTION, PROMPT, Engine, LlamaServer, Opened, Ours  # noqa: E402
 from turns import about_machine, machine  # noqa: E402
 
 from llamagpu import LLM  # noqa: E402
@@ -185,36 +185,38 @@ def _same(opened: Opened) -> Iterator[Opened]:
 
 def page(found: dict[str, Any]) -> str:
     """The text of docs/invariance.md."""
-    rows, lengths = found["rows"], found["lengths"]
-    lines = [
-        "# Text in company",
-        "",
-        f"{found['model']}: every prompt of `scripts/invariance_prompts.jsonl` ({lengths[0]} to {lengths[2]} tokens, "
-        f"median {lengths[1]}) is continued by {found['tokens']} tokens, alone and in company. An answer diverges if a "
-        "token differs from its lone run by the same engine with the same weights. Three prompts of four are greedy; "
-        f"the others are drawn at temperature {DRAWN['temperature']} among the {DRAWN['top_k']} likeliest tokens, each "
-        "with a seed of its own. At once means that so many clients ask for one prompt after another. Where a "
-        "beginning comes from the cache, its first two thirds were asked for just before. The next turn continues a "
-        f"prompt and its answer, of the first {FEWER} prompts. The draft model "
-        "is the model itself; llama.cpp drafts up to 4 tokens. Preemption means a cache that holds "
-        f"two of the longest requests; it is measured with answers of {LONGER} tokens to the first {FEWER} "
-        "prompts. An engine without a cell has no such mode.",
-        "",
-        about_machine(found["machine"]),
-        "",
-        "| company | " + " | ".join(f"{r['engine']}, greedy | seeded" for r in rows) + " |",
-        "| --- |" + " ---: | ---: |" * len(rows),
-    ]
+    rows, options = found["rows"], found["options"]
+    lines = ["# Text in company", "", _method(found), "", about_machine(found["machine"]), ""]
+    lines += ["| company | " + " | ".join(f"{r['engine']}, greedy | seeded" for r in rows) + " |"]
+    lines += ["| --- |" + " ---: | ---: |" * len(rows)]
     for company in COMPANIES:
         cells = [cell for r in rows for cell in _cells(r, company.name)]
         if any(cells):
             lines.append(f"| {company.name} | " + " | ".join(cells) + " |")
-    lines += ["", *_where(rows), "Versions:", "", *(f"- {r['engine']}: {r['version']}" for r in rows)]
-    lines += [
-        "",
-        "Measured by `python scripts/bench_invariance.py docs --gguf FILE`; `scripts/peers/setup .peers server`",
-    ]
-    return "\n".join([*lines, "unpacks llama-server."]) + "\n"
+    given = " ".join(f"--{name} {value}" for name, value in options.items())
+    lines += ["", *_where(rows), *_notes(rows), "Versions:", "", *(f"- {r['engine']}: {r['version']}" for r in rows)]
+    lines += ["", f"Measured by `python scripts/bench_invariance.py docs --gguf FILE {given}`;"]
+    return "\n".join([*lines, "`scripts/peers/setup .peers server` unpacks llama-server."]) + "\n"
+
+
+def _method(found: dict[str, Any]) -> str:
+    """How it was measured."""
+    options, (least, median, most) = found["options"], found["lengths"]
+    return " ".join(
+        (
+            f"{found['model']} continues the first {options['prompts']} prompts of `scripts/invariance_prompts.jsonl`",
+            f"({least} to {most} tokens, median {median:g}) by up to {options['tokens']} tokens, alone and in company.",
+            "On Vulkan llama.cpp gets fewer prompts, because it is slow here. An answer diverges if a token differs from",
+            "its lone run by the same engine. Three prompts of four are greedy; the others are drawn at temperature",
+            f"{DRAWN['temperature']} among the {DRAWN['top_k']} likeliest tokens, each with a seed of its own. At once",
+            "means that so many clients ask for one prompt after another. Where a beginning comes from the cache, its",
+            "first two thirds were asked for just before. The next turn continues a prompt and its answer, of the first",
+            f"{FEWER} prompts. The draft model is the model itself; llama.cpp drafts up to 4 tokens. Preemption means a",
+            f"cache that holds two of the longest requests; the first {FEWER} prompts get answers of {LONGER} tokens.",
+            f"llama-server has {MOST_AT_ONCE} slots in all runs, also in the lone one. An engine without a figure has no",
+            "such mode.",
+        )
+    )
 
 
 def _cells(row: dict[str, Any], name: str) -> tuple[str, str]:
@@ -229,19 +231,10 @@ def _cells(row: dict[str, Any], name: str) -> tuple[str, str]:
 
 
 def _where(rows: list[dict[str, Any]]) -> list[str]:
-    """Where answers diverge, and notes."""
-    lines = [
-        "Where they diverge: the first differing token counts from 0; the gap is between the two largest logits of the "
-        "lone run there, in greedy answers.",
-        "",
-        "| engine | company | diverged | first differing token: earliest, median | gap: smallest, median, largest |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    notes = []
+    """Where answers diverge."""
+    lines = []
     for row in rows:
         for c in row["companies"]:
-            if "failure" in c or c["note"]:
-                notes.append(f"{row['engine']}, {c['name']}: {c.get('failure') or c['note']}.")
             if not c.get("diverged"):
                 continue
             positions = [d["position"] for d in c["diverged"]]
@@ -249,7 +242,23 @@ def _where(rows: list[dict[str, Any]]) -> list[str]:
             spread = f"{min(gaps):.4f}, {statistics.median(gaps):.4f}, {max(gaps):.4f}" if gaps else ""
             where = f"{min(positions)}, {statistics.median(positions):g}"
             lines.append(f"| {row['engine']} | {c['name']} | {len(positions)} | {where} | {spread} |")
-    return [*(lines if len(lines) > 4 else []), "", *(line for note in notes for line in (note, ""))]
+    if not lines:
+        return []
+    return [
+        "Where answers diverge, with the first differing token counted from 0, and the gap between the two largest "
+        "logits of the lone run there (greedy answers; `invariance.json` has each):",
+        "",
+        "| engine | company | diverged | first differing token: earliest, median | gap: smallest, median, largest |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *lines,
+        "",
+    ]
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What engines did, such as preemptions; and why a mode failed."""
+    found = [(r["engine"], c["name"], c.get("failure") or c["note"]) for r in rows for c in r["companies"]]
+    return [*(f"- {engine}, {name}: {what}" for engine, name, what in found if what), ""]
 
 
 def main() -> None:
@@ -272,13 +281,15 @@ def main() -> None:
         engines += [LlamaServer(server, model, vulkan, o.threads) for vulkan in (False, True)]
     only, path = o.only.split(";") if o.only else [], o.out / "invariance.json"
     kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if only and path.exists() else []
+    o.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for engine in engines:
         if only and engine.name not in only:
             rows += [r for r in kept if r["engine"] == engine.name]
             continue
         rows.append(measure(engine, requests[: o.vulkan_prompts] if "Vulkan" in engine.name else requests, o.tokens))
-    about = {"machine": machine(), "model": model.stem, "tokens": o.tokens}
+    options = {"prompts": len(requests), "vulkan-prompts": o.vulkan_prompts, "tokens": o.tokens, "threads": o.threads}
+    about = {"machine": machine(), "model": model.stem, "options": options}
     result = about | {"lengths": [lengths[0], statistics.median(lengths), lengths[-1]], "rows": rows}
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (o.out / "invariance.md").write_text(page(result), encoding="utf-8")

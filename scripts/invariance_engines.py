@@ -23,6 +23,7 @@ from llamagpu.version import __version__
 
 DRAWN = {"temperature": 0.8, "top_k": 40}  # settings of answers that are drawn with a seed
 MOST_AT_ONCE = 32
+LIMIT = 600.0  # seconds that llama-server may take to answer
 PROMPT, DRAFT, PREEMPTION = "speculation from the prompt", "speculation with a draft model", "preemption"
 
 
@@ -149,7 +150,7 @@ class OpenedServer:
     def answers(self) -> bool:
         """Whether it has loaded its model."""
         try:
-            with urllib.request.urlopen(f"{self._address}/health"):
+            with urllib.request.urlopen(f"{self._address}/health", timeout=LIMIT):
                 return True
         except urllib.error.URLError:
             return False
@@ -158,7 +159,7 @@ class OpenedServer:
         body = {"prompt": list(ids), "n_predict": tokens, "return_tokens": True} | settings
         request = urllib.request.Request(f"{self._address}/completion", json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request) as response:
+        with urllib.request.urlopen(request, timeout=LIMIT) as response:
             return dict(json.load(response))
 
 
@@ -180,7 +181,9 @@ class LlamaServer:
         where = "CPU"
         if vulkan:
             devices = subprocess.run([str(binary), "--list-devices"], capture_output=True, text=True, env=_visible())
-            line = next(line for line in devices.stdout.splitlines() if "Vulkan0" in line)
+            line = next((line for line in devices.stdout.splitlines() if "Vulkan0" in line), None)
+            if line is None:
+                raise SystemExit(f"error: {binary} finds no Vulkan device.")
             where = line.split(":", 1)[1].rsplit("(", 1)[0].strip()  # without its free memory
         self.version = f"llama.cpp {found.split(':', 1)[1].strip()}, on {where}, {threads} thread{'s' * (threads > 1)}"
 
