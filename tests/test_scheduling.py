@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import random_models
 
 from llamagpu import LLM, Result, gpu
 from llamagpu.model import sizes
@@ -125,3 +127,16 @@ def test_company_changes_no_bit_in_any_variant(tuning: gpu.Tuning, device: gpu.D
             streams: list[Any] = []
             llm.device.call(lambda: streams.extend(llm.stream(p, **options) for p in prompts))
             assert [facts(s.result) for s in streams] == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["head80", "gqa", "mistral-window"])
+def test_prompts_of_a_pass_do_not_see_each_other(name: str, device: gpu.Device, tmp_path: Path) -> None:
+    """Head sizes decide how many rows a workgroup of attention takes."""
+    config = random_models.CONFIGS[name]
+    random_models.write_model(tmp_path, config, random_models.tensors(config, 1))
+    prompts = [random_models.prompt(config, n, n) for n in (7, 31, 3, 17, 50)]
+    with LLM(tmp_path, device=device) as llm:
+        options = {"max_tokens": 8, "ignore_eos": True, "logprobs": 2, "reuse": "none"}
+        alone = [facts(llm.generate(p, **options)) for p in prompts]
+        assert [facts(r) for r in llm.generate(prompts, **options)] == alone

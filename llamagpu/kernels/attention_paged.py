@@ -8,6 +8,7 @@ from llamagpu.kernels.kv_write import Cache
 from llamagpu.kernels.scores import PLAIN, REACH, RUN, Scores
 
 QUERY_BYTES = 8192  # workgroup memory of a tile of queries
+PACK_ALIGN = 16  # rows at whose multiples the sequences of a pass begin
 _WHOLE_QUERIES = 704  # elements of queries that fit the workgroup memory of attention_decode_whole
 
 
@@ -37,7 +38,8 @@ def attention_prefill(
     out = _check(q, cache, heads, out)
     choices, consts, more = _variant(q, heads, scores, spans, relative)
     d, libs = cache.head_dim, _libs(cache)
-    queries = _held_queries(d) if libs[0][1] == "neighbours" else min(16, QUERY_BYTES // (4 * d))
+    queries = _held_queries(d) if libs[0][1] == "neighbours" else min(PACK_ALIGN, QUERY_BYTES // (4 * d))
+    queries = 1 << (queries.bit_length() - 1)  # divides PACK_ALIGN, so that no workgroup sees two sequences
     sizes = {"rows": q.rows, "heads": heads, "kv_heads": cache.kv_heads, "stride4": q.stride // 4}
     q.device.dispatch(
         Program("attention_prefill", (*libs, *choices), (*cache.consts, ("QUERIES", queries), *consts)),

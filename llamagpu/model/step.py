@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.gpu import Part, Recorder, Slot, Tensor
+from llamagpu.kernels.attention_paged import PACK_ALIGN
 from llamagpu.kernels.sampling import Sampler, make_sampler, sampler_columns
 from llamagpu.kernels.step import NO_END, PROMPT_BIT, ROW_WORDS, Sampled, Settings, no_cuts, read_sampled, step_rows
 
 Words = npt.NDArray[np.uint32]
-PACK_ALIGN = 16  # the most queries of a workgroup of attention_prefill
 
 
 @dataclass(frozen=True)
