@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from llamagpu.engine import Result, Stream
+    from llamagpu.server.gate import Admission
     from llamagpu.server.metrics import Metrics
     from llamagpu.server.models import Served
 
@@ -39,7 +40,13 @@ class Piece:
 
 
 async def run(
-    served: Served, ids: Sequence[int], settings: Mapping[str, Any], metrics: Metrics, *, reuse: bool
+    served: Served,
+    admission: Admission,
+    ids: Sequence[int],
+    settings: Mapping[str, Any],
+    metrics: Metrics,
+    *,
+    reuse: bool,
 ) -> AsyncIterator[Piece]:
     """Wait for a place, and generate. Closing the iterator cancels the generation.
 
@@ -48,7 +55,7 @@ async def run(
     """
     begin, woken = time.monotonic(), asyncio.Event()
     listener = _listener(asyncio.get_running_loop(), woken)
-    async with served.gate.place(), served.watched():
+    async with admission.place(), served.watched():
         metrics.started(served.name, len(ids), time.monotonic() - begin)
         stream = await asyncio.to_thread(served.start, ids, settings, listener, reuse=reuse)
         seen, told, characters = 0, 0, 0
@@ -97,7 +104,7 @@ def _begun(stream: Stream, told: int, characters: int) -> int:
     return told
 
 
-async def together(runs: Sequence[AsyncIterator[Piece]], beat: float) -> AsyncIterator[tuple[int, Piece] | None]:
+async def together(runs: Sequence[AsyncIterator[Piece]], beat: float) -> AsyncGenerator[tuple[int, Piece] | None, None]:
     """The pieces of several generations as they come, each with its number; None after every ``beat`` seconds without
     one. Closing the iterator cancels all.
 
