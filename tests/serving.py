@@ -40,10 +40,10 @@ class Borrowed(Models):
 
 
 @contextmanager
-def running(models: Models, access: Access | None = None, grace: float = 1.0) -> Iterator[str]:
-    """The URL of a server on a free port."""
+def running(models: Models, access: Access | None = None, grace: float = 1.0, port: int = 0) -> Iterator[str]:
+    """The URL of a server, on a free port if none is given."""
     ready = threading.Event()
-    server = Server(models, access or Access(), 0, grace=grace, ready=ready.set)
+    server = Server(models, access or Access(), port, grace=grace, ready=ready.set)
     thread = threading.Thread(target=server.run)
     thread.start()
     assert ready.wait(10)
