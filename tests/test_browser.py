@@ -118,14 +118,14 @@ def address(folder: Path, serve: Callable[[Path], str]) -> str:
     return serve(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context() as context:
         context.set_default_timeout(300_000)
         yield context
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loaded(context: BrowserContext, address: str) -> Page:
     """A page whose ``llm`` is the bundled model."""
     page = blank(context, address)

@@ -112,7 +112,7 @@ def test_a_silent_stream_tells_that_it_is_alive() -> None:
                 break
         return out
 
-    items = asyncio.run(found())
+    items = serving.run_apart(found())
     assert items[0] is None
     assert items[-1] == (0, Piece("a", [], [], None))
 

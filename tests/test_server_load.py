@@ -53,7 +53,7 @@ class Clients:
             async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
                 await work(client)
 
-        asyncio.run(main())
+        serving.run_apart(main())
 
     async def ask(self, client: httpx.AsyncClient, nonce: int, *, patient: bool) -> None:
         """Ask for the text after a prompt with a nonce; a patient client comes again when it is told to."""

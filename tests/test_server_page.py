@@ -124,7 +124,7 @@ def test_a_conversation(story: LLM, visit: Visit, slowly: None) -> None:
         stopped = finished(tab)
         tab.get_by_role("button", name="New conversation").click()
         tab.reload()
-        tab.get_by_role("button", name="The little dog", exact=True).click()
+        tab.locator("#list .entry", has_text=BEGINNING).click()
         tab.locator(".ending").get_by_text("Stopped.").wait_for()
         assert answers(tab) == [edited, stopped]
 

@@ -22,6 +22,7 @@ HEADER_SECONDS = 20.0  # for the head of a connection's request
 STALL_SECONDS = 60.0  # for a client to read something of what waits for it
 _SPARE_FILES = 256  # for models, processes and the page
 _RETRY_AFTER = 2
+_PART = 16_384  # bytes
 
 
 class Connections:
@@ -81,6 +82,12 @@ class Connection(H11Protocol):
         else:
             transport.write(_refusal())
             transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``. h11 bounds a head only if it comes in parts."""
+        for first in range(0, len(data), _PART):
+            if not self.transport.is_closing():
+                super().data_received(data[first : first + _PART])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
