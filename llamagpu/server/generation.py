@@ -25,6 +25,8 @@ from llamagpu.server.schemas import ChatBody, CompletionBody, Sampled
 
 _BEAT = 15.0  # seconds of silence after which a stream says that it is alive
 _SEEDS = 2**32
+# What the OpenAPI document tells of streams.
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -50,8 +52,8 @@ class Generation:
 
     def add_to(self, router: APIRouter) -> None:
         """Add the endpoints."""
-        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
-        router.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
+        for path, endpoint in (("/v1/chat/completions", self.chat), ("/v1/completions", self.complete)):
+            router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=_STREAMS)
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """Answer a conversation."""
