@@ -28,7 +28,8 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")  # Playwright's event loop runs until it ends, and bars others on this thread
 def browser() -> Iterator[Browser]:
-    """Headless Chromium, with WebGPU in software. Skips the test, with what is missing, where there is none."""
+    """Headless Chromium, with WebGPU in software. Skips the test, with what is missing, where there is none. Playwright
+    keeps an event loop on this thread, so it ends before modules that start their own."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:

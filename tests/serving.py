@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -19,6 +21,7 @@ from llamagpu.server.models import Model, Models, Served
 from llamagpu.server.pages import SITE as SITE
 from llamagpu.server.serve import Server
 
+T = TypeVar("T")
 KEY = "a secret"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 CHAT = "/v1/chat/completions"
@@ -40,10 +43,10 @@ class Borrowed(Models):
 
 
 @contextmanager
-def running(models: Models, access: Access | None = None, grace: float = 1.0) -> Iterator[str]:
-    """The URL of a server on a free port."""
+def running(models: Models, access: Access | None = None, port: int = 0, **options: Any) -> Iterator[str]:
+    """The URL of a server, on a free port if none is given."""
     ready = threading.Event()
-    server = Server(models, access or Access(), 0, grace=grace, ready=ready.set)
+    server = Server(models, access or Access(), port, ready=ready.set, **{"grace": 1.0, **options})
     thread = threading.Thread(target=server.run)
     thread.start()
     assert ready.wait(10)
@@ -90,6 +93,12 @@ def post(url: str, path: str, body: bytes, length: int | None = None) -> bytes:
 def free_pages(llm: LLM) -> int:
     """Pages of the cache that no sequence holds."""
     return llm.device.call(lambda: llm.loaded.cache.free_pages)
+
+
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine on a thread of its own: Playwright keeps an event loop on the main one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def eventually(check: Any, seconds: float = 5.0) -> None:

@@ -27,7 +27,7 @@ from llamagpu import LLM, CrossEncoder, Embedder
 from llamagpu.cli.main import run
 from llamagpu.engine import isolated
 from llamagpu.errors import DeviceLostError, LlamaGPUError, UsageError
-from llamagpu.server import serve
+from llamagpu.server import connections, serve
 from llamagpu.server.guard import Access
 from llamagpu.server.models import Models
 from llamagpu.server.opening import named, open_model
@@ -112,13 +112,13 @@ def test_a_silent_stream_tells_that_it_is_alive() -> None:
                 break
         return out
 
-    items = asyncio.run(found())
+    items = serving.run_apart(found())
     assert items[0] is None
     assert items[-1] == (0, Piece("a", [], [], None))
 
 
 def test_slow_clients(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEADER_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
     with serving.running(serving.Borrowed(stories=story), Access(body_seconds=0.1)) as url:
         with serving.raw(url, b"GET /health HTTP/1.1\r\nHo") as connection:
             assert connection.recv(100) == b""
@@ -187,11 +187,11 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         running.communicate()
 
 
-def endless(url: str, tokens: int) -> Any:
+def endless(url: str, tokens: int, choices: int = 1) -> Any:
     return httpx.stream(
         "POST",
         f"{url}/v1/completions",
-        json={"prompt": TEXT, "max_tokens": tokens, "ignore_eos": True, "stream": True},
+        json={"prompt": TEXT, "max_tokens": tokens, "ignore_eos": True, "stream": True, "n": choices},
         timeout=60,
     )
 
@@ -212,7 +212,7 @@ def test_a_signal_ends_the_server_after_its_requests(number: signal.Signals, cod
 
 @pytest.mark.slow
 def test_the_grace_ends(story: LLM) -> None:
-    with process("--grace", "1", "--no-isolate") as (server, url), endless(url, 500) as stream:
+    with process("--grace", "1", "--no-isolate") as (server, url), endless(url, 500, choices=32) as stream:
         lines = stream.iter_lines()
         next(lines)
         server.send_signal(signal.SIGTERM)

@@ -52,6 +52,7 @@ _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
 @click.option(
     "--max-batch", type=click.IntRange(1, 32), default=32, show_default=True, help="Most sequences that run at once."
 )
+@click.option("--max-connections", type=click.IntRange(1), default=1000, show_default=True, help="Most connections.")
 @click.option("--allow-origin", multiple=True, help="Let web pages of this origin use the server; * is all of them.")
 @click.option("--allow-host", multiple=True, help="A further name of the server in Host headers, as behind a proxy.")
 @click.option(
@@ -90,7 +91,7 @@ def serve(models: tuple[str, ...], **options: Any) -> int:
         options.pop("host"), keys, options.pop("allow_origin"), options.pop("allow_host"), options.pop("max_body")
     )
     access.check()
-    port, grace = options.pop("port"), options.pop("grace")
+    port, grace, connections = (options.pop(name) for name in ("port", "grace", "max_connections"))
     found = Models(models, places=options.pop("max_batch"), queue=options.pop("queue"), options=options)
     with ExitStack() as loading:
         progress = loading.enter_context(progress_bar("loading"))
@@ -99,7 +100,7 @@ def serve(models: tuple[str, ...], **options: Any) -> int:
             loading.close()
             _announce(found.names, server.address)
 
-        server = Server(found, access, port, grace=grace, progress=progress, ready=ready)
+        server = Server(found, access, port, grace=grace, connections=connections, progress=progress, ready=ready)
         server.run()
     return 0
 

@@ -19,9 +19,14 @@ DONE = "data: [DONE]\n\n"
 WAITING = ": waiting\n\n"  # a comment, which keeps proxies from closing a silent stream
 
 
+# Line ends to Python's ``splitlines``, by which some clients cut a stream. JSON escapes the others.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
 def event(data: Any) -> str:
     """A server-sent event with JSON."""
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text if text.isascii() else text.translate(_LINE_ENDS)}\n\n"
 
 
 def usage(results: Iterable[Result], choices: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llamagpu.server import schemas
 from llamagpu.server.errors import (
     BAD_REQUEST,
     UNKNOWN_FIELD,
+    ErrorBody,
     Kind,
     RequestError,
     body_of,
@@ -43,7 +44,7 @@ _ALTERNATIVE = re.compile(r"str|int|(list|dict)\[.*")  # how pydantic names the 
 def make_app(models: Models, access: Access) -> ASGIApp:
     """The application that serves models."""
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.ErrorBody, "description": "An error."} for status in ("4XX", "5XX")
+        status: {"model": ErrorBody, "description": "An error."} for status in ("4XX", "5XX")
     }
     app = FastAPI(
         title="llamagpu", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, responses=errors

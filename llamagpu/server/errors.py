@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from llamagpu.errors import BusyError, ContextFullError, DeviceLostError, LlamaGPUError, OutOfMemoryError, UsageError
 
 log = logging.getLogger("llamagpu")
@@ -24,6 +26,21 @@ class Kind:
     status: int
     type: str
     code: str | None = None
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in OpenAI's shape. ``param`` is the field, ``code`` a word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
 
 
 class RequestError(LlamaGPUError):
@@ -58,6 +75,7 @@ NO_ROUTE = Kind(404, INVALID, "not_found")
 BAD_METHOD = Kind(405, INVALID, "method_not_allowed")
 TOO_SLOW = Kind(408, INVALID, "request_timeout")
 TOO_LARGE = Kind(413, INVALID, "request_too_large")
+CROWDED = Kind(503, SERVER, "too_many_connections")
 LOADING = Kind(503, SERVER, "loading")
 FAILED = Kind(500, SERVER)
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
 
 from llamagpu.errors import BusyError
 
@@ -22,7 +23,7 @@ class Gate:
 
     Attributes:
         running: sequences that have a place.
-        waiting: sequences that wait for one.
+        waiting: sequences that were admitted and have none yet.
     """
 
     def __init__(self, places: int, queue: int):
@@ -31,26 +32,23 @@ class Gate:
         self.running = self.waiting = 0
         self._seconds = 1.0  # that a sequence keeps its place, averaged
 
-    def check(self) -> None:
-        """Refuse a new request if the queue is full.
+    def admit(self, count: int = 1) -> Admission:
+        """Let a request in; its sequences count from now on. All of them are let in, or none.
 
         Raises:
             BusyError: it is; ``retry_after`` estimates when it will not be.
         """
-        if self._free.locked() and self.waiting >= self._queue:
+        if self.running + self.waiting >= self._places + self._queue:
             raise BusyError.full(self.running, self.waiting, "Send the request again later.", self._retry_after())
+        return Admission(self, count)
 
     def _retry_after(self) -> int:
         return min(max(1, math.ceil(self._seconds * (self.waiting + 1) / self._places)), _LONGEST_WAIT)
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def taken(self) -> AsyncIterator[None]:
         """Wait for a place, and keep it for the block."""
-        self.waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self.waiting -= 1
+        await self._free.acquire()
         self.running += 1
         start = time.monotonic()
         try:
@@ -59,3 +57,31 @@ class Gate:
             self._seconds += (time.monotonic() - start - self._seconds) / 8
             self.running -= 1
             self._free.release()
+
+
+class Admission:
+    """A request's sequences: they wait in the queue from its admission until each has its place. The end of the block
+    takes those out that never asked for one."""
+
+    def __init__(self, gate: Gate, count: int):
+        self._gate, self._left = gate, 0
+        self._wait(count)
+
+    def _wait(self, more: int) -> None:
+        self._left += more
+        self._gate.waiting += more
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wait(-self._left)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for the place of one sequence, and keep it for the block."""
+        async with self._gate.taken():
+            self._wait(-1)
+            yield

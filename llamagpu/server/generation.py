@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from llamagpu.engine import Result
 from llamagpu.engine.logprobs import TextToken
@@ -23,6 +26,8 @@ from llamagpu.server.running import Piece, run, together, while_connected
 from llamagpu.server.schemas import ChatBody, CompletionBody, Sampled
 
 _BEAT = 15.0  # seconds of silence after which a stream says that it is alive
+# What the OpenAPI document tells of streams.
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -48,63 +53,78 @@ class Generation:
 
     def add_to(self, router: APIRouter) -> None:
         """Add the endpoints."""
-        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
-        router.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
+        for path, endpoint in (("/v1/chat/completions", self.chat), ("/v1/completions", self.complete)):
+            router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=_STREAMS)
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """Answer a conversation."""
-        served, settings = self._admitted(body)
-        with about("messages"):
-            ids = await served.chat_ids(body.messages, body.template())
-        return await self._answer(request, body, served, Chat, [ids], settings)
+
+        async def prompts(served: Served) -> list[list[int]]:
+            return [await served.chat_ids(body.messages, body.template())]
+
+        return await self._answer(request, body, Chat, "messages", prompts)
 
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         """Continue prompts."""
-        served, settings = self._admitted(body)
-        with about("prompt"):
-            ids = [await served.ids(prompt) for prompt in body.prompts]
-        return await self._answer(request, body, served, Completion, ids, settings)
 
-    def _admitted(self, body: Sampled) -> tuple[Served, dict[str, Any]]:
-        """The model of a request that can be run, and its settings.
+        async def prompts(served: Served) -> list[list[int]]:
+            return [await served.ids(prompt) for prompt in body.prompts]
 
-        Raises:
-            LlamaGPUError: it cannot.
-        """
-        body.check()
-        served = self._models.get(body.model)
-        settings = served.checked(body.options())
-        served.gate.check()
-        return served, settings
+        return await self._answer(request, body, Completion, "prompt", prompts)
 
     async def _answer(
         self,
         request: Request,
         body: Sampled,
-        served: Served,
         kind: type[Shape],
-        prompts: Sequence[Sequence[int]],
-        settings: dict[str, Any],
+        field: str,
+        prompts_of: Callable[[Served], Awaitable[list[list[int]]]],
     ) -> Response:
-        shape = kind(served.name, body.wanted)
-        reuse: Reuse = "any" if kind is Chat else "exact"
-        runs = [
-            run(served, ids, choice_settings(settings, i), self._metrics, reuse=reuse)
-            for ids in prompts
-            for i in range(body.choices)
-        ]
-        self._metrics.requested(served.name, body.choices)
-        if body.stream:
-            parts = _events(runs, shape, body, prompts)
-            return StreamingResponse(parts, media_type="text/event-stream", headers=_HEADERS)
-        texts = await while_connected(request, _collected(runs))
-        results = [text.result for text in texts if text.result is not None]
-        choices = [
-            shape.choice(i, text.text, text.tokens, result.finish_reason)
-            | _ids(body, result.token_ids, result.prompt_token_ids)
-            for i, (text, result) in enumerate(zip(texts, results, strict=True))
-        ]
-        return JSONResponse(shape.answer(choices, usage(results, body.choices)))
+        body.check()
+        served = self._models.get(body.model)
+        settings = await asyncio.to_thread(lambda: served.checked(body.options()))
+        with ExitStack() as stack:
+            admission = stack.enter_context(served.gate.admit(body.texts))
+            with about(field):
+                prompts = await prompts_of(served)
+            shape = kind(served.name, body.wanted)
+            reuse: Reuse = "any" if kind is Chat else "exact"
+            runs = [
+                run(served, admission, ids, choice_settings(settings, i), self._metrics, reuse=reuse)
+                for ids in prompts
+                for i in range(body.choices)
+            ]
+            self._metrics.requested(served.name, body.choices)
+            if body.stream:
+                return _Streamed(_events(runs, shape, body, prompts), stack.pop_all())
+            texts = await while_connected(request, _collected(runs))
+        return _whole(texts, shape, body)
+
+
+class _Streamed(StreamingResponse):
+    """A response of events. However it ends, also before it begins, its generations are cancelled and ``stack`` is
+    closed."""
+
+    def __init__(self, parts: AsyncGenerator[str, None], stack: ExitStack):
+        super().__init__(parts, media_type="text/event-stream", headers=_HEADERS)
+        self._parts, self._stack = parts, stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        with self._stack:
+            async with aclosing(self._parts):
+                await super().__call__(scope, receive, send)
+
+
+def _whole(texts: Sequence[_Text], shape: Shape, body: Sampled) -> Response:
+    """The answer with all choices."""
+    results = [text.result for text in texts if text.result is not None]
+    choices = [
+        shape.choice(i, text.text, text.tokens, result.finish_reason)
+        | _ids(body, result.token_ids, result.prompt_token_ids)
+        for i, (text, result) in enumerate(zip(texts, results, strict=True))
+    ]
+    return JSONResponse(shape.answer(choices, usage(results, body.choices)))
 
 
 def _ids(body: Sampled, new: Sequence[int], prompt: Sequence[int] | None) -> dict[str, Any]:
@@ -125,7 +145,7 @@ async def _collected(runs: Sequence[AsyncIterator[Piece]]) -> list[_Text]:
 
 async def _events(
     runs: Sequence[AsyncIterator[Piece]], shape: Shape, body: Sampled, prompts: Sequence[Sequence[int]]
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """The events of a streamed answer. An error that comes after its beginning is an event of its own."""
     results: dict[int, Result] = {}
     begun: set[int] = set()
@@ -156,4 +176,4 @@ async def _events(
             report(e)
         yield event(body_of(e))
     finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await pieces.aclose()

@@ -59,6 +59,7 @@ class Information:
 
     async def tokenize(self, body: TokenizeBody) -> Response:
         """The ids of a text or of a conversation, in vLLM's shape."""
+        body.check()
         served = self._models.get(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError(BAD_REQUEST, "The request needs a prompt or messages.", param="prompt")
@@ -73,6 +74,7 @@ class Information:
 
     async def detokenize(self, body: DetokenizeBody) -> Response:
         """The text of ids."""
+        body.check()
         llm = self._models.get(body.model).llm
         text = await asyncio.to_thread(llm.detokenize, body.tokens, skip_special_tokens=body.skip_special_tokens)
         return JSONResponse({"prompt": text})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from llamagpu.engine import Result, Stream
+    from llamagpu.server.gate import Admission
     from llamagpu.server.metrics import Metrics
     from llamagpu.server.models import Served
 
@@ -41,7 +42,13 @@ class Piece:
 
 
 async def run(
-    served: Served, ids: Sequence[int], settings: Mapping[str, Any], metrics: Metrics, *, reuse: Reuse
+    served: Served,
+    admission: Admission,
+    ids: Sequence[int],
+    settings: Mapping[str, Any],
+    metrics: Metrics,
+    *,
+    reuse: Reuse,
 ) -> AsyncIterator[Piece]:
     """Wait for a place, and generate. Closing the iterator cancels the generation.
 
@@ -49,7 +56,7 @@ async def run(
         LlamaGPUError: the generation ended with an error.
     """
     begin = time.monotonic()
-    async with served.gate.place(), served.watched():
+    async with admission.place(), served.watched():
         metrics.started(served.name, len(ids), time.monotonic() - begin)
         taker = Taker(await asyncio.to_thread(served.start, ids, settings, reuse=reuse))
         stream = taker.stream
@@ -80,7 +87,7 @@ def _begun(stream: Stream, told: int, characters: int) -> int:
     return told
 
 
-async def together(runs: Sequence[AsyncIterator[Piece]], beat: float) -> AsyncIterator[tuple[int, Piece] | None]:
+async def together(runs: Sequence[AsyncIterator[Piece]], beat: float) -> AsyncGenerator[tuple[int, Piece] | None, None]:
     """The pieces of several generations as they come, each with its number; None after every ``beat`` seconds without
     one. Closing the iterator cancels all.
 

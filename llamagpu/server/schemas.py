@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS
+from llamagpu.server.bounds import (
+    MOST_BIASES,
+    MOST_TOKENIZED,
+    Biases,
+    Items,
+    Texts,
+    check_most,
+    check_stops,
+    without_further,
+)
 from llamagpu.server.errors import BAD_REQUEST, UNSUPPORTED, RequestError
 
 _MOST_CHOICES = 1024
@@ -38,6 +48,12 @@ class Body(BaseModel):
 
     model: str | None = None
     user: str | None = None  # known to OpenAI's service alone
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, data: Any) -> Any:
+        """Of a body with unknown fields, the known ones and the first unknown one: it alone is told."""
+        return without_further(data, cls.model_fields)
 
     def check(self) -> None:
         """Refuse values of fields that are not supported.
@@ -70,10 +86,10 @@ class Sampled(Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Biases | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Texts | None = None
+    stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
     n: int | None = None
     stream: bool | None = None
@@ -85,6 +101,11 @@ class Sampled(Body):
     def choices(self) -> int:
         """Texts for each prompt."""
         return 1 if self.n is None else self.n
+
+    @property
+    def texts(self) -> int:
+        """Texts in all."""
+        return self.choices
 
     @property
     def include_usage(self) -> bool:
@@ -101,6 +122,8 @@ class Sampled(Body):
         super().check()
         if not 1 <= self.choices <= _MOST_CHOICES:
             raise RequestError(BAD_REQUEST, f"n is {self.n}.", f"It must be from 1 to {_MOST_CHOICES}.", param="n")
+        check_stops(self.stop, self.stop_token_ids)
+        check_most("logit_bias", self.logit_bias, MOST_BIASES, "entries")
         if self.stream_options is not None and not self.stream:
             raise RequestError(BAD_REQUEST, "stream_options needs stream.", param="stream_options")
 
@@ -132,11 +155,11 @@ class ChatBody(Sampled):
         "store",
         "service_tier",
     )
-    messages: list[dict[str, Any]]
+    messages: Items[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Items[dict[str, Any]] | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     response_format: Any = None
@@ -179,7 +202,7 @@ class CompletionBody(Sampled):
     """POST /v1/completions."""
 
     neutral = ("best_of", "echo", "suffix")
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Texts | Items[int] | Items[Items[int]]
     logprobs: int | None = None
     best_of: Any = None
     echo: Any = None
@@ -199,13 +222,18 @@ class CompletionBody(Sampled):
             return [self.prompt]
         return list(cast("list[str | list[int]]", self.prompt))
 
+    @property
+    def texts(self) -> int:
+        """See ``Sampled.texts``."""
+        return len(self.prompts) * self.choices
+
     def check(self) -> None:
         """See ``Body.check``."""
         super().check()
         if not self.prompt:
             raise RequestError(BAD_REQUEST, "The prompt is empty.", "There is nothing to continue.", param="prompt")
-        if len(self.prompts) * self.choices > _MOST_CHOICES:
-            what = f"The request asks for {len(self.prompts) * self.choices} texts."
+        if self.texts > _MOST_CHOICES:
+            what = f"The request asks for {self.texts} texts."
             raise RequestError(BAD_REQUEST, what, f"At most {_MOST_CHOICES} are made.", param="prompt")
         if self.logprobs is not None:
             _check_likely("logprobs", self.logprobs)
@@ -218,7 +246,7 @@ class CompletionBody(Sampled):
 class EmbeddingsBody(Body):
     """POST /v1/embeddings."""
 
-    input: str | list[str]
+    input: str | Texts
     dimensions: int | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
@@ -227,7 +255,7 @@ class RerankBody(Body):
     """POST /v1/rerank."""
 
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Items[str | dict[str, Any]]
     top_n: int | None = None
     return_documents: bool = False
 
@@ -236,30 +264,25 @@ class TokenizeBody(Body):
     """POST /tokenize, of a text or of a conversation."""
 
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Items[dict[str, Any]] | None = None
     add_special_tokens: bool = True
+
+    def check(self) -> None:
+        """See ``Body.check``."""
+        super().check()
+        check_most("prompt", self.prompt, MOST_TOKENIZED, "characters")
 
 
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    tokens: list[int]
+    tokens: Items[int]
     skip_special_tokens: bool = True
 
-
-class ErrorDetail(BaseModel):
-    """What went wrong, in OpenAI's shape. ``param`` is the field, ``code`` a word for programs."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every error."""
-
-    error: ErrorDetail
+    def check(self) -> None:
+        """See ``Body.check``."""
+        super().check()
+        check_most("tokens", self.tokens, MOST_TOKENIZED, "ids")
 
 
 def _token(key: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
 import threading
@@ -10,48 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llamagpu.errors import UsageError
 from llamagpu.model.weights import Progress
 from llamagpu.server.app import make_app
+from llamagpu.server.connections import Connections
 from llamagpu.server.guard import Access
 from llamagpu.server.models import Models
 
-HEADER_SECONDS = 20.0  # for the head of a connection's request
 _MOST_HEAD = 65_536  # bytes of a request's head
 _BACKLOG = 2048
-
-
-class _Protocol(H11Protocol):
-    """Closes a connection whose request does not come in time; uvicorn waits for ever."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See ``asyncio.Protocol``."""
-        super().connection_made(transport)
-        self._expect()
-
-    def on_response_complete(self) -> None:
-        """See ``H11Protocol``."""
-        super().on_response_complete()
-        self._expect()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See ``asyncio.Protocol``."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def _expect(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self.loop.call_later(HEADER_SECONDS, self._expired)
-
-    def _expired(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -75,6 +42,7 @@ class Server:
 
     Args:
         grace: seconds for running requests after SIGTERM or Ctrl-C.
+        connections: the most open connections; see ``Connections``.
         progress: called with (bytes loaded, bytes in total).
         ready: called when the models are loaded.
 
@@ -89,6 +57,7 @@ class Server:
         port: int,
         *,
         grace: float = 30.0,
+        connections: int = 1000,
         progress: Progress | None = None,
         ready: Callable[[], None] = lambda: None,
     ):
@@ -97,7 +66,12 @@ class Server:
         self._failure: BaseException | None = None
         self._socket = listening(access.host, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        config: dict[str, Any] = {"http": _Protocol, "ws": "none", "lifespan": "off", "loop": "asyncio"}
+        config: dict[str, Any] = {
+            "http": Connections(connections).protocol,
+            "ws": "none",
+            "lifespan": "off",
+            "loop": "asyncio",
+        }
         config |= {"log_config": None, "proxy_headers": False, "server_header": False, "access_log": False}
         self._server = uvicorn.Server(
             uvicorn.Config(

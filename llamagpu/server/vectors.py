@@ -91,13 +91,13 @@ class Vectors:
 
     async def _run(self, served: Served, work: Callable[[threading.Event], T]) -> T:
         """Wait for a place, and work on a thread until it is done, or is told that nobody waits."""
-        served.gate.check()
         stop = threading.Event()
-        async with served.gate.place(), served.watched():
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
-            finally:
-                stop.set()
+        with served.gate.admit() as admission:
+            async with admission.place(), served.watched():
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
+                finally:
+                    stop.set()
 
 
 def _embeddings(vectors: Sequence[Floats], model: str, tokens: int, body: EmbeddingsBody) -> bytes:

@@ -16,6 +16,7 @@ from llamagpu.text.sentencepiece import converted
 from llamagpu.text.shield import NONCHARACTER, Shield
 from llamagpu.text.template import token_text
 
+_LONG = 4096  # characters, above which a text is encoded as a batch, which lets other threads run
 _FAILS = "The model's tokenizer fails."
 _PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 _OTHERS = [b for b in range(256) if b not in _PRINTABLE]
@@ -168,7 +169,9 @@ class Tokenizer:
     def _encode(self, text: str, special: bool) -> Any:
         with _guarded(_FAILS):
             try:
-                return self._tokenizer.encode(text, add_special_tokens=special)
+                if len(text) < _LONG:
+                    return self._tokenizer.encode(text, add_special_tokens=special)
+                return self._tokenizer.encode_batch([text], add_special_tokens=special)[0]
             except TypeError:  # not a string, or one with lone surrogates
                 why = "It must be a string of whole Unicode characters."
                 raise UsageError(f"{shown(text)} is not text.", why) from None
