@@ -202,20 +202,18 @@ def page(found: dict[str, Any]) -> str:
 def _method(found: dict[str, Any]) -> str:
     """How it was measured."""
     options, (least, median, most) = found["options"], found["lengths"]
-    return " ".join(
-        (
-            f"{found['model']} continues the first {options['prompts']} prompts of `scripts/invariance_prompts.jsonl`",
-            f"({least} to {most} tokens, median {median:g}) by up to {options['tokens']} tokens, alone and in company.",
-            "On Vulkan llama.cpp gets fewer prompts, because it is slow here. An answer diverges if a token differs from",
-            "its lone run by the same engine. Three prompts of four are greedy; the others are drawn at temperature",
-            f"{DRAWN['temperature']} among the {DRAWN['top_k']} likeliest tokens, each with a seed of its own. At once",
-            "means that so many clients ask for one prompt after another. Where a beginning comes from the cache, its",
-            "first two thirds were asked for just before. The next turn continues a prompt and its answer, of the first",
-            f"{FEWER} prompts. The draft model is the model itself; llama.cpp drafts up to 4 tokens. Preemption means a",
-            f"cache that holds two of the longest requests; the first {FEWER} prompts get answers of {LONGER} tokens.",
-            f"llama-server has {MOST_AT_ONCE} slots in all runs, also in the lone one. An engine without a figure has no",
-            "such mode.",
-        )
+    return (
+        f"{found['model']} continues the first {options['prompts']} prompts of `scripts/invariance_prompts.jsonl` "
+        f"({least} to {most} tokens, median {median:g}) by up to {options['tokens']} tokens, alone and in company. On "
+        "Vulkan llama.cpp gets fewer prompts, because it is slow here. An answer diverges if a token differs from its "
+        "lone run by the same engine. Three prompts of four are greedy; the others are drawn at temperature "
+        f"{DRAWN['temperature']} among the {DRAWN['top_k']} likeliest tokens, each with a seed of its own. At once "
+        "means that so many clients ask for one prompt after another. Where a beginning comes from the cache, its "
+        "first two thirds were asked for just before. The next turn continues a prompt and its answer, of the first "
+        f"{FEWER} prompts. The draft model is the model itself; llama.cpp drafts up to 4 tokens. Preemption means a "
+        f"cache that holds two of the longest requests; the first {FEWER} prompts get answers of {LONGER} tokens. "
+        f"llama-server has {MOST_AT_ONCE} slots in all runs, also in the lone one. An engine without a figure has no "
+        "such mode."
     )
 
 
