@@ -35,7 +35,7 @@ from llamagpu import LLM  # noqa: E402
 from llamagpu.engine.request import Reuse  # noqa: E402
 
 SEEDED_EVERY = 4  # one prompt of so many is drawn with a seed, the others are greedy
-LONGER = 48  # tokens of an answer with ``Company.longer``
+LONGER = 96  # tokens of an answer with ``Company.longer``
 FEWER = 32  # prompts of companies that need lone runs of their own
 
 

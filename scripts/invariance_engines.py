@@ -84,7 +84,7 @@ class OpenedLLM:
         if self._mode != PREEMPTION:
             return f"{cached} tokens came from the cache" if cached else ""
         scheduler = self._llm._session.engine.scheduler  # type: ignore[union-attr]
-        return f"{scheduler.preemptions} preemptions in a cache of {self._llm.sizes.pool} tokens"
+        return f"preempted {scheduler.preemptions} times, in a cache of {self._llm.sizes.pool} tokens"
 
 
 class Ours:
