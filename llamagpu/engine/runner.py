@@ -128,7 +128,13 @@ class Runner:
                 self._collect_logits(sequence, count)
             elif sequence.prefilled and not sequence.made:
                 picks.append((sequence, begin + count - 1))
-        return self._first(picks)
+        try:
+            return self._first(picks)
+        except Exception:
+            for sequence, _ in picks:  # their last positions run again, so that they get a first token
+                sequence.length -= 1
+                sequence.exact = min(sequence.exact, sequence.length)
+            raise
 
     def _first(self, picks: list[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
         """The first tokens of sequences, whose last positions are the picked rows."""
