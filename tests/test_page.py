@@ -244,6 +244,8 @@ def test_conversations_outlive_the_page(visit: Open, tmp_path: Path) -> None:
     tab.get_by_role("button", name="Rename Renamed").wait_for()
     tab.reload()
     tab.get_by_text("Second answer.").wait_for()  # the open one, before the model is loaded
+    assert tab.get_by_role("button", name="Copy the answer").is_visible()
+    assert not tab.get_by_role("button", name="Regenerate the answer").is_visible()
     tab.get_by_role("button", name="The first conversation").click()
     tab.get_by_text("First answer.").wait_for()
     with tab.expect_download() as download:

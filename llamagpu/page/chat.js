@@ -63,10 +63,11 @@ export class ChatView {
     const mine = message.role === "user";
     const what = mine ? "your message" : "the answer";
     const quiet = (text, action, label) => button(text, action, { class: "quiet", "aria-label": label });
+    const asking = (text, action, label) => button(text, action, { class: "quiet asking", "aria-label": label });
     const made = [copyButton(() => message.content, `Copy ${what}`)];
-    if (mine) made.push(quiet("Edit", () => this.edit(item, message, index), "Edit your message"));
-    if (mine && last) made.push(quiet("Answer", this.actions.answer, "Answer this message"));
-    if (!mine && last) made.push(quiet("Regenerate", this.actions.regenerate, "Regenerate the answer"));
+    if (mine) made.push(asking("Edit", () => this.edit(item, message, index), "Edit your message"));
+    if (mine && last) made.push(asking("Answer", this.actions.answer, "Answer this message"));
+    if (!mine && last) made.push(asking("Regenerate", this.actions.regenerate, "Regenerate the answer"));
     if (mine || last) made.push(quiet("Delete", () => this.actions.remove(index), `Delete ${what}`));
     return element("div", { class: "tools" }, ...made);
   }

@@ -169,6 +169,7 @@ class Page {
     byId("stop").setAttribute("aria-label", running && !growing ? `Stop “${running.conversation.title}”` : "Stop");
     byId("conversation-title").textContent = current.title;
     byId("conversation").classList.toggle("busy", Boolean(running)); // hides what would disturb a running answer
+    byId("conversation").classList.toggle("unloaded", !this.session.llm); // hides what needs a model
     for (const input of byId("mode").querySelectorAll("input")) input.checked = input.value === current.mode;
     openId.set(current.id);
     this.showEmpty();

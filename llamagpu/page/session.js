@@ -91,13 +91,13 @@ export class Session {
   }
 
   regenerate() {
-    if (this.running) return;
+    if (!this.llm || this.running) return;
     this.undoable("The earlier answer was replaced.", (messages) => messages.pop());
     this.answer();
   }
 
   resend(index, text) {
-    if (this.running) return;
+    if (!this.llm || this.running) return;
     this.undoable("The message and what followed it were replaced.", (messages) => messages.splice(index));
     this.put(text);
   }

@@ -57,7 +57,8 @@ export class StoryView {
       quiet("Edit", () => this.edit(text), "Edit the text"),
     ];
     if (parts.at(-1).role === "assistant") {
-      made.push(quiet("Regenerate", this.actions.regenerate, "Regenerate the last part"));
+      const asking = { class: "quiet asking", "aria-label": "Regenerate the last part" };
+      made.push(button("Regenerate", this.actions.regenerate, asking));
     }
     made.push(quiet("Remove last part", () => this.actions.remove(parts.length - 1), "Remove the last part"));
     return element("div", { class: "tools" }, ...made);
