@@ -66,7 +66,14 @@ def test_prompts_share_a_pass(story: LLM, monkeypatch: pytest.MonkeyPatch) -> No
     assert packs == [len(PROMPTS)]
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[1], KINDS[4]], ids=["greedy", "drawn", "penalties"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(KINDS[0], id="greedy", marks=pytest.mark.slow),
+        pytest.param(KINDS[1], id="drawn", marks=pytest.mark.slow),
+        pytest.param(KINDS[4], id="penalties"),
+    ],
+)
 def test_sequences_give_up_their_pages_and_resume(small: LLM, kind: dict[str, Any]) -> None:
     requests = [(p, {"max_tokens": 70, "ignore_eos": True, **kind}) for p in PROMPTS[:4]]
     alone = [facts(small.generate(p, **options)) for p, options in requests]
