@@ -155,3 +155,22 @@ def test_a_draft_of_another_vocabulary_is_refused(device: gpu.Device, tmp_path: 
     other = random_models.write_model(tmp_path / "other", raw, random_models.tensors(raw, 0))
     with pytest.raises(UsageError, match="different vocabularies"):
         LLM(device=device, speculate=other)
+
+
+def test_a_draft_model_catches_up_after_a_pause(drafted: LLM, story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tokens are made without guesses; then the draft model, which is the model itself, is right again."""
+    runner, rounds = drafted._session.engine._runner, []
+    original, pause = runner.verify, iter([0, 90])
+
+    def noted(drafts: list[tuple[Any, list[int]]]) -> Any:
+        out = original(drafts)
+        (sequence, guesses), (results,) = drafts[0], out
+        rounds.append((len(guesses), len(results) - 1))
+        sequence.pace.pause = next(pause, 0)
+        return out
+
+    monkeypatch.setattr(runner, "verify", noted)
+    options = {"max_tokens": 200, "ignore_eos": True}
+    assert facts(drafted.generate(PROMPTS[0], **options)) == facts(story.generate(PROMPTS[0], **options))
+    assert all(right == guessed for guessed, right in rounds[:-1])
+    assert len(rounds) > 4

@@ -62,7 +62,8 @@ class ModelDrafter:
         wanted = {s: most for s, most in sequences if most > 0 and self._follow(s, most)}
         if not wanted:
             return [[] for _ in sequences]
-        batch = tuple(self._mirrors[s] for s in wanted)
+        batch = tuple(self._runner.batch_of([self._mirrors[s] for s in wanted]))
+        wanted = dict(list(wanted.items())[: len(batch)])
         flights = [self._runner.launch(batch) for _ in range(max(wanted.values()))]
         for flight in flights:
             for mirror, outcome in zip(batch, self._runner.land(flight), strict=True):
@@ -85,16 +86,16 @@ class ModelDrafter:
         held, tokens = mirror.tokens[: mirror.length], sequence.tokens
         agreed = next((i for i, (a, b) in enumerate(zip(held, tokens, strict=False)) if a != b), len(held))
         mirror.tokens, mirror.length = list(tokens), min(agreed, len(tokens) - 1)
+        if not self._runner.reserve(mirror, len(tokens) - mirror.length + MOST):
+            return False
         self._runner.unsettle()
         while not mirror.prefilled:
             if mirror.replays:
-                if not self._runner.reserve(mirror, 1):
-                    return False
                 self._runner.replay(mirror)
             else:
                 count = min(mirror.prefill_end - mirror.length, self._runner.chunk_rows(beside=False))
                 self._runner.prefill([(mirror, count)])
-        return self._runner.reserve(mirror, MOST)
+        return True
 
     def _begin(self, sequence: Sequence) -> Sequence | None:
         request = sequence.request

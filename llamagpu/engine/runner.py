@@ -90,7 +90,7 @@ class Runner:
         if not beside:
             return most
         rows = self._rate * PACE_SECONDS * _LEAST_ROWS / self._forward.prefill(_LEAST_ROWS).work
-        return max((b for b in ROW_BUCKETS if b <= min(rows, most)), default=1) if rows > _LEAST_ROWS else _LEAST_ROWS
+        return max(b for b in ROW_BUCKETS if b <= max(_LEAST_ROWS, min(rows, most)))
 
     def pack(self, sequences: Iterable[Sequence], most: int) -> list[tuple[Sequence, int]]:
         """The first sequences that share a prefill pass of up to ``most`` rows, and the tokens of each in it. Logits
