@@ -17,6 +17,7 @@ from llamagpu.errors import LlamaGPUError
 from llamagpu.kernels.step import Settings
 from llamagpu.model.cache import Pages
 from llamagpu.model.step import Row
+from llamagpu.text.guide import Guide
 
 Reuse = Literal["exact", "any", "none"]
 
@@ -61,6 +62,7 @@ class Request:
         first: the first position whose logits are wanted.
         reuse: which pages that earlier sequences left in the cache may give the beginning of the prompt: ``exact`` ones
             (``PagedCache``), with which a result keeps the bits of a lone run, ``any``, or ``none``.
+        guide: the beginning of an output that must follow a grammar.
     """
 
     prompt: tuple[int, ...]
@@ -71,6 +73,7 @@ class Request:
     want_logits: bool = False
     first: int = 0
     reuse: Reuse = "none"
+    guide: Guide | None = None
 
     @property
     def most(self) -> int:
