@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class _Running:
         if self._last is not None:
             sequence.events.put(self._last)
             return None
-        return messages.Submit(id, request, tuple(sequence.tokens[len(request.prompt) :]))
+        outline = None if request.guide is None else request.guide.outline
+        return messages.Submit(id, replace(request, guide=None), tuple(sequence.tokens[len(request.prompt) :]), outline)
 
     def take(self, event: Any, cached: int | None = None) -> bool:
         """Take an event; whether it was the last one."""
