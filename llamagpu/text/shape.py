@@ -69,7 +69,7 @@ def shape_of(
 
 
 def _json_schema(given: Any) -> Shape:
-    return _of_schema(_bounded("json_schema", json.dumps(_schema(given), ensure_ascii=False)))
+    return _of_schema(_bounded("json_schema", json.dumps(schema_dict(given), ensure_ascii=False)))
 
 
 @lru_cache(64)
@@ -81,7 +81,12 @@ def _of_schema(text: str) -> Shape:
     return Shape("json_schema", grammar, literals(schema))
 
 
-def _schema(given: Any) -> dict[str, Any]:
+def schema_dict(given: Any) -> dict[str, Any]:
+    """A JSON schema as a dictionary, of what ``json_schema`` may be.
+
+    Raises:
+        UsageError: it is none.
+    """
     if isinstance(given, Mapping):
         try:
             plain: dict[str, Any] = json.loads(json.dumps(given))
