@@ -139,8 +139,8 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {r['model']} | {r['draw']} | {r['batch']} | {counts} |")
     lines += [
         "",
-        f"llamagpu {found['version']} on {found['adapter']}. Made by `python scripts/check_shapes.py docs --gguf FILE`;"
-        f" `--every {found['every']}` of the GGUF model's schemas.",
+        f"llamagpu {found['version']} on {found['adapter']}. Made by `python scripts/check_shapes.py docs --gguf FILE "
+        f"--every {found['every']} --tokens {found['tokens']}`; `--every` holds for the GGUF model.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -308,8 +308,8 @@ def test_a_vocabulary_that_cannot_spell_the_shape_is_refused() -> None:
 
 
 def test_decoders_that_change_the_text_are_refused() -> None:
+    spaced = letters("a</w>", "b", "c</w>", decoder=decoders.BPEDecoder())  # a space, but not at the end
     with pytest.raises(UsageError, match="does not work with structured output"):
-        spaced = letters("a</w>", "b", "c</w>", decoder=decoders.BPEDecoder())  # a space, but not at the end
         Guides(spaced, 64, [0]).guide(shape(regex="a"))
 
 
