@@ -101,7 +101,9 @@ class ModelDrafter:
         request = sequence.request
         limit = self._model.context - len(request.prompt)
         settings = replace(request.settings, logprobs=0)
-        mirror = Sequence(replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none"))
+        mirror = Sequence(
+            replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none", adapter=None)
+        )
         mirror.tokens = list(sequence.tokens)
         if not self._runner.begin(mirror):
             return None

@@ -61,6 +61,8 @@ class Request:
         first: the first position whose logits are wanted.
         reuse: which pages that earlier sequences left in the cache may give the beginning of the prompt: ``exact`` ones
             (``PagedCache``), with which a result keeps the bits of a lone run, ``any``, or ``none``.
+        adapter: the name of the LoRA adapter that it uses; None is the model alone.
+        adapter_scale: a factor of the adapter's change.
     """
 
     prompt: tuple[int, ...]
@@ -71,6 +73,8 @@ class Request:
     want_logits: bool = False
     first: int = 0
     reuse: Reuse = "none"
+    adapter: str | None = None
+    adapter_scale: float = 1.0
 
     @property
     def most(self) -> int:
@@ -173,3 +177,8 @@ class Sequence:
         request = self.request
         last = len(request.prompt) + request.limit - 1
         return Row(self.tokens[position], position, self.slot, request.settings, last, tuple(request.stop_ids))
+
+
+def adapted(sequences: Iterable[Sequence]) -> bool:
+    """Whether a sequence uses an adapter, so that a plan must have the kernels of adapters. Others keep their bits."""
+    return any(s.request.adapter is not None for s in sequences)

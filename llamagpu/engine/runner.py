@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llamagpu.engine.request import NotFinite, Sequence, Token
+from llamagpu.engine.request import NotFinite, Sequence, Token, adapted
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
 from llamagpu.kernels.kv_write import PAGE
@@ -42,6 +42,8 @@ class Runner:
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = _RATE[device.adapter.kind]
+        assert model.forward.loras is not None  # every model on a device has a stack, at first an empty one
+        self._loras = model.forward.loras
 
     def begin(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
@@ -52,7 +54,8 @@ class Runner:
         if request.want_logits:
             prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
         count = min(request.most, len(sequence.tokens) + PAGE)
-        pages = self._model.cache.take(count, prefix, request.most, spare, request.reuse == "exact")
+        root = self._loras.root(request.adapter, request.adapter_scale)
+        pages = self._model.cache.take(count, prefix, request.most, spare, request.reuse == "exact", root)
         if pages is None:
             return False
         sequence.pages, sequence.length, sequence.exact = pages, pages.cached, pages.exact
@@ -60,6 +63,7 @@ class Runner:
         if sequence.events.cached is None:  # not if it goes on after it lost its pages
             sequence.events.cached = min(pages.cached, len(request.prompt))
         self._state.set_bias(pages.slot, dict(request.bias))
+        self._loras.choose(pages.slot, request.adapter, request.adapter_scale)
         return True
 
     def end(self, sequence: Sequence) -> None:
@@ -116,7 +120,8 @@ class Runner:
         rows = bucket(min(rows, self._model.sizes.rows))
         begins = self._state.write_prompts(chunks, rows)
         self._settled = ()
-        self._run_paced(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
+        plan = self._forward.prefill(rows, adapted([s for s, _ in pack]))
+        self._run_paced(plan, lambda: all(s.cancelled.is_set() for s, _ in pack))
         picks = []
         for (sequence, count), begin in zip(pack, begins, strict=True):
             if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
@@ -154,7 +159,7 @@ class Runner:
         rows = [Row(sequence.tokens[at], at, sequence.slot) for at in range(begin, begin + count)]
         self._state.write_rows(rows, bucket(count, BATCHES))
         self._settled, sequence.counted = (), False
-        plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True)
+        plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True, adapted([sequence]))
         self._run_paced(plan, sequence.cancelled.is_set)
         if not sequence.cancelled.is_set():
             sequence.length += count
@@ -199,7 +204,8 @@ class Runner:
             assert not any(s.in_flight for s in batch)
             self._write_state(batch, [s.row() for s in batch], rows)
         positions = max(s.request.most for s in batch)
-        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)))
+        plan = self._forward.decode(rows, positions, self._plain(batch), adapted(batch))
+        flight = self._submit(batch, plan)
         for sequence in batch:
             sequence.in_flight += 1
         return flight
@@ -222,7 +228,7 @@ class Runner:
         self._write_state(tuple(owners), rows, bucket(len(rows), BATCHES))
         self._settled = ()  # rows of one sequence do not follow one another
         positions = max(s.request.most for s in owners)
-        plan = self._forward.decode(bucket(len(rows), BATCHES), positions, self._plain(owners))
+        plan = self._forward.decode(bucket(len(rows), BATCHES), positions, self._plain(owners), adapted(owners))
         results, out, first = self._outcomes(self._submit(tuple(owners), plan)), [], 0
         for s, guesses in drafts:
             out.append(_agreeing(results[first : first + len(guesses) + 1], guesses))

@@ -15,6 +15,7 @@ from llamagpu.model.find import find_model, open_source
 from llamagpu.model.forward import Forward, make_arena
 from llamagpu.model.hub import Fit
 from llamagpu.model.layout import DTYPES, FLOATS, Layout
+from llamagpu.model.lora_stack import LoraStack
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
 from llamagpu.model.sources import RandomWeights, Source
@@ -137,6 +138,7 @@ def load_model(
     else:
         weights = load_weights(layout, device, woven, progress)
     forward, cache = make_forward(device, config, weights, sizes, tuning, fused)
+    forward.loras = LoraStack(device, layout, weights, cache.dump + 1, sizes.rows)
     return Model(device, config, weights, forward, cache, sizes)
 
 
