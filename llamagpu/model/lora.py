@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamagpu.errors import ModelNotFoundError, UnsupportedModelError, UsageError, shown
+from llamagpu.errors import LlamaGPUError, ModelNotFoundError, UnsupportedModelError, UsageError, shown
 from llamagpu.kernels.lora import Change, Columns
 from llamagpu.model.architecture import BASE
 from llamagpu.model.layout import Key, Layout, Matrix
@@ -67,6 +67,8 @@ def read_lora(path: str | Path, layout: Layout) -> Lora:
         raise UsageError(f"{shown(path)} is not a LoRA adapter.", "It is a directory, or a GGUF file.")
     try:
         return fitted(_read(Path(path).expanduser()), layout)
+    except LlamaGPUError:
+        raise
     except (OSError, RuntimeError) as e:
         why = getattr(e, "strerror", None) or str(e)
         raise UnsupportedModelError(f"The adapter {shown(str(path))} cannot be read.", why, "Check the path.") from None
