@@ -433,14 +433,22 @@ def test_damaged_files(layout: Any, tmp_path: Path) -> None:
 # --- the command line ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, c = write_base(tmp_path / "model"), random_models.CONFIGS["gqa"]
-    a = write_random(tmp_path / "a", c, SETTINGS, 1)
-    texts = []
-    for more in ([], ["--adapter", str(a)], ["--adapter", f"x={a}"], ["--adapter", str(a), "--adapter-scale", "0"]):
+    a, texts = write_random(tmp_path / "a", c, SETTINGS, 1), []
+    for more in ([], ["--adapter", f"x={a}"], ["--adapter", str(a), "--adapter-scale", "0"]):
         assert run(["generate", "-m", str(base), "-n", "8", "--ignore-eos", "Hello", *more]) == 0
         texts.append(capsys.readouterr().out)
-    assert texts[1] == texts[2] != texts[0] == texts[3]
-    assert run(["generate", "-m", str(base), "--adapter", str(tmp_path / "b"), "Hello"]) == 3
-    assert run(["generate", "-m", str(base), "--adapter", str(a), "--adapter", str(a), "Hello"]) == 2
-    assert "Two adapters have the name a" in capsys.readouterr().err
+    assert texts[1] != texts[0] == texts[2]
+
+
+def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for code, more, message in (
+        (3, ["--adapter", "b/c"], "There is no LoRA adapter b/c"),
+        (2, ["--adapter", "b/c", "--adapter", "d/c"], "Two adapters have the name c"),
+        (2, ["--adapter", "=b"], "not a name of an adapter"),
+        (2, ["--adapter-scale", "1e9"], "adapter_scale is"),
+    ):
+        assert run(["generate", "Hello", *more]) == code
+        assert message in capsys.readouterr().err
