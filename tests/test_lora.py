@@ -147,7 +147,7 @@ def test_drafts_and_losses_keep_the_adapter(
         with faults.Fault("submit", 9).injected() as fault:
             assert llm.generate(ids, **options).token_ids == expected
         assert fault.fired
-        assert llm.adapters == ("a3",)
+        assert list(llm.adapters) == ["a3"]
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_isolated_models_have_adapters(eight: tuple[Path, dict[str, Path]], devi
     with LLM(model, device=device, adapters={"a3": adapters["a3"]}) as llm:
         expected = llm.generate(ids, adapter="a3", **GREEDY).token_ids
     with LLM(model, isolate=True, adapters={"a3": str(adapters["a3"])}) as llm:
-        assert llm.adapters == ("a3",)
+        assert list(llm.adapters) == ["a3"]
         assert llm.generate(ids, adapter="a3", **GREEDY).token_ids == expected
         for call in (lambda: llm.add_adapter("x", adapters["a0"]), lambda: llm.remove_adapter("a3")):
             with pytest.raises(UsageError, match=r"no (add|remove)_adapter here"):
@@ -223,7 +223,7 @@ def test_names_and_memory(tmp_path: Path, device: gpu.Device, monkeypatch: pytes
         with pytest.raises(OutOfMemoryError):
             llm.add_adapter("b", a)
         monkeypatch.setattr(device.ledger, "limit", None)
-        assert llm.adapters == ("a",)
+        assert list(llm.adapters) == ["a"]
         assert device.ledger.by_purpose()["adapters"] == before["adapters"]
         assert llm.generate(ids, adapter="a", **GREEDY).token_ids == expected
     with pytest.raises(LlamaGPUError, match="closed"):

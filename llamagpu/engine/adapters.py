@@ -13,9 +13,9 @@ class AdaptableModel(LanguageModel):
     """A decoder with LoRA adapters, and with a cache of prompts that can be kept; the base of ``LLM``."""
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the loaded adapters."""
-        return tuple(self._session.adapters)
+    def adapters(self) -> dict[str, str]:
+        """The loaded adapters by name, each with a hash (SHA-256) of its matrices and scales."""
+        return self._session.digests
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Load a LoRA adapter under a name that is free. Only its matrices are uploaded; generation waits meanwhile.
@@ -70,5 +70,5 @@ class AdaptableModel(LanguageModel):
 
     def _check_adapter(self, name: str | None) -> None:
         """Raises UsageError for an adapter that is not loaded."""
-        if name is not None and name not in self._session.adapters:
-            raise unknown(name, self._session.adapters)
+        if name is not None and name not in self._session.digests:
+            raise unknown(name, self._session.digests)

@@ -64,7 +64,8 @@ class Child:
         else:
             prepared = prepare(path, given.pop("dtype"), given.pop("head"))
             self._session = Session(prepared, progress=self._progress, **given)
-        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
+        adapters = self._session.digests if isinstance(self._session, Session) else {}
+        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes, "adapters": adapters}
         channel.send(messages.Opened(facts))
 
     def serve(self) -> None:

@@ -78,7 +78,7 @@ class RemoteSession(Unique):
     """A model in another process. ``arguments`` and ``progress`` are those of ``Supervisor``.
 
     Attributes:
-        adapters: the names of the loaded adapters.
+        digests: hashes of the loaded adapters by name.
     """
 
     def __init__(self, arguments: Mapping[str, Any], progress: Progress | None = None):
@@ -86,7 +86,7 @@ class RemoteSession(Unique):
         facts = self._supervisor.facts
         self.device, self.model = RemoteDevice(facts["adapter"]), RemoteModel(facts["sizes"])
         self.engine = RemoteEngine(self._supervisor)
-        self.adapters: tuple[str, ...] = tuple(arguments.get("adapters") or ())
+        self.digests: dict[str, str] = facts["adapters"]
         self.closed = False
 
     @property

@@ -197,6 +197,11 @@ class Session(Loaded):
         return self.model.sizes
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Hashes of the loaded adapters by name."""
+        return {name: lora.file.digest.hex() for name, lora in list(self.adapters.items())}
+
+    @property
     def _stack(self) -> LoraStack:
         stack = self.model.forward.loras
         assert stack is not None

@@ -10,8 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,7 @@ class LoraFile:
         model_type: of its base model; None if the files do not say it.
         paired: whether the rows of B have adjacent rotary pairs; otherwise they lie half a head apart.
         expected: the last names of modules that must have a change in every layer.
+        digest: a hash of all that results depend on.
     """
 
     path: Path
@@ -89,16 +89,15 @@ class LoraFile:
     model_type: str | None = None
     paired: bool = False
     expected: tuple[str, ...] = ()
+    digest: bytes = field(init=False)
 
-    @cached_property
-    def digest(self) -> bytes:
-        """A hash of all that results depend on."""
+    def __post_init__(self) -> None:
         out = hashlib.sha256()
         for name, pair in sorted(self.pairs.items()):
             out.update(f"{name} {pair.scale!r} {pair.a.dtype} {pair.a.shape} {pair.b.shape} {self.paired}".encode())
             out.update(np.ascontiguousarray(pair.a).data)
             out.update(np.ascontiguousarray(pair.b).data)
-        return out.digest()
+        object.__setattr__(self, "digest", out.digest())
 
 
 def widened(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
