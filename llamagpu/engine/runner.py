@@ -42,8 +42,6 @@ class Runner:
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = _RATE[device.adapter.kind]
-        assert model.forward.loras is not None  # every model on a device has a stack, at first an empty one
-        self._loras = model.forward.loras
 
     def begin(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
@@ -54,7 +52,7 @@ class Runner:
         if request.want_logits:
             prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
         count = min(request.most, len(sequence.tokens) + PAGE)
-        root = self._loras.root(request.adapter, request.adapter_scale)
+        root = self._model.loras.root(request.adapter, request.adapter_scale)
         pages = self._model.cache.take(count, prefix, request.most, spare, request.reuse == "exact", root)
         if pages is None:
             return False
@@ -63,7 +61,7 @@ class Runner:
         if sequence.events.cached is None:  # not if it goes on after it lost its pages
             sequence.events.cached = min(pages.cached, len(request.prompt))
         self._state.set_bias(pages.slot, dict(request.bias))
-        self._loras.choose(pages.slot, request.adapter, request.adapter_scale)
+        self._model.loras.choose(pages.slot, request.adapter, request.adapter_scale)
         return True
 
     def end(self, sequence: Sequence) -> None:

@@ -15,7 +15,7 @@ from llamagpu.errors import DeviceLostError, Unique, UsageError, shown
 from llamagpu.model import Model, Prepared, Sizes, load_model
 from llamagpu.model.cache_file import cache_facts, load_pages, save_pages
 from llamagpu.model.lora import Lora, read_lora
-from llamagpu.model.lora_stack import LoraStack, unknown
+from llamagpu.model.lora_stack import unknown
 from llamagpu.model.sizes import plan_sizes
 from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
@@ -154,7 +154,7 @@ class Session(Loaded):
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
-            self._stack.add(self.adapters)
+            self.model.loras.add(self.adapters)
             self.engine = Engine(self.device, self.model, self._drafter(speculate))
 
         self.adapters: dict[str, Lora] = {
@@ -180,7 +180,7 @@ class Session(Loaded):
         self.model = load_model(
             self._prepared, self.device, old.forward.tuning, None, "auto", fused=self._fused, sizes=old.sizes
         )
-        self._stack.add(self.adapters)
+        self.model.loras.add(self.adapters)
         self.engine.restart(self.model, self._drafter(self._speculate))
         if self._packs is not None:
             self._packs.restart(self.engine.packs())
@@ -201,12 +201,6 @@ class Session(Loaded):
         """Hashes of the loaded adapters by name."""
         return {name: lora.file.digest.hex() for name, lora in list(self.adapters.items())}
 
-    @property
-    def _stack(self) -> LoraStack:
-        stack = self.model.forward.loras
-        assert stack is not None
-        return stack
-
     def add_adapter(self, name: str, path: str) -> None:
         """Load an adapter; see ``LLM.add_adapter``."""
         lora = read_lora(path, self._prepared.layout)
@@ -215,7 +209,7 @@ class Session(Loaded):
             if name in self.adapters:
                 what = f"There is an adapter {shown(name)} already."
                 raise UsageError(what, "Requests may use it.", "Choose another name, or remove it first.")
-            self._change_adapters(lambda: self._stack.add({name: lora}))
+            self._change_adapters(lambda: self.model.loras.add({name: lora}))
             self.adapters[name] = lora
 
         self.device.call(add)
@@ -231,7 +225,7 @@ class Session(Loaded):
             if using:
                 why = f"{using} generations use it."
                 raise UsageError(f"The adapter {shown(name)} cannot be removed now.", why, "Wait, or stop them.")
-            self._change_adapters(lambda: self._stack.remove(name))
+            self._change_adapters(lambda: self.model.loras.remove(name))
             del self.adapters[name]
 
         self.device.call(remove)

@@ -41,6 +41,12 @@ class Model:
         """The most tokens of a sequence."""
         return self.sizes.context
 
+    @property
+    def loras(self) -> LoraStack:
+        """The adapters of the model, at first none."""
+        assert self.forward.loras is not None
+        return self.forward.loras
+
 
 @dataclass(frozen=True)
 class Prepared:
