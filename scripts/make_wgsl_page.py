@@ -38,7 +38,7 @@ class Shown:
 
 WEIGHTS = ("weights", "f32"), ("fold", "plain"), ("order", "plain")
 ENDS = ("bias", "none"), ("epilogue", "store")
-UNUSED = ("first", "groups", "sums", "eps", "columns", "heads", "kv_heads", "splits", "window", "cap")
+UNUSED = ("first", "groups", "sums", "eps", "columns", "heads", "kv_heads", "splits", "window", "cap", "bias_stride")
 PRODUCT_PARAMS = dict.fromkeys(UNUSED, "0") | {
     "m": "m",
     "rows": "n",

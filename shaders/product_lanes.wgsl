@@ -1,6 +1,6 @@
 //! needs product slice order norm gather bias epilogue
 //! const VECTORS LANES ROWS AHEAD WORKGROUP
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for GPUs and few rows m. A team of LANES
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[m, n], then the epilogue; for GPUs and few rows m. A team of LANES
 // neighbouring invocations takes ROWS rows n and shares k, so that neighbours read neighbouring memory. Lane l takes
 // pieces l, l + LANES, … in order, AHEAD (1, 2 or 4) of them at once. Then the team adds up its lanes. The order of
 // additions depends on LANES and the length of a piece (for norms, on WORKGROUP), never on m.
@@ -85,7 +85,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             for (var j = 0u; j < 4u; j++) {
                 let member = item / VECTORS * 4u + j;
                 let total = gather_get(member / ROWS * VECTORS + c)[member % ROWS];
-                value[j] = fma(total, scale, bias_load(params.first + n + min(j, count - 1u)));
+                value[j] = fma(total, scale, bias_load(slice_first + c, params.first + n + min(j, count - 1u)));
             }
             if (VECTORS > 1u) {
                 early = epilogue_early(slice_first + c, params.first + n, count);

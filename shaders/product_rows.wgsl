@@ -1,6 +1,6 @@
 //! needs product weights order source norm share bias epilogue
 //! const VECTORS
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for software adapters, where an invocation is a
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[m, n], then the epilogue; for software adapters, where an invocation is a
 // SIMD lane of a core. An invocation takes four rows n of W and up to VECTORS rows m of x, in registers, without workgroup
 // memory. It adds in the order of k, one stretch (lib/fold) after another, and this order does not depend on m.
 // Grid: ceil(rows / 64) · ceil(m / VECTORS) workgroups; workgroups that read the same weights are consecutive.
@@ -97,7 +97,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         if (count > 0u && chunk.first + c < params.m) {
             var value: vec4<f32>;
             for (var r = 0u; r < ROWS; r++) {
-                value[r] = fma(sum[r * VECTORS + c], scale[c], bias_load(n + min(r, count - 1u)));
+                value[r] = fma(sum[r * VECTORS + c], scale[c], bias_load(m, n + min(r, count - 1u)));
             }
             epilogue(m, n, value, count, epilogue_early(m, n, count));
         }

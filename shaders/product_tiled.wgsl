@@ -1,6 +1,6 @@
 //! needs product weights order source bias epilogue tile
 //! const DOWN ACROSS
-// out[m, n] = Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for GPUs and many rows m. A workgroup computes a tile of
+// out[m, n] = Σₖ x[m, k] · W[n, k] + bias[m, n], then the epilogue; for GPUs and many rows m. A workgroup computes a tile of
 // 16 DOWN × 64 ACROSS elements through workgroup memory. An invocation takes DOWN (4 or 8) rows m and ACROSS (1 or 2)
 // groups of four n. It fetches the next tiles of x and W while it multiplies the current ones. The sum over k runs in order
 // for every element, whatever the tile.
@@ -44,7 +44,7 @@ fn put_four(sum: vec4<f32>, m: u32, column: u32) {
     let n = params.first + column;
     var value = sum;
     for (var j = 0u; j < 4u; j++) {
-        value[j] += bias_load(n + min(j, count - 1u));
+        value[j] += bias_load(m, n + min(j, count - 1u));
     }
     epilogue(m, n, value, count, epilogue_early(m, n, count));
 }

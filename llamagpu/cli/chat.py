@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.conversation import Message, fit, load, save
-from llamagpu.cli.options import load_options, model_options, read_text, shape_options, speculate_option, take_shape
+from llamagpu.cli.options import (
+    adapter_option,
+    adapter_scale_option,
+    load_options,
+    model_options,
+    read_text,
+    shape_options,
+    speculate_option,
+    take_shape,
+)
 from llamagpu.cli.output import error_lines, note, open_model, write
 from llamagpu.cli.prompt_cache import check_prompt_cache, prompt_cache, prompt_cache_option
 from llamagpu.cli.reading import Lines, Reader, is_dumb, on_a_terminal, unwrap
@@ -36,6 +45,8 @@ _SEEDS = 2**32
 @click.command()
 @model_options
 @speculate_option
+@adapter_option
+@adapter_scale_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
 @click.option("-t", "--temperature", type=float, help="0 always takes the likeliest token. [default: the model's]")
@@ -76,6 +87,7 @@ def chat(
     load, kept = load_options(options), options.pop("prompt_cache")
     check_prompt_cache(kept)
     options |= take_shape(options)
+    options["adapter"] = next(iter(load["adapters"]), None)
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
     if template_file is not None:

@@ -18,6 +18,7 @@ from llamagpu.cli.embed import embed
 from llamagpu.cli.export import export
 from llamagpu.cli.generate import generate
 from llamagpu.cli.inspect import inspect
+from llamagpu.cli.merge import merge
 from llamagpu.cli.models import models
 from llamagpu.cli.output import ClosedPipe, Interrupted, error_lines
 from llamagpu.cli.perplexity import perplexity
@@ -73,6 +74,7 @@ for command in (
     serve,
     models,
     quantize,
+    merge,
     export,
     inspect,
     perplexity,

@@ -54,6 +54,35 @@ speculate_option = click.option(
     help="Guess tokens ahead and verify them together, which changes no token. DRAFT is prompt (look-up in the text so "
     "far) or a smaller model of the same vocabulary.",
 )
+
+
+def _adapters(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """The paths of adapters by name. Without a name, an adapter has that of its folder or file."""
+    from llamagpu.errors import UsageError
+
+    out: dict[str, str] = {}
+    for value in values:
+        name, given, path = value.partition("=")
+        if not given or "/" in name or "\\" in name:  # the sign belongs to a path
+            name, path = Path(value).resolve().stem if value.endswith(".gguf") else Path(value).resolve().name, value
+        if name in out:
+            raise UsageError(f"Two adapters have the name {name}.", "", "Give others: --adapter NAME=PATH.")
+        out[name] = path
+    return out
+
+
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    metavar="[NAME=]PATH",
+    multiple=True,
+    callback=_adapters,
+    help="A LoRA adapter to use: a directory that PEFT wrote, or a GGUF file. Of several, the first is used; rows of "
+    "--input may name others.",
+)
+adapter_scale_option = click.option(
+    "--adapter-scale", type=float, default=1.0, show_default=True, help="A factor of the adapter's change."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -129,6 +158,6 @@ def read_text(file: Path, kind: str) -> str:
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of ``model_options`` and ``speculate_option`` from a command's options, and return them."""
-    names = ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context", "speculate")
+    """Remove the options of loading from a command's options, and return them."""
+    names = ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context", "speculate", "adapters")
     return {k: options.pop(k) for k in names if k in options}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from llamagpu.errors import UsageError, shown
+
+_MOST_NAME = 200  # characters of an adapter's name
 
 
 def items(given: Any, kind: str) -> list[Any]:
@@ -68,3 +71,30 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, (list, tuple, set, frozenset)) else value
+
+
+def checked_adapters(given: Any) -> dict[str, str]:
+    """The paths of adapters by their names.
+
+    Raises:
+        UsageError: it is no mapping of names to paths.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UsageError(f"adapters is {shown(given)}.", "It must be a dictionary of names and paths.")
+    return {checked_name(name): checked_path(path) for name, path in given.items()}
+
+
+def checked_name(name: Any) -> str:
+    """The name of an adapter; raises UsageError for other values."""
+    if not isinstance(name, str) or not name.strip() or len(name) > _MOST_NAME or not name.isprintable():
+        raise UsageError(f"{shown(name)} is not a name of an adapter.", f"It is text of up to {_MOST_NAME} characters.")
+    return name
+
+
+def checked_path(path: Any) -> str:
+    """The path of an adapter; raises UsageError for other values."""
+    if not isinstance(path, (str, Path)) or not str(path).strip():
+        raise UsageError(f"{shown(path)} is not a LoRA adapter.", "It is a directory, or a GGUF file.")
+    return str(path)

@@ -68,7 +68,8 @@ class Child:
         else:
             self._prepared = prepare(path, given.pop("dtype"), given.pop("head"))
             self._session = Session(self._prepared, progress=self._progress, **given)
-        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
+        adapters = self._session.digests if isinstance(self._session, Session) else {}
+        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes, "adapters": adapters}
         channel.send(messages.Opened(facts))
 
     def serve(self) -> None:

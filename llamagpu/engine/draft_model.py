@@ -102,8 +102,8 @@ class ModelDrafter:
         request = sequence.request
         limit = self._model.context - len(request.prompt)
         settings = replace(request.settings, logprobs=0)
-        free = replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none", guide=None)
-        mirror = Sequence(free)
+        free = replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none")
+        mirror = Sequence(replace(free, guide=None, adapter=None))
         mirror.tokens = list(sequence.tokens)
         if not self._runner.begin(mirror):
             return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from llamagpu import gpu
-from llamagpu.engine.arguments import adapter_name, items, whole_in, whole_number
+from llamagpu.engine.arguments import adapter_name, checked_adapters, items, whole_in, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
 from llamagpu.engine.drafts import PROMPT
 from llamagpu.engine.places import Places
@@ -54,6 +54,7 @@ class LanguageModel(Unique):
         verify: bool = False,
         speculate: str | Path | None = None,
         queue: int | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ):
         dtype, kv_dtype = check_dtypes(dtype, kv_dtype)
         device = device if isinstance(device, gpu.Device) else adapter_name(device)
@@ -61,16 +62,14 @@ class LanguageModel(Unique):
         load = Load(device, max_memory, dtype, kv_dtype, context, self._head, fused)
         self.directory = find_model(model, revision, fit=load)
         self._prepared = prepared = prepare(self.directory, dtype, self._head)
-        self.source = source = prepared.source
-        self.config, self.name = prepared.config, prepared.name
-        self._chat_template = chat_template
-        files = source.tokenizer_file(), source.tokenizer_config()
+        self.source, self.config, self.name = prepared.source, prepared.config, prepared.name
+        self._chat_template, self._generation = chat_template, self.source.generation_config()
+        files = self.source.tokenizer_file(), self.source.tokenizer_config()
         self._tokenizer = Tokenizer(*files, prepared.config.vocab_size, f"{self.name}'s tokenizer")
         templates = self._templates(special_tokens(files[1]))
-        self._generation = source.generation_config()
         options: dict[str, Any] = {"context": context, "kv_dtype": kv_dtype, "tune": tune, "fused": fused}
         options |= {"speculate": speculate, "device": device, "recover": recover, "max_memory": max_memory}
-        self._session = self._open_session(options, progress, isolate)
+        self._session = self._open_session(options | {"adapters": checked_adapters(adapters)}, progress, isolate)
         self._places = Places(self._session.engine, queue)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
         if verify:

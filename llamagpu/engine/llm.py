@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.engine.adapters import AdaptableModel
 from llamagpu.engine.arguments import items, out_of_range, whole_in
 from llamagpu.engine.batch import Batch, Call, Item
 from llamagpu.engine.embeddings import Embeddings
-from llamagpu.engine.language_model import LanguageModel
 from llamagpu.engine.params import (
     CHAT_DEFAULTS,
     ChatOptions,
     GenerateOptions,
+    adapter_params,
     choice_settings,
     sampling_params,
     takes_chat_options,
@@ -33,7 +34,7 @@ from llamagpu.text.settings import chat_settings
 from llamagpu.text.stream import begins_text
 
 
-class LLM(LanguageModel):
+class LLM(AdaptableModel):
     """A Llama on a GPU. Use it as a context manager, from any thread; overlapping calls run together.
 
     Args:
@@ -61,6 +62,8 @@ class LLM(LanguageModel):
         verify: replay the first tokens of a text after loading, and compare every result with a float64 reference.
         queue: the most requests that may wait beside the 32 that run together; more are a ``BusyError``. None is any
             number.
+        adapters: LoRA adapters by names of your choice: directories that PEFT wrote, or GGUF files of llama.cpp. A
+            request names the one that it uses (``adapter="name"``); ``add_adapter`` loads more.
 
     Raises:
         ModelNotFoundError: the model or one of its files is missing.
@@ -196,7 +199,9 @@ class LLM(LanguageModel):
         guide = None
         if params.shape is not None:
             guide = self._guides.guide(params.shape, stops, begins=begins_text(self._tokenizer, ids))
-        return Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse, guide=guide), params.stop
+        self._check_adapter(params.adapter)
+        request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse, guide=guide)
+        return replace(request, adapter=params.adapter, adapter_scale=params.adapter_scale), params.stop
 
     def _begun(self, call: Call, reuse: Reuse) -> Batch:
         wanted: list[tuple[Request, tuple[str, ...]]] = []
@@ -227,40 +232,25 @@ class LLM(LanguageModel):
         """The bytes that a token adds to a text in progress, which may be a part of a character."""
         return self._tokenizer.token_bytes(self._prompts.checked([token_id])[0])
 
-    def logits(self, ids: Iterable[int], *, first: int = 0, reuse: Reuse = "none") -> npt.NDArray[np.float32]:
+    def logits(
+        self,
+        ids: Iterable[int],
+        *,
+        first: int = 0,
+        reuse: Reuse = "none",
+        adapter: str | None = None,
+        adapter_scale: float = 1.0,
+    ) -> npt.NDArray[np.float32]:
         """The model's logits for the positions from ``first`` on: float32 [len(ids) - first, vocab_size]. Adds no BOS.
 
-        ``reuse`` is that of ``generate``.
+        The other arguments are those of ``generate``.
         """
         prompt = tuple(self.prompt_ids(items(ids, "token ids")))
         first = whole_in("first", first, 0, len(prompt) - 1)
+        self._check_adapter(adapter)
+        used = adapter_params(adapter, adapter_scale)
         request = Request(prompt, 1, want_logits=True, first=first, reuse=_checked(reuse))
-        return wait_logits(self._places, request)
-
-    def save_cache(self, path: str | Path) -> int:
-        """Write what the cache knows of earlier prompts and texts to a file; returns its tokens.
-
-        Generation waits meanwhile. Until the file is complete, the name keeps what it had.
-
-        Raises:
-            LlamaGPUError: writing failed, for example because the disk is full.
-            UsageError: the model is isolated: its cache is in another process.
-        """
-        self._check_open()
-        return self._session.save_cache(Path(path))
-
-    def load_cache(self, path: str | Path) -> int:
-        """Add the tokens of a file of ``save_cache`` to the cache, where that has room; returns their number. Prompts
-        that begin with them cost only their other tokens, and give the bits that they give without.
-
-        Generation waits meanwhile. Load only files that you would load a model from: they hold keys and values.
-
-        Raises:
-            UsageError: the file is missing, damaged, or of another model, dtype, adapter, tuning or version; or the
-                model is isolated.
-        """
-        self._check_open()
-        return self._session.load_cache(Path(path))
+        return wait_logits(self._places, replace(request, adapter=used[0], adapter_scale=used[1]))
 
     def embed(
         self, sentences: str | Iterable[str], batch_size: int = 32, *, pooling: str | None = None, **options: Any

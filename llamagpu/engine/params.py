@@ -43,6 +43,8 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: ids that end the text besides the model's own.
     ignore_eos: continue when the model ends its text.
     logprobs: return the log-probability (of the raw logits) of every token, and of this many likeliest ones, 1 to 20.
+    adapter: the name of a loaded LoRA adapter; None is the model alone.
+    adapter_scale: a factor of the adapter's change, -100 to 100.
 
     At most one of these says what the whole text must look like; ``llamagpu.text.shape`` describes them. They need the
     extra ``guided``. A text that ``max_tokens`` cuts is a beginning of such a text, and its finish_reason is "length".
@@ -69,6 +71,8 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Iterable[int] | None
     ignore_eos: bool
     logprobs: int | None
+    adapter: str | None
+    adapter_scale: float
     json_schema: Any
     json_object: bool
     regex: str | None
@@ -112,6 +116,8 @@ DEFAULTS: dict[str, Any] = {
     "stop_token_ids": None,
     "ignore_eos": False,
     "logprobs": None,
+    "adapter": None,
+    "adapter_scale": 1.0,
     "json_schema": None,
     "json_object": False,
     "regex": None,
@@ -153,7 +159,8 @@ def _taking(fn: Callable[P, R], declared: type, defaults: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen (``settings``, ``bias``), when a sequence ends, and what its text looks like."""
+    """How tokens are chosen (``settings``, ``bias``), when a sequence ends, the adapter that it uses, and what its text
+    looks like."""
 
     max_tokens: int
     settings: Settings
@@ -161,6 +168,8 @@ class SamplingParams:
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     ignore_eos: bool
+    adapter: str | None
+    adapter_scale: float
     shape: Shape | None = None
 
 
@@ -186,6 +195,7 @@ def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingPa
         _stops(o["stop"]),
         _stop_ids(o["stop_token_ids"], vocab_size),
         bool(o["ignore_eos"]),
+        *adapter_params(o["adapter"], o["adapter_scale"]),
         shape_of(**{name: o[name] for name in SHAPES}),
     )
 
@@ -195,6 +205,17 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     schema = settings.get("json_schema")
     given = {**settings} if schema is None else {**settings, "json_schema": schema_dict(schema)}
     return {name: plain(value) for name, value in given.items()}
+
+
+def adapter_params(name: Any, scale: Any) -> tuple[str | None, float]:
+    """The name of an adapter, or None, and its factor.
+
+    Raises:
+        UsageError: the name is not text, or the factor is out of its range.
+    """
+    if name is not None and not isinstance(name, str):
+        raise out_of_range("adapter", name, "the name of a loaded adapter")
+    return name, number_in("adapter_scale", scale, -100, 100)
 
 
 def row_settings(row: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -> dict[str, Any]:

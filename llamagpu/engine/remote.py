@@ -75,19 +75,32 @@ class RemotePacks:
 
 
 class RemoteSession(Unique):
-    """A model in another process. ``arguments`` and ``progress`` are those of ``Supervisor``."""
+    """A model in another process. ``arguments`` and ``progress`` are those of ``Supervisor``.
+
+    Attributes:
+        digests: hashes of the loaded adapters by name.
+    """
 
     def __init__(self, arguments: Mapping[str, Any], progress: Progress | None = None):
         self._supervisor = Supervisor(arguments, progress)
         facts = self._supervisor.facts
         self.device, self.model = RemoteDevice(facts["adapter"]), RemoteModel(facts["sizes"])
         self.engine = RemoteEngine(self._supervisor)
+        self.digests: dict[str, str] = facts["adapters"]
         self.closed = False
 
     @property
     def sizes(self) -> Any:
         """The bytes of the model, and its chosen sizes."""
         return self.model.sizes
+
+    def add_adapter(self, name: str, path: str) -> NoReturn:
+        """Refuse: the adapters of an isolated model are those that it was loaded with."""
+        raise elsewhere("add_adapter")
+
+    def remove_adapter(self, name: str) -> NoReturn:
+        """Refuse: as ``add_adapter``."""
+        raise elsewhere("remove_adapter")
 
     def save_cache(self, path: Path) -> NoReturn:
         """Refuse: the cache is in the other process."""

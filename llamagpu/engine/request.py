@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from llamagpu.engine.pace import Pace
 from llamagpu.errors import LlamaGPUError
-from llamagpu.kernels.step import Sampled, Settings
+from llamagpu.kernels.sampling import mask_words
+from llamagpu.kernels.step import Sampled, Settings, Words
 from llamagpu.model.cache import Pages
 from llamagpu.model.step import Row
 
@@ -68,6 +69,8 @@ class Request:
         reuse: which pages that earlier sequences left in the cache may give the beginning of the prompt: ``exact`` ones
             (``PagedCache``), with which a result keeps the bits of a lone run, ``any``, or ``none``.
         guide: the beginning of the grammar that the new tokens follow.
+        adapter: the name of the LoRA adapter that it uses; None is the model alone.
+        adapter_scale: a factor of the adapter's change.
     """
 
     prompt: tuple[int, ...]
@@ -79,6 +82,8 @@ class Request:
     first: int = 0
     reuse: Reuse = "none"
     guide: Guide | None = None
+    adapter: str | None = None
+    adapter_scale: float = 1.0
 
     @property
     def most(self) -> int:
@@ -227,3 +232,19 @@ class Draft:
 def guided(batch: Iterable[Sequence]) -> bool:
     """Whether a sequence follows a grammar, so that a step of the batch needs masks."""
     return any(s.guide is not None for s in batch)
+
+
+def adapted(sequences: Iterable[Sequence]) -> bool:
+    """Whether a sequence uses an adapter, so that a plan must have the kernels of adapters. Others keep their bits."""
+    return any(s.request.adapter is not None for s in sequences)
+
+
+def masks_of(drafts: Collection[Draft], vocab_size: int) -> Words:
+    """The tokens that each row of a step with drafts may take: uint32 [rows, mask_words(vocab_size)]."""
+    counts = [len(d.tokens) + 1 for d in drafts]
+    masks, first = np.full((sum(counts), mask_words(vocab_size)), ~np.uint32(0)), 0
+    for d, count in zip(drafts, counts, strict=True):
+        if d.sequence.guide is not None:
+            d.sequence.guide.masks(masks[first : first + count], d.tokens)
+        first += count
+    return masks

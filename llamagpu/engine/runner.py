@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llamagpu.engine.rate import Rate
-from llamagpu.engine.request import Draft, Outcome, Sequence, guided
+from llamagpu.engine.request import Draft, Outcome, Sequence, adapted, guided, masks_of
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.kernels.sampling import mask_words
-from llamagpu.kernels.step import Words
 from llamagpu.model import Model
 from llamagpu.model.forward import BATCHES, HEAD_ROWS, ROW_BUCKETS, batch_limit, bucket
 from llamagpu.model.step import Chunk, Reading, Row, pack_rows_of
@@ -50,7 +48,8 @@ class Runner:
         if request.want_logits:
             prefix = prefix[: request.first + 1]  # the position of the first wanted logits must run
         count = min(request.most, len(sequence.tokens) + PAGE)
-        pages = self._model.cache.take(count, prefix, request.most, spare, request.reuse == "exact")
+        root = self._model.loras.root(request.adapter, request.adapter_scale)
+        pages = self._model.cache.take(count, prefix, request.most, spare, request.reuse == "exact", root)
         if pages is None:
             return False
         sequence.pages, sequence.length, sequence.exact = pages, pages.cached, pages.exact
@@ -58,6 +57,7 @@ class Runner:
         if sequence.events.cached is None:  # not if it goes on after it lost its pages
             sequence.events.cached = min(pages.cached, len(request.prompt))
         self._state.set_bias(pages.slot, dict(request.bias))
+        self._model.loras.choose(pages.slot, request.adapter, request.adapter_scale)
         return True
 
     def end(self, sequence: Sequence) -> None:
@@ -114,7 +114,8 @@ class Runner:
         rows = bucket(min(rows, self._model.sizes.rows))
         begins = self._state.write_prompts(chunks, rows)
         self._settled = ()
-        self._rate.run_prompt(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
+        plan = self._forward.prefill(rows, adapted([s for s, _ in pack]))
+        self._rate.run_prompt(plan, lambda: all(s.cancelled.is_set() for s, _ in pack))
         picks = []
         for (sequence, count), begin in zip(pack, begins, strict=True):
             if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
@@ -142,7 +143,7 @@ class Runner:
         self._state.pick([row for _, row in picks] + [picks[-1][1]] * (rows - len(picks)))
         self._write_state(batch, [s.row_at(s.length - 1) for s in batch], rows)
         if guided(batch):
-            self._state.write_masks(self._masks([Draft(s) for s in batch]))
+            self._state.write_masks(masks_of([Draft(s) for s in batch], self._model.config.vocab_size))
         flight = self._submit(batch, self._forward.first(rows, self._plain(batch), guided(batch)))
         return list(zip(batch, self._outcomes(flight), strict=True))
 
@@ -154,7 +155,7 @@ class Runner:
         rows = [Row(sequence.tokens[at], at, sequence.slot) for at in range(begin, begin + count)]
         self._state.write_rows(rows, bucket(count, BATCHES))
         self._settled, sequence.counted = (), False
-        plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True)
+        plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True, adapted([sequence]))
         self._rate.run_prompt(plan, sequence.cancelled.is_set)
         if not sequence.cancelled.is_set():
             sequence.length += count
@@ -192,7 +193,8 @@ class Runner:
             assert not any(s.in_flight for s in batch)
             self._write_state(batch, [s.row() for s in batch], rows)
         positions, follows = max(s.request.most for s in batch), batch[0].in_flight > 0
-        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)), steps)
+        plan = self._forward.decode(rows, positions, self._plain(batch), adapted(batch))
+        flight = self._submit(batch, plan, steps)
         for sequence in batch:
             sequence.in_flight += steps
         return replace(flight, follows=follows)
@@ -240,20 +242,10 @@ class Runner:
         if any(d.tokens for d in drafts):
             self._settled = ()  # rows of one sequence do not follow one another
         if not guided(owners):
-            return self._submit(owners, self._forward.decode(size, positions, plain))
-        self._rate.run_step(self._forward.trunk(size, positions))
-        self._state.write_masks(self._masks(drafts))
+            return self._submit(owners, self._forward.decode(size, positions, plain, adapted(owners)))
+        self._rate.run_step(self._forward.trunk(size, positions, adapted(owners)))
+        self._state.write_masks(masks_of(drafts, self._model.config.vocab_size))
         return self._submit(owners, self._forward.masked(size, plain))
-
-    def _masks(self, drafts: Iterable[Draft]) -> Words:
-        """The tokens that each row of a step may take."""
-        counts = [len(d.tokens) + 1 for d in drafts]
-        masks, first = np.full((sum(counts), mask_words(self._model.config.vocab_size)), ~np.uint32(0)), 0
-        for d, count in zip(drafts, counts, strict=True):
-            if d.sequence.guide is not None:
-                d.sequence.guide.masks(masks[first : first + count], d.tokens)
-            first += count
-        return masks
 
     def room(self, batch: Iterable[Sequence]) -> int:
         """Rows of a step for guesses, beside the rows of a batch."""

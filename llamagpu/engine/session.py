@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llamagpu import gpu
@@ -11,9 +11,11 @@ from llamagpu.engine.draft_model import ModelDrafter, prepare_draft
 from llamagpu.engine.drafts import PROMPT, Drafter, PromptLookup
 from llamagpu.engine.encoding import EncoderEngine
 from llamagpu.engine.engine import Engine
-from llamagpu.errors import DeviceLostError, Unique
+from llamagpu.errors import DeviceLostError, Unique, UsageError, shown
 from llamagpu.model import Model, Prepared, Sizes, load_model
 from llamagpu.model.cache_file import cache_facts, load_pages, save_pages
+from llamagpu.model.lora import Lora, read_lora
+from llamagpu.model.lora_stack import unknown
 from llamagpu.model.sizes import plan_sizes
 from llamagpu.model.tuner import tune as measure
 from llamagpu.model.weights import Progress
@@ -121,6 +123,10 @@ class Session(Loaded):
         recover: whether a lost device is opened again, if the session opens it.
         max_memory: the most bytes to take on an adapter that is opened here.
         speculate: ``prompt`` guesses tokens from the text so far, another text names a draft model; None guesses none.
+        adapters: paths of LoRA adapters by their names.
+
+    Attributes:
+        adapters: the loaded adapters by their names.
     """
 
     model: Model
@@ -140,6 +146,7 @@ class Session(Loaded):
         recover: bool = True,
         max_memory: int | str | None = None,
         speculate: str | None = None,
+        adapters: Mapping[str, str] | None = None,
     ):
         def need(capacity: gpu.Capacity) -> object:
             return plan_sizes(prepared.layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
@@ -147,8 +154,12 @@ class Session(Loaded):
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
+            self.model.loras.add(self.adapters)
             self.engine = Engine(self.device, self.model, self._drafter(speculate))
 
+        self.adapters: dict[str, Lora] = {
+            name: read_lora(path, prepared.layout) for name, path in (adapters or {}).items()
+        }
         self._draft: Prepared | None = None
         if speculate not in (None, PROMPT):
             self._draft = prepare_draft(str(speculate), prepared)
@@ -169,6 +180,7 @@ class Session(Loaded):
         self.model = load_model(
             self._prepared, self.device, old.forward.tuning, None, "auto", fused=self._fused, sizes=old.sizes
         )
+        self.model.loras.add(self.adapters)
         self.engine.restart(self.model, self._drafter(self._speculate))
         if self._packs is not None:
             self._packs.restart(self.engine.packs())
@@ -183,6 +195,46 @@ class Session(Loaded):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self.model.sizes
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Hashes of the loaded adapters by name."""
+        return {name: lora.file.digest.hex() for name, lora in list(self.adapters.items())}
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """Load an adapter; see ``LLM.add_adapter``."""
+        lora = read_lora(path, self._prepared.layout)
+
+        def add() -> None:
+            if name in self.adapters:
+                what = f"There is an adapter {shown(name)} already."
+                raise UsageError(what, "Requests may use it.", "Choose another name, or remove it first.")
+            self._change_adapters(lambda: self.model.loras.add({name: lora}))
+            self.adapters[name] = lora
+
+        self.device.call(add)
+
+    def remove_adapter(self, name: str) -> None:
+        """Free an adapter; see ``LLM.remove_adapter``."""
+
+        def remove() -> None:
+            if name not in self.adapters:
+                raise unknown(name, self.adapters)
+            scheduler = self.engine.scheduler
+            using = sum(s.request.adapter == name for s in (*scheduler.active, *scheduler.waiting))
+            if using:
+                why = f"{using} generations use it."
+                raise UsageError(f"The adapter {shown(name)} cannot be removed now.", why, "Wait, or stop them.")
+            self._change_adapters(lambda: self.model.loras.remove(name))
+            del self.adapters[name]
+
+        self.device.call(remove)
+
+    def _change_adapters(self, change: Callable[[], None]) -> None:
+        """Change the stack between steps; on the device thread."""
+        self.device.synchronize()  # steps in flight use the buffers that are replaced
+        change()
+        self.model.forward.drop_lora_plans()
 
     def save_cache(self, path: Path) -> int:
         """Write what the cache knows; see ``cache_file``."""

@@ -64,7 +64,9 @@ class Generation:
     def identity(self) -> dict[str, Any]:
         """See ``Job.identity``."""
         llm = self._llm
-        facts = {"fingerprint": llm.fingerprint, "dtype": llm.dtype, "kv_dtype": llm.sizes.kv_dtype}
+        facts: dict[str, Any] = {"fingerprint": llm.fingerprint, "dtype": llm.dtype, "kv_dtype": llm.sizes.kv_dtype}
+        if llm.adapters:
+            facts["adapters"] = llm.adapters
         settings = {k: v for k, v in {**DEFAULTS, **self._given}.items() if v is not None}
         return {"model": facts | {"context": llm.context}, "columns": list(self.inputs), "settings": settings}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamagpu.gpu import Tensor
-from llamagpu.kernels.arguments import owner, require, require_floats, require_matrices
+from llamagpu.kernels.arguments import owner, require, require_floats, require_matrices, require_vectors
 from llamagpu.kernels.entry import Kernel
 from llamagpu.kernels.matvec import matvec, product_inputs, product_put, product_random, product_reference
 from llamagpu.kernels.product import MAX_VECTORS, plain, product, store
@@ -17,7 +17,7 @@ def matmul_nt(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | No
     Args:
         x: f32 [m, k].
         w: [n, k], f32, f16, bf16 or affine; may have several parts.
-        bias: f32 [n].
+        bias: f32 [n], or [m, n].
         out: f32 [m, n].
     """
     device = owner("matmul_nt", x=x, w=w, bias=bias, out=out)
@@ -36,6 +36,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
         out: f32 [m, n], not the memory of x.
     """
     owner("linear", x=x, w=w, bias=bias, out=out)
+    require_vectors("linear", w.rows, bias=bias)
     return (matvec if x.rows <= MAX_VECTORS else matmul_nt)(x, w, bias, out)
 
 

@@ -18,7 +18,7 @@ def matvec(x: Tensor, w: Tensor, bias: Tensor | None = None, out: Tensor | None 
     Args:
         x: f32 [c, k].
         w: [n, k], f32, f16, bf16 or affine; may have several parts.
-        bias: f32 [n].
+        bias: f32 [n], or [c, n].
         out: f32 [c, n].
     """
     device = owner("matvec", x=x, w=w, bias=bias, out=out)

@@ -105,7 +105,7 @@ def product(source: Source, w: Tensor, bias: Tensor | None, epilogue: Epilogue, 
 
     Args:
         w: [n, k], f32, f16, bf16 or affine; may have several parts.
-        bias: f32 [n].
+        bias: f32 [n], or [m, n] with a row for every row of the product.
         many: whether this is a matmul (the tuning's choice for many vectors) or a matvec (for few).
     """
     device = owner("product", w=w, bias=bias)
@@ -113,18 +113,20 @@ def product(source: Source, w: Tensor, bias: Tensor | None, epilogue: Epilogue, 
     require(w.dtype != "u32", "product: weights are f32, f16, bf16 or affine")
     require(source.k == w.columns, f"product: x has {source.k} columns, the weights {w.columns}")
     require(epilogue.m == source.m and epilogue.rows == w.rows, f"product: out must be [{source.m}, {w.rows}]")
-    require_vectors("product", w.rows, bias=bias)
+    require_vectors("product", w.rows, bias=None if bias is None or bias.rows == source.m else bias)
+    require(bias is None or bias.columns == w.rows, f"product: bias must have {w.rows} columns, not {bias!r}")
     aligned = epilogue.lib in ("store", "cap") or all(p.first % 4 == 0 for p in w.parts)
     require(aligned, "product: parts begin at multiples of four")
     kind = device.tuning.matmul if many else device.tuning.matvec
     division = {"rows": _rows, "lanes": _lanes, "tiled": _tiled}[kind](source, w)
     program = _program(source, bias, epilogue, division)
+    bias_stride = 0 if bias is None or bias.rows == 1 else bias.stride
     extra = source.parts | epilogue.parts | ({} if bias is None else {"bias": bias.part})
     for part, bindings in weight_parts(w):
         device.dispatch(
             program,
             -(-part.rows // division.rows) * -(-source.m // division.vectors),
-            _params(source, w, part, epilogue, division.stride),
+            _params(source, w, part, epilogue, division.stride) | {"bias_stride": bias_stride},
             extra | bindings,
             work=source.m * part.rows * w.columns,
             reads=part.rows * w.row_bytes,
@@ -196,19 +198,14 @@ def _program(source: Source, bias: Tensor | None, epilogue: Epilogue, division: 
 
 
 def _params(source: Source, w: Tensor, part: Part, epilogue: Epilogue, stride: int) -> dict[str, float]:
-    """The uniforms of every product (``lib/product.wgsl``)."""
-    names = ("x_stride4", "out_stride", "sums", "eps", "columns", "heads", "kv_heads", "splits", "window", "cap")
-    return (
-        dict.fromkeys(names, 0)
-        | {"factor": 1.0}
-        | epilogue.params
-        | source.params
-        | {
-            "m": source.m,
-            "rows": part.rows,
-            "first": part.first,
-            "k4": -(-w.columns // 4),
-            "stride": stride,
-            "groups": 0 if w.affine is None else w.columns // w.affine.group,
-        }
-    )
+    """The uniforms of a part of a product."""
+    groups = 0 if w.affine is None else w.columns // w.affine.group
+    own = {"rows": part.rows, "first": part.first, "stride": stride, "groups": groups}
+    return uniforms(source) | epilogue.params | source.params | own
+
+
+def uniforms(source: Source) -> dict[str, float]:
+    """The uniforms of everything that reads a source (``lib/product.wgsl``); those that it does not know are 0."""
+    sizes = ("rows", "first", "stride", "groups", "x_stride4", "out_stride", "sums", "eps", "columns")
+    names = (*sizes, "heads", "kv_heads", "splits", "window", "cap", "bias_stride")
+    return dict.fromkeys(names, 0) | {"factor": 1.0, "m": source.m, "k4": -(-source.k // 4)} | source.params

@@ -87,7 +87,8 @@ def product_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     """x or its source, weights, bias, and a residual stream with the weight of its next norm."""
     k = _columns(d)
     a = _source_inputs(rng, d, k) | weight_inputs(rng, d["n"], k, d["format"])
-    a["bias"] = rng.standard_normal((d["n"],)).astype(np.float32)
+    shape = (d["m"], d["n"]) if d["bias"] == "rows" else (d["n"],)
+    a["bias"] = rng.standard_normal(shape).astype(np.float32)
     a["out"] = rng.standard_normal((d["m"], d["n"])).astype(np.float32)
     a["norm"] = rng.standard_normal((d["n"],)).astype(np.float32)
     return a
@@ -106,8 +107,8 @@ def product_setup(bench: Bench, a: Arrays, d: Dims) -> tuple[Source, Tensor, Ten
     return _put_source(bench, a, d, k), put_weights(bench, a, d), bench.put(a["bias"]) if d["bias"] else None
 
 
-def product_case(m: int, n: int, k: int, source: str, format: str, bias: bool = False, **more: object) -> Dims:
-    """The dims of a case."""
+def product_case(m: int, n: int, k: int, source: str, format: str, bias: bool | str = False, **more: object) -> Dims:
+    """The dims of a case. A bias of ``rows`` has a row for each of the m rows."""
     sizes = {"m": m, "n": n, "k": k, "source": source, "format": format, "bias": bias}
     return sizes | {"head": 8, "length": 600, "window": None, "many": False} | more
 
@@ -115,7 +116,7 @@ def product_case(m: int, n: int, k: int, source: str, format: str, bias: bool = 
 def product_random(rng: np.random.Generator, step: int, sources: tuple[str, ...], **more: object) -> Dims:
     """A random case with n a multiple of ``step``, and one of the sources."""
     n, k = step * int(rng.integers(1, 300 // step)), int(rng.integers(1, 500))
-    format, bias = FEW_FORMATS[rng.integers(len(FEW_FORMATS))], bool(rng.integers(2))
+    format, bias = FEW_FORMATS[rng.integers(len(FEW_FORMATS))], (False, True, "rows")[rng.integers(3)]
     many = bool(rng.integers(2)) and "normed" not in sources
     rows = int(rng.integers(9, 40)) if many else (1, 2, 8, 11)[rng.integers(4)]
     length, head = int(rng.integers(1, 1024)), (8, 20)[rng.integers(2)]

@@ -108,6 +108,7 @@ KERNEL = Kernel(
         _qkv_case(1, 1, 1, 1, 4, "f32"),
         _qkv_case(1, 576, 9, 3, 64, "f16", cache="f16"),
         _qkv_case(8, 97, 4, 2, 80, "bf16", bias=True),
+        _qkv_case(5, 64, 2, 2, 16, "int4-g64-f16", bias="rows", cache="f16"),
         _qkv_case(2, 128, 8, 4, 16, "int4-g64-f16", bias=True, cache="f16"),
         _qkv_case(33, 64, 2, 1, 32, "f32", source="plain", many=True),
         _qkv_case(3, 64, 3, 2, 20, "f16", cut=True),

@@ -14,6 +14,7 @@ from llamagpu.kernels.glu import KERNEL as GLU
 from llamagpu.kernels.kv_write import KERNEL as KV_WRITE
 from llamagpu.kernels.layer_norm import KERNEL as LAYER_NORM
 from llamagpu.kernels.logits_cases import PROCESS, SELECT
+from llamagpu.kernels.lora_cases import LORA_DOWN, LORA_UP
 from llamagpu.kernels.matmul import KERNEL as MATMUL
 from llamagpu.kernels.matvec import KERNEL as MATVEC
 from llamagpu.kernels.noise import KERNEL as NOISE
@@ -48,6 +49,8 @@ REGISTRY = {
         QKV,
         RESIDUAL,
         GLU,
+        LORA_DOWN,
+        LORA_UP,
         QK_NORM,
         POST_NORM,
         POOL,

@@ -83,6 +83,7 @@ KERNEL = Kernel(
         _case(1, 576, 1536, "plain", "f16"),
         _case(1, 576, 576, "merge", "bf16", head=64, length=200),
         _case(8, 97, 48, "merge", "f32", True, head=16, length=1000, factor=0.22),
+        _case(19, 132, 64, "plain", "int8-g64-bf16", "rows", many=True, factor=0.5, cut=True),
         _case(2, 128, 128, "merge", "int8-g64-bf16", head=32, length=257),
         _case(2, 96, 64, "merge", "f32", head=32, length=900, window=300),
         _case(33, 130, 77, "plain", "f16", norm=False, many=True),

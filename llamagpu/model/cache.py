@@ -14,7 +14,7 @@ from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
 from llamagpu.model.config import Config
 
 SLOTS = 32  # sequences that may hold pages at once, unless fewer are asked for
-_ROOT = 0  # the id of the empty prefix
+ROOT = 0  # the id of the empty prefix
 
 
 def pages_for(tokens: int) -> int:
@@ -58,13 +58,14 @@ def most_tokens(config: Config, largest_binding: int) -> int:
 class Pages:
     """The slot of a sequence in the page table, its pages in order, the number of its tokens they already hold, and how
     many of these are exact (``PagedCache``). Pages that are used in turns (``held_tokens``) cannot be shared, and hold
-    any number of tokens."""
+    any number of tokens. ``root`` is that of ``PagedCache.take``."""
 
     slot: int
     pages: tuple[int, ...]
     cached: int = 0
     in_turns: bool = False
     exact: int = 0
+    root: int = ROOT
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class PagedCache:
     its sequences have ended, until another sequence needs the memory; the least recently used page is taken first. One
     more page, in the slot ``dump``, takes the writes of padding rows. Prefill chunks have up to ``rows`` rows.
 
+    Keys and values depend on a sequence's adapter, too: pages of another ``root`` are other pages.
+
     A page is exact if prefill wrote it and all pages before it: it holds the bits that the prefill of any prompt with
     these tokens gives. Decode steps add up in another order.
     """
@@ -101,7 +104,7 @@ class PagedCache:
         self._keys: dict[int, tuple[int, tuple[int, ...]]] = {}  # the reverse
         self._ids: dict[int, int] = {}  # page -> id of the prefix that ends with it
         self._exact: set[int] = set()  # of the known pages
-        self._next_id = _ROOT + 1
+        self._next_id = ROOT + 1
         self._table = np.full((slots + 1, table_columns(context)), self.total, np.uint32)
         self.table: Tensor = device.tensor(self._table, "u32", purpose="kv")
         columns = cache_columns(config.num_key_value_heads, config.head_dim)
@@ -126,19 +129,26 @@ class PagedCache:
         return len(self._slots)
 
     def take(
-        self, tokens: int, prefix: Sequence[int] = (), most: int = 0, spare: int = 0, exact: bool = False
+        self,
+        tokens: int,
+        prefix: Sequence[int] = (),
+        most: int = 0,
+        spare: int = 0,
+        exact: bool = False,
+        root: int = ROOT,
     ) -> Pages | None:
         """A slot with pages for ``tokens`` tokens, or None if they do not fit now, or would leave less than ``spare``
         free pages. The sequence may ``grow`` up to ``most`` tokens.
 
         Known pages that hold the beginning of ``prefix`` are shared, or only the exact ones. Its last token is never
-        taken from the cache, because its row must run to give the next token.
+        taken from the cache, because its row must run to give the next token. ``root`` stands for all else that keys
+        and values depend on: 0, or a negative number.
         """
         most = max(tokens, most)
         held, in_turns = pages_for(tokens), held_tokens(self._config, most, self._rows) < most
         if in_turns:
             held = pages_for(held_tokens(self._config, most, self._rows))
-        shared = [] if in_turns else self._find(prefix, exact)
+        shared = [] if in_turns else self._find(prefix, exact, root)
         fresh = held - len(shared)
         if not self._slots or fresh + spare > len(self._free) - sum(page in self._free for page in shared):
             return None
@@ -152,7 +162,7 @@ class PagedCache:
         self._table[slot, :count] = np.resize(pages, count)
         self._write(slot, 0, self._table.shape[1])
         known = sum(page in self._exact for page in shared)
-        return Pages(slot, pages, len(shared) * PAGE, in_turns, known * PAGE)
+        return Pages(slot, pages, len(shared) * PAGE, in_turns, known * PAGE, root)
 
     def grow(self, held: Pages, tokens: int) -> Pages | None:
         """A sequence's pages with room for ``tokens`` tokens; None if they do not fit now."""
@@ -175,7 +185,7 @@ class PagedCache:
         """Take a finished sequence's slot and pages back. They hold the keys and values of ``tokens``, of which the
         first ``exact`` are exact."""
         if not held.in_turns:
-            self._remember(held.pages, tokens, exact)
+            self._remember(held, tokens, exact)
         self._slots.append(held.slot)
         for page in reversed(held.pages):  # so that the end of a prefix is taken before its beginning
             self._references[page] -= 1
@@ -184,8 +194,8 @@ class PagedCache:
                 if page not in self._keys:
                     self._free.move_to_end(page, last=False)
 
-    def _find(self, prefix: Sequence[int], exact: bool) -> list[int]:
-        pages, before = [], _ROOT
+    def _find(self, prefix: Sequence[int], exact: bool, root: int) -> list[int]:
+        pages, before = [], root
         for begin in range(0, (len(prefix) - 1) // PAGE * PAGE, PAGE):
             page = self._known.get((before, tuple(prefix[begin : begin + PAGE])))
             if page is None or (exact and page not in self._exact):
@@ -194,11 +204,11 @@ class PagedCache:
             before = self._ids[page]
         return pages
 
-    def _remember(self, pages: Sequence[int], tokens: Sequence[int], exact: int) -> None:
-        before = _ROOT
+    def _remember(self, held: Pages, tokens: Sequence[int], exact: int) -> None:
+        before = held.root
         for number in range(len(tokens) // PAGE):
             key = (before, tuple(tokens[number * PAGE : (number + 1) * PAGE]))
-            page, own = self._known.get(key), pages[number]
+            page, own = self._known.get(key), held.pages[number]
             better = (number + 1) * PAGE <= exact and page not in self._exact
             if (page is None or better) and own in self._keys and own != page:  # it is the end of another prefix
                 return
@@ -231,7 +241,8 @@ class PagedCache:
         return page
 
     def known(self) -> list[tuple[int, Known]]:
-        """All pages that can be found, by their numbers: the latest used first, but each after the page before it."""
+        """All pages of sequences without adapters that can be found, by their numbers: the latest used first, but each
+        after the page before it."""
         page_of = {id: page for page, id in self._ids.items()}
         held = [page for page in self._keys if page not in self._free]
         places: dict[int, int] = {}
@@ -242,11 +253,11 @@ class PagedCache:
                 chain.append(at)
                 before = self._keys[at][0]
                 at = page_of.get(before)
-                if at is None and before != _ROOT:  # the page before it was taken
+                if at is None and before != ROOT:  # the page before it was taken, or it is of an adapter
                     chain.clear()
             for one in reversed(chain):
                 places[one] = len(places)
-        place_of = {self._ids[page]: place for page, place in places.items()} | {_ROOT: -1}
+        place_of = {self._ids[page]: place for page, place in places.items()} | {ROOT: -1}
         keys = ((page, *self._keys[page]) for page in places)
         return [(page, Known(tokens, place_of[before], page in self._exact)) for page, before, tokens in keys]
 
@@ -254,7 +265,7 @@ class PagedCache:
         """Make pages known that ``known`` gave in another cache, the first ones, as many as free pages hold nothing
         known; returns their number. ``fill`` writes keys and values: it gets pairs of (place in ``found``, page)."""
         spare = iter([page for page in self._free if page not in self._keys])
-        prefixes: dict[int, int] = {-1: _ROOT}  # by places in ``found``, the ids of the prefixes that end there
+        prefixes: dict[int, int] = {-1: ROOT}  # by places in ``found``, the ids of the prefixes that end there
         next_id = self._next_id
         new: list[tuple[int, int, tuple[int, tuple[int, ...]]]] = []
         for place, one in enumerate(found):

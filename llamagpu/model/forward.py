@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from llamagpu.gpu import Recorded, Recorder, Tensor, Tuning, tensor_bytes
@@ -14,6 +14,7 @@ from llamagpu.kernels.step_ids import step_ids, void_rows
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config
 from llamagpu.model.decoder import Operations, decoder_head, decoder_layers
+from llamagpu.model.lora_stack import LoraStack
 from llamagpu.model.operations import FusedPrompt, FusedStep, Unfused, Workspace, activation_columns
 from llamagpu.model.rope import Rope
 from llamagpu.model.step import StepState, state_shapes
@@ -92,7 +93,13 @@ def make_arena(
 
 
 class Forward(Generic[P]):
-    """Plans over one model's weights, cache and activations, recorded with its tuning when they are first needed."""
+    """Plans over one model's weights, cache and activations, recorded with its tuning when they are first needed.
+
+    Attributes:
+        loras: the adapters of the model; None if it cannot have any. Plans with ``lora`` apply those of their rows.
+    """
+
+    loras: LoraStack | None = None
 
     def __init__(
         self,
@@ -111,15 +118,16 @@ class Forward(Generic[P]):
         self._fused = fused
         self._space = Workspace(config, rotations, cache.table, arena.state.rows, arena.activations, arena.partials)
         self._plans: dict[tuple[object, ...], P] = {}
+        self._lora_plans: dict[tuple[object, ...], P] = {}
 
     def with_tuning(self, tuning: Tuning) -> Forward[P]:
         """Plans over the same buffers with another tuning, which must have the same order of weight rows."""
         config = self._space.config
         return Forward(self.device, config, self.weights, self.cache, self.rotations, self.arena, tuning, self._fused)
 
-    def prefill(self, rows: int) -> P:
+    def prefill(self, rows: int, lora: bool = False) -> P:
         """All layers over ``rows`` (a bucket) consecutive positions of one sequence; x keeps the residual stream."""
-        return self._plan(("prefill", rows), lambda: self._prompt(rows))
+        return self._plan(("prefill", rows), lambda: self._prompt(rows, lora), lora)
 
     def prefill_ids(self, rows: int) -> P:
         """As ``prefill``, with the tokens of ``state.ids``. From the first one on that is not in the vocabulary, x is
@@ -139,34 +147,49 @@ class Forward(Generic[P]):
         """Logits of the picked rows, and the next token of each."""
         return self._plan(("first", rows, plain, masked), lambda: self._sample(self._head(rows), plain, masked))
 
-    def decode(self, batch: int, positions: int, plain: bool) -> P:
+    def decode(self, batch: int, positions: int, plain: bool, lora: bool = False) -> P:
         """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and
         writes that of the next step. ``plain`` omits the kernels of penalties and filters."""
         splits = split_bucket(positions)
-        return self._plan(("decode", batch, splits, plain), lambda: self._sample(self._layers(batch, splits), plain))
+        return self._plan(
+            ("decode", batch, splits, plain), lambda: self._sample(self._layers(batch, splits, lora), plain), lora
+        )
 
-    def trunk(self, batch: int, positions: int) -> P:
+    def trunk(self, batch: int, positions: int, lora: bool = False) -> P:
         """``decode`` up to the logits. The host makes the masks of the tokens meanwhile, and ``masked`` continues."""
         splits = split_bucket(positions)
-        return self._plan(("trunk", batch, splits), lambda: self._layers(batch, splits))
+        return self._plan(("trunk", batch, splits), lambda: self._layers(batch, splits, lora), lora)
 
     def masked(self, batch: int, plain: bool) -> P:
         """The rest of ``decode``: a token that its mask allows for each of ``batch`` sequences."""
         return self._plan(("masked", batch, plain), lambda: self._sample(self.logits.head(batch), plain, True))
 
     def free(self) -> None:
-        """Free the plans."""
+        """Free the plans, and the adapters."""
+        self.drop_lora_plans()
         for plan in self._plans.values():
             plan.free()
         self._plans.clear()
+        if self.loras is not None:
+            self.loras.free()
 
-    def _plan(self, key: tuple[object, ...], forward: Callable[[], object]) -> P:
-        if key not in self._plans:
-            self._plans[key] = self.device.record(forward, self.tuning)
-        return self._plans[key]
+    def drop_lora_plans(self) -> None:
+        """Free the plans that apply adapters: those of the model change."""
+        for plan in self._lora_plans.values():
+            plan.free()
+        self._lora_plans.clear()
 
-    def _prompt(self, rows: int) -> None:
-        ops: Operations[Any] = (FusedPrompt if self._fused else Unfused)(self._space, rows)
+    def _plan(self, key: tuple[object, ...], forward: Callable[[], object], lora: bool = False) -> P:
+        plans = self._lora_plans if lora else self._plans
+        if key not in plans:
+            plans[key] = self.device.record(forward, self.tuning)
+        return plans[key]
+
+    def _space_of(self, lora: bool) -> Workspace:
+        return replace(self._space, loras=self.loras) if lora else self._space
+
+    def _prompt(self, rows: int, lora: bool = False) -> None:
+        ops: Operations[Any] = (FusedPrompt if self._fused else Unfused)(self._space_of(lora), rows)
         decoder_layers(ops, self.weights, self._space.config.layers, self.cache.layers)
 
     def _prompt_of_ids(self, rows: int) -> None:
@@ -175,8 +198,8 @@ class Forward(Generic[P]):
         self._prompt(rows)
         void_rows(self.arena.activations["x"].head(rows), state.rows.head(rows), state.broken)
 
-    def _layers(self, batch: int, splits: int) -> Tensor:
-        ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space, batch, splits)
+    def _layers(self, batch: int, splits: int, lora: bool) -> Tensor:
+        ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space_of(lora), batch, splits)
         logits = self.logits.head(batch)
         decoder_layers(ops, self.weights, self._space.config.layers, self.cache.layers)
         decoder_head(ops, self.weights, logits)

@@ -15,6 +15,7 @@ from llamagpu.model.find import find_model, open_source
 from llamagpu.model.forward import Forward, make_arena
 from llamagpu.model.hub import Fit
 from llamagpu.model.layout import DTYPES, FLOATS, Layout
+from llamagpu.model.lora_stack import LoraStack
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
 from llamagpu.model.sources import RandomWeights, Source
@@ -39,6 +40,12 @@ class Model:
     def context(self) -> int:
         """The most tokens of a sequence."""
         return self.sizes.context
+
+    @property
+    def loras(self) -> LoraStack:
+        """The adapters of the model, at first none."""
+        assert self.forward.loras is not None
+        return self.forward.loras
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,7 @@ def load_model(
     else:
         weights = load_weights(layout, device, woven, progress)
     forward, cache = make_forward(device, config, weights, sizes, tuning, fused)
+    forward.loras = LoraStack(device, layout, weights, cache.dump + 1, sizes.rows)
     return Model(device, config, weights, forward, cache, sizes)
 
 

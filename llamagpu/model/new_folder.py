@@ -11,6 +11,17 @@ from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError, UsageError
 
+_COPIED = (
+    "tokenizer*",
+    "added_tokens.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "README.md",
+    "LICENSE*",
+)
+
 
 def check_new(out: Path, what: str) -> None:
     """Refuse a target that exists, or whose parent does not. ``what`` would be written there.
@@ -49,3 +60,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the files of a model directory that a changed copy of its weights needs as well: tokenizer, templates, …"""
+    for pattern in _COPIED:
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)

@@ -27,6 +27,7 @@ from llamagpu.kernels.rope import rope
 from llamagpu.kernels.scores import Scores
 from llamagpu.model.architecture import LayerSpec
 from llamagpu.model.config import Config
+from llamagpu.model.lora_stack import LoraStack
 from llamagpu.model.rope import Rope
 from llamagpu.model.weights import Layer
 
@@ -55,6 +56,7 @@ class Workspace:
         step_rows: u32 [rows, 4], the step's state.
         activations: f32 [rows, …] by name, see ``activation_columns``.
         partials: the results of decode attention's runs.
+        loras: the adapters that rows may use; None leaves their kernels out.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Workspace:
     step_rows: Tensor
     activations: dict[str, Tensor]
     partials: Tensor
+    loras: LoraStack | None = None
 
 
 def scores_of(spec: LayerSpec) -> Scores:
@@ -81,6 +84,11 @@ class _Operations:
 
     def _take(self, name: str) -> Tensor:
         return self._space.activations[name].head(self._rows)
+
+    def _bias(self, source: Source, w: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The bias of a product with the adapters of the rows."""
+        loras = self._space.loras
+        return bias if loras is None else loras.bias(source, w, bias, self._state)
 
     def _partials(self, splits: int) -> Tensor:
         shape = partial_shape(self._rows, self._heads, self._config.head_dim, splits)
@@ -114,8 +122,11 @@ class Unfused(_Operations):
     def __init__(self, space: Workspace, rows: int, splits: int | None = None):
         super().__init__(space, rows, splits)
         # Never by the number of rows: a sequence has the same bits alone and in company.
-        self._multiply = matmul_nt if splits is None else matvec
+        self._multiplied = matmul_nt if splits is None else matvec
         self._x, self._other = self._take("x"), self._take("y")
+
+    def _multiply(self, value: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        return self._multiplied(value, w, self._bias(plain(value), w, bias), out)
 
     def embed(self, table: Tensor, norm: Tensor | None, next_norm: Tensor | None) -> None:
         embedding(table, self._state, self._x if norm is None else self._other, self._config.outer.embed_scale)
@@ -187,18 +198,18 @@ class _Fused(_Operations):
             post_norm(self._take("projected"), norm, self._eps, x, add=False, following=following)
 
     def qkv(self, value: Source, layer: Layer, spec: LayerSpec, cache: Cache) -> Source:
-        q = self._take("q")
+        q, bias = self._take("q"), self._bias(value, layer.qkv, layer.qkv_bias)
         if spec.apart:
-            product(value, layer.qkv, layer.qkv_bias, store(self._take("qkv")), self._many)
+            product(value, layer.qkv, bias, store(self._take("qkv")), self._many)
             return plain(self._finish(self._take("qkv"), layer, spec, cache))
         epilogue = qkv(q, self._state, self._space.rotations[spec.rope], cache, self._heads)
-        product(value, layer.qkv, layer.qkv_bias, epilogue, self._many)
+        product(value, layer.qkv, bias, epilogue, self._many)
         return plain(q)
 
     def mlp(self, value: Source, layer: Layer, spec: LayerSpec) -> Source:
         gated = self._take("gated")
         epilogue = (glu if spec.gated else activated)(gated, spec.activation)
-        product(value, layer.gate_up, layer.gate_up_bias, epilogue, self._many)
+        product(value, layer.gate_up, self._bias(value, layer.gate_up, layer.gate_up_bias), epilogue, self._many)
         return plain(gated)
 
     def logits(self, value: Source, head: Tensor, out: Tensor) -> None:
@@ -230,6 +241,7 @@ class FusedPrompt(_Fused):
         out_norm: Tensor | None,
         next_norm: Tensor | None,
     ) -> None:
+        bias = self._bias(value, w, bias)
         if out_norm is None:
             product(value, w, bias, add_to(self._take("x"), spec.residual_scale), self._many)
         else:
@@ -257,7 +269,8 @@ class FusedStep(_Fused):
         if splits == 1:
             return plain(partials)
         most = min(MERGED_RUNS, partials.device.tuning.merged_runs)
-        if splits <= most and self._rows == 1:  # several rows would each be merged many times
+        alone = self._rows == 1 and self._space.loras is None  # several readers would each merge many times
+        if splits <= most and alone:
             return merged(partials, self._state, self._heads, self._config.head_dim, splits, scores)
         return plain(self._merge(partials, splits, scores))
 
@@ -270,7 +283,7 @@ class FusedStep(_Fused):
         out_norm: Tensor | None,
         next_norm: Tensor | None,
     ) -> None:
-        x = self._take("x")
+        x, bias = self._take("x"), self._bias(value, w, bias)
         if out_norm is not None:
             product(value, w, bias, store(self._take("projected")))
             post_norm(self._take("projected"), out_norm, self._eps, x, following=self._next(next_norm))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +20,12 @@ from llamagpu.gpu import Affine, widen_bf16
 from llamagpu.kernels.quantization import quantize_rows
 from llamagpu.model.layout import Layout
 from llamagpu.model.model import Prepared
-from llamagpu.model.new_folder import check_new, new_folder
+from llamagpu.model.new_folder import check_new, copy_companions, new_folder
 from llamagpu.model.sources import HuggingFace
 from llamagpu.model.sources.safetensors import SINGLE, Checkpoint
 from llamagpu.model.weights import Progress, require_finite
 
 _FILE_TYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_COPIED = (
-    "tokenizer*",
-    "added_tokens.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-    "README.md",
-    "LICENSE*",
-)
 _SLICE_VALUES = 4_000_000
 GROUP_SIZES = (32, 64, 128)
 
@@ -113,11 +102,7 @@ def _write(
     block |= {n.removesuffix(".weight"): False for n in kept}
     config = source.config() | {"quantization": block, "quantization_config": block}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for pattern in _COPIED:
-        for path in source.directory.glob(pattern):
-            target = folder / path.relative_to(source.directory)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
+    copy_companions(source.directory, folder)
     return size, kept
 
 

@@ -17,5 +17,6 @@ struct Params {
     window: u32,      // source/merge with mask/window: positions that a query sees
     factor: f32,      // epilogues that store or add: scales the product
     cap: f32,         // epilogue/cap
+    bias_stride: u32, // bias/add: elements from one row of the bias to the next; 0 for a vector
 }
 @group(0) @binding(0) var<uniform> params: Params;

@@ -18,6 +18,7 @@ struct Params {
     window: u32,      // source/merge with mask/window: positions that a query sees
     factor: f32,      // epilogues that store or add: scales the product
     cap: f32,         // epilogue/cap
+    bias_stride: u32, // bias/add: elements from one row of the bias to the next; 0 for a vector
 }
 @group(0) @binding(0) var<uniform> params: Params;
 // Joins the product of a stretch of a row to the row's sum, for weights that are not quantized.
@@ -81,8 +82,8 @@ fn share_get(taken: vec4<f32>, m: u32, k: u32, i: u32) -> vec4<f32> {
 fn share_sum(value: f32) -> f32 {
     return value;
 }
-// Bias of a product: none. bias_load(n): 0.
-fn bias_load(n: u32) -> f32 {
+// Bias of a product: none. bias_load(m, n): 0.
+fn bias_load(m: u32, n: u32) -> f32 {
     return 0.0;
 }
 // Epilogue: stores the product × factor. epilogue_early(m, n, count): loads nothing.
@@ -106,7 +107,7 @@ fn epilogue(m: u32, n: u32, value: vec4<f32>, count: u32, early: Early) {
 }
 //! needs product weights order source norm share bias epilogue
 //! const VECTORS
-// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for software adapters, where an invocation is a
+// out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[m, n], then the epilogue; for software adapters, where an invocation is a
 // SIMD lane of a core. An invocation takes four rows n of W and up to VECTORS rows m of x, in registers, without workgroup
 // memory. It adds in the order of k, one stretch (lib/fold) after another, and this order does not depend on m.
 // Grid: ceil(rows / 64) · ceil(m / VECTORS) workgroups; workgroups that read the same weights are consecutive.
@@ -203,7 +204,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         if (count > 0u && chunk.first + c < params.m) {
             var value: vec4<f32>;
             for (var r = 0u; r < ROWS; r++) {
-                value[r] = fma(sum[r * VECTORS + c], scale[c], bias_load(n + min(r, count - 1u)));
+                value[r] = fma(sum[r * VECTORS + c], scale[c], bias_load(m, n + min(r, count - 1u)));
             }
             epilogue(m, n, value, count, epilogue_early(m, n, count));
         }

@@ -19,6 +19,7 @@ struct Params {
     window: u32,      // source/merge with mask/window: positions that a query sees
     factor: f32,      // epilogues that store or add: scales the product
     cap: f32,         // epilogue/cap
+    bias_stride: u32, // bias/add: elements from one row of the bias to the next; 0 for a vector
 }
 @group(0) @binding(0) var<uniform> params: Params;
 // Joins the product of a stretch of a row to the row's sum, for weights that are not quantized.
@@ -56,8 +57,8 @@ fn order_row(row: u32, rows: u32) -> u32 {
 fn source_load(m: u32, k: u32) -> vec4<f32> {
     return x[m * params.x_stride4 + k];
 }
-// Bias of a product: none. bias_load(n): 0.
-fn bias_load(n: u32) -> f32 {
+// Bias of a product: none. bias_load(m, n): 0.
+fn bias_load(m: u32, n: u32) -> f32 {
     return 0.0;
 }
 // Epilogue: stores the product × factor. epilogue_early(m, n, count): loads nothing.
@@ -110,7 +111,7 @@ fn tile_chain(sum: vec4<f32>, v: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
 }
 //! needs product weights order source bias epilogue tile
 //! const DOWN ACROSS
-// out[m, n] = Σₖ x[m, k] · W[n, k] + bias[n], then the epilogue; for GPUs and many rows m. A workgroup computes a tile of
+// out[m, n] = Σₖ x[m, k] · W[n, k] + bias[m, n], then the epilogue; for GPUs and many rows m. A workgroup computes a tile of
 // 16 DOWN × 64 ACROSS elements through workgroup memory. An invocation takes DOWN (4 or 8) rows m and ACROSS (1 or 2)
 // groups of four n. It fetches the next tiles of x and W while it multiplies the current ones. The sum over k runs in order
 // for every element, whatever the tile.
@@ -154,7 +155,7 @@ fn put_four(sum: vec4<f32>, m: u32, column: u32) {
     let n = params.first + column;
     var value = sum;
     for (var j = 0u; j < 4u; j++) {
-        value[j] += bias_load(n + min(j, count - 1u));
+        value[j] += bias_load(m, n + min(j, count - 1u));
     }
     epilogue(m, n, value, count, epilogue_early(m, n, count));
 }

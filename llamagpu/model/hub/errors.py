@@ -66,8 +66,8 @@ def adapter_error(place: object) -> UnsupportedModelError:
     """The error for a directory or a repo that holds a LoRA adapter without a model."""
     return UnsupportedModelError(
         f"{place} holds a LoRA adapter.",
-        "An adapter is a change to a base model, and is not supported by itself.",
-        "Merge it into its base model (peft: merge_and_unload), save that, and give its directory.",
+        "An adapter is a change to a base model, and no model by itself.",
+        "Give its base model, and the adapter's directory with --adapter (in Python: adapters={name: path}).",
     )
 
 

@@ -128,11 +128,11 @@ class HuggingFace:
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
         """See ``Source.rows``."""
-        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[self._own_rows(name, rows)]
+        values: npt.NDArray[Any] = self.checkpoint.read(self._own_names[name])[self.own_rows(name, rows)]
         return values
 
-    def _own_rows(self, name: str, rows: Rows) -> Rows:
-        """Rows of the checkpoint. Encoders rotate nothing."""
+    def own_rows(self, name: str, rows: Rows) -> Rows:
+        """Where rows with adjacent rotary pairs are in the checkpoint. Encoders rotate nothing."""
         return rows if self._encodes else paired_rows(name, rows, self._config)
 
     @cached_property
@@ -187,7 +187,7 @@ class Mlx(HuggingFace):
         """See ``Source.rows``."""
         if not isinstance(self._stored[name].format, Affine):
             return super().rows(name, rows)
-        own = self._own_rows(name, rows)
+        own = self.own_rows(name, rows)
         weight = self._own_names[name]
         packed, scales, biases = (self.checkpoint.read(_beside(weight, s))[own] for s in ("weight", "scales", "biases"))
         return packed, scales, biases
