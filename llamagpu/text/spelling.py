@@ -1,0 +1,100 @@
+"""A vocabulary as bytes, for grammars: what each token adds to a text, and which characters it can spell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagpu.text.shape import library
+from llamagpu.text.tokenizer import Tokenizer
+
+Mask = npt.NDArray[np.uint32]
+_ANCHOR = "\n"
+
+
+class Spelling:
+    """The bytes of a vocabulary's tokens, as llguidance takes them.
+
+    Special tokens have none, because they are not part of the text. An id behind the last stands for the end: the
+    library needs one, and ours are added to its masks, so that requests may have their own.
+
+    Attributes:
+        tokenizer: llguidance's view of the vocabulary.
+        spaced: the mask of tokens that begin with a space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        size = max(tokenizer.vocab.values(), default=-1) + 1
+        self._words = -(-vocab_size // 32)
+        self._encode = tokenizer.encode
+        self._bytes = [b"" if i in tokenizer.special_ids else tokenizer.token_bytes(i) for i in range(size)]
+        self._whole = set(self._bytes)
+        self.spaced = self.bits(i for i, text in enumerate(self._bytes) if text.startswith(b" "))
+        self._filled = size // 32 + 1  # words that the library writes
+        self.tokenizer = library().LLTokenizer(_Wrapper([*self._bytes, b""], self._ids))
+
+    def missing(self, text: str) -> list[str]:
+        """The characters of a text that the vocabulary cannot spell by themselves."""
+        return sorted(c for c in set(text) if not self._spells(c.encode()))
+
+    def _spells(self, text: bytes) -> bool:
+        return text in self._whole or all(bytes([b]) in self._whole for b in text)
+
+    def bits(self, ids: Iterable[int]) -> Mask:
+        """The mask of these tokens."""
+        out = np.zeros(self._words, np.uint32)
+        for i in ids:
+            out[i // 32] |= np.uint32(1 << (i % 32))
+        return out
+
+    def is_spaced(self, token: int) -> bool:
+        """Whether a token begins with a space."""
+        return 0 <= token < len(self._bytes) and self._bytes[token].startswith(b" ")
+
+    def mask(self, matcher: Any) -> Mask:
+        """The mask of the next tokens, without the end; empty where nothing can follow."""
+        out = np.zeros(max(self._words, self._filled), np.uint32)
+        if matcher.is_stopped():
+            return out[: self._words]
+        matcher.unsafe_compute_mask_ptr(out.ctypes.data, 4 * self._filled)
+        end = len(self._bytes)
+        out[end // 32] &= np.uint32(~(1 << (end % 32)) & 0xFFFFFFFF)
+        return out[: self._words]
+
+    def _ids(self, text: bytes) -> list[int]:
+        """The ids that a model would most likely write for a text in progress."""
+        try:
+            whole = text.decode()
+        except UnicodeDecodeError:
+            return list(self.tokenizer.greedy_tokenize(text.decode(errors="replace")))
+        ids = self._encode(whole, special=False)
+        if self._text(ids) == text:
+            return ids
+        # Some tokenizers put a space before a text: a line break in front takes it away.
+        anchored = self._encode(_ANCHOR + whole, special=False)
+        for begin in range(1, 4):
+            if self._text(anchored[begin:]) == text:
+                return anchored[begin:]
+        return list(self.tokenizer.greedy_tokenize(whole))
+
+    def _text(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self._bytes[i] for i in ids)
+
+
+class _Wrapper:
+    """What llguidance's LLTokenizer reads (llguidance._tokenizer.TokenizerWrapper)."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], encode: Any):
+        self.tokens, self._encode = tokens, encode
+        self.eos_token_id = len(tokens) - 1
+        self.special_token_ids = [self.eos_token_id]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        ids: list[int] = self._encode(text if isinstance(text, bytes) else text.encode())
+        return ids
