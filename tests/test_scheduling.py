@@ -100,7 +100,7 @@ def test_a_long_prompt_does_not_stall_a_stream(story: LLM, monkeypatch: pytest.M
     runner, rows, between = engine._runner, [], []
     for rate, most in ((1.0, 16), (1e9, 32), (1e15, 512)):
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "_rate", rate)
+            patch.setattr(runner._rate, "work", rate)
             assert runner.chunk_rows(beside=True) == most
             assert runner.chunk_rows(beside=False) == 512
     monkeypatch.setattr(runner, "chunk_rows", lambda beside: 16 if beside else 512)

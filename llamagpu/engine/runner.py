@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from collections.abc import Sequence as Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llamagpu.engine.request import NotFinite, Sequence, Token
+from llamagpu.engine.rate import Rate
+from llamagpu.engine.request import Draft, NotFinite, Outcome, Sequence, Token
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.kernels.step import Sampled
+from llamagpu.kernels.sampling import mask_words
+from llamagpu.kernels.step import Sampled, Words
 from llamagpu.model import Model
 from llamagpu.model.forward import BATCHES, HEAD_ROWS, ROW_BUCKETS, batch_limit, bucket
 from llamagpu.model.step import Chunk, Reading, Row, pack_rows_of
 
-PACE_SECONDS = 0.1  # goal for one submission of a prefill, and for a prefill beside running sequences
-STEP_SECONDS = 1.0  # most for one submission of a step: drivers stop commands that run for seconds
-# Multiply-adds a second, assumed until a long prompt has shown the true rate.
-_RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
 _LEAST_ROWS = 16  # of a prefill beside running sequences
-
-Outcome = Token | NotFinite
 
 
 @dataclass
@@ -41,7 +35,7 @@ class Runner:
     def __init__(self, device: Device, model: Model):
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
-        self._rate = _RATE[device.adapter.kind]
+        self._rate = Rate(device.adapter.kind)
 
     def begin(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
@@ -84,12 +78,12 @@ class Runner:
     # --- prompts ----------------------------------------------------------------------------
 
     def chunk_rows(self, beside: bool) -> int:
-        """Most rows of a prefill pass. ``beside`` running sequences it takes no longer than ``PACE_SECONDS``, if that
-        is possible."""
+        """Most rows of a prefill pass. ``beside`` running sequences it takes about ``rate.PACE_SECONDS``, if that is
+        possible."""
         most = self._model.sizes.rows
         if not beside:
             return most
-        rows = self._rate * PACE_SECONDS * _LEAST_ROWS / self._forward.prefill(_LEAST_ROWS).work
+        rows = self._rate.paced * _LEAST_ROWS / self._forward.prefill(_LEAST_ROWS).work
         return max(b for b in ROW_BUCKETS if b <= max(_LEAST_ROWS, min(rows, most)))
 
     def pack(self, sequences: Iterable[Sequence], most: int) -> list[tuple[Sequence, int]]:
@@ -116,7 +110,7 @@ class Runner:
         rows = bucket(min(rows, self._model.sizes.rows))
         begins = self._state.write_prompts(chunks, rows)
         self._settled = ()
-        self._run_paced(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
+        self._rate.run_prompt(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
         picks = []
         for (sequence, count), begin in zip(pack, begins, strict=True):
             if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
@@ -143,7 +137,9 @@ class Runner:
         batch, rows = tuple(s for s, _ in picks), bucket(len(picks), BATCHES)
         self._state.pick([row for _, row in picks] + [picks[-1][1]] * (rows - len(picks)))
         self._write_state(batch, [s.row_at(s.length - 1) for s in batch], rows)
-        flight = self._submit(batch, self._forward.first(rows, self._plain(batch)))
+        if _guided(batch):
+            self._state.write_masks(self._masks([Draft(s) for s in batch]))
+        flight = self._submit(batch, self._forward.first(rows, self._plain(batch), _guided(batch)))
         return list(zip(batch, self._outcomes(flight), strict=True))
 
     def replay(self, sequence: Sequence) -> None:
@@ -155,16 +151,9 @@ class Runner:
         self._state.write_rows(rows, bucket(count, BATCHES))
         self._settled, sequence.counted = (), False
         plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True)
-        self._run_paced(plan, sequence.cancelled.is_set)
+        self._rate.run_prompt(plan, sequence.cancelled.is_set)
         if not sequence.cancelled.is_set():
             sequence.length += count
-
-    def _run_paced(self, plan: Plan, cancelled: Callable[[], bool]) -> None:
-        """Run a plan in submissions of about ``PACE_SECONDS``, and learn the rate from a long one."""
-        pace, start = self._rate * PACE_SECONDS, time.perf_counter()
-        plan.run(segment_work=pace, cancelled=cancelled)
-        if not cancelled() and plan.work > 10 * pace:  # all but the last two submissions are done
-            self._rate = (plan.work - 2 * pace) / (time.perf_counter() - start)
 
     def _collect_logits(self, sequence: Sequence, rows: int) -> None:
         """Read the wanted logits of the last chunk, which had ``rows`` positions."""
@@ -185,7 +174,7 @@ class Runner:
     @property
     def segment_work(self) -> float:
         """The most multiply-adds of one submission, at the rate that is known."""
-        return self._rate * STEP_SECONDS
+        return self._rate.segment_work
 
     def follows(self, batch: tuple[Sequence, ...]) -> bool:
         """Whether the device holds the state of these sequences, so that a step needs nothing from the host."""
@@ -211,24 +200,42 @@ class Runner:
             sequence.length += 1
         return self._outcomes(flight)
 
-    def verify(self, drafts: Iterable[tuple[Sequence, list[int]]]) -> list[list[Outcome]]:
+    def verify(self, drafts: Iterable[Draft]) -> list[list[Outcome]]:
         """One step with a row for the newest token of each sequence and for every guess after it. Returns the next
         tokens of each: those that agree with its guesses, and one more. Nothing may be in flight."""
         rows, owners = [], []
-        for s, guesses in drafts:
-            for i, token in enumerate((s.tokens[s.length], *guesses)):
+        for d in drafts:
+            s = d.sequence
+            for i, token in enumerate((s.tokens[s.length], *d.tokens)):
                 rows.append(replace(s.row(), token=token, position=s.length + i))
                 owners.append(s)
-        self._write_state(tuple(owners), rows, bucket(len(rows), BATCHES))
-        self._settled = ()  # rows of one sequence do not follow one another
-        positions = max(s.request.most for s in owners)
-        plan = self._forward.decode(bucket(len(rows), BATCHES), positions, self._plain(owners))
-        results, out, first = self._outcomes(self._submit(tuple(owners), plan)), [], 0
-        for s, guesses in drafts:
-            out.append(_agreeing(results[first : first + len(guesses) + 1], guesses))
-            s.length += len(out[-1])
-            first += len(guesses) + 1
+        results, out, first = self._outcomes(self._verified(drafts, rows, tuple(owners))), [], 0
+        for d in drafts:
+            out.append(d.agreed(results[first : first + len(d.tokens) + 1]))
+            d.sequence.length += len(out[-1])
+            first += len(d.tokens) + 1
         return out
+
+    def _verified(self, drafts: Iterable[Draft], rows: list[Row], owners: tuple[Sequence, ...]) -> Flight:
+        """The step of ``verify``. If it needs masks, they are made while the device computes the logits."""
+        size, positions, plain = bucket(len(rows), BATCHES), max(s.request.most for s in owners), self._plain(owners)
+        self._write_state(owners, rows, size)
+        self._settled = ()  # rows of one sequence do not follow one another
+        if not _guided(owners):
+            return self._submit(owners, self._forward.decode(size, positions, plain))
+        self._rate.run_step(self._forward.trunk(size, positions))
+        self._state.write_masks(self._masks(drafts))
+        return self._submit(owners, self._forward.masked(size, plain))
+
+    def _masks(self, drafts: Iterable[Draft]) -> Words:
+        """The tokens that each row of a step may take."""
+        counts = [len(d.tokens) + 1 for d in drafts]
+        masks, first = np.full((sum(counts), mask_words(self._model.config.vocab_size)), ~np.uint32(0)), 0
+        for d, count in zip(drafts, counts, strict=True):
+            if d.sequence.guide is not None:
+                d.sequence.guide.masks(masks[first : first + count], d.tokens)
+            first += count
+        return masks
 
     def room(self, batch: Iterable[Sequence]) -> int:
         """Rows of a step for guesses, beside the rows of a batch."""
@@ -259,14 +266,13 @@ class Runner:
             if s.request.settings.counted and not s.counted:
                 self._state.count_tokens(s.slot, s.request.prompt, s.tokens[len(s.request.prompt) :])
                 s.counted = True
-        self._state.write_rows(state, rows)
+        self._state.write_rows(state, rows, _guided(batch))
         self._settled = batch
 
     def _submit(self, batch: tuple[Sequence, ...], plan: Plan) -> Flight:
         """Run a plan that samples, and copy its results to staging memory."""
         reading, windows = self._state.reading([s.request.settings for s in batch])
-        most = self.segment_work
-        plan.run(read=(reading.slot, windows), segment_work=most if plan.work > most else None)
+        self._rate.run_step(plan, (reading.slot, windows))
         return Flight(batch, reading)
 
     def _outcomes(self, flight: Flight) -> list[Outcome]:
@@ -274,12 +280,9 @@ class Runner:
         return [_outcome(sequence, result) for sequence, result in zip(flight.batch, sampled, strict=True)]
 
 
-def _agreeing(results: list[Outcome], guesses: list[int]) -> list[Outcome]:
-    """The results up to the first one whose row had a wrong token before it."""
-    for i, (result, guess) in enumerate(zip(results, guesses, strict=False)):
-        if not isinstance(result, Token) or result.id != guess:
-            return results[: i + 1]
-    return results
+def _guided(batch: Iterable[Sequence]) -> bool:
+    """Whether a sequence follows a grammar, so that its step needs masks."""
+    return any(s.guide is not None for s in batch)
 
 
 def _outcome(sequence: Sequence, result: Sampled) -> Outcome:

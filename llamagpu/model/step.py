@@ -110,8 +110,9 @@ class StepState:
         """The rows of a prompt whose logits are computed."""
         self._write(self.picks, step_rows(rows, 0))
 
-    def write_rows(self, batch: Sequence[Row], rows: int) -> None:
-        """One position each of several sequences; padding rows up to ``rows``."""
+    def write_rows(self, batch: Sequence[Row], rows: int, masked: bool = False) -> None:
+        """One position each of several sequences; padding rows up to ``rows``. ``masked`` steps read settings even if
+        all are plain."""
         plain, padding = all(r.settings.plain for r in batch), rows - len(batch)
         state = step_rows([0] * rows, 0, self.dump)
         for words, row in zip(state, batch, strict=False):
@@ -120,11 +121,17 @@ class StepState:
         self._write(self.rows, state)
         self._write(self.sampler.draws, np.stack(draws + [Settings().draw(True)] * padding))
         self._write(self.sampler.cuts, no_cuts(rows))
-        if not plain:
+        if masked or not plain:
             # A plain row keeps its raw logits, so that it draws the token that it draws in a plain step.
             packed = [(Settings() if r.settings.plain else r.settings).pack() for r in batch]
             packed += [Settings().pack()] * padding
             self._write(self.sampler.settings, np.stack(packed))
+
+    def write_masks(self, masks: Words) -> None:
+        """The tokens that each row of a step may take: uint32 [rows, ⌈vocab / 32⌉], see ``Sampler.masks``."""
+        words = np.zeros((len(masks), self.sampler.masks.stride), np.uint32)
+        words[:, : masks.shape[1]] = masks
+        self._write(self.sampler.masks, words)
 
     def count_tokens(self, slot: int, prompt: Sequence[int], made: Sequence[int]) -> None:
         """Set the counts of a slot's tokens, which penalties read. ``made`` are the tokens made so far."""
