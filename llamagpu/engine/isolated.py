@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,12 @@ class _Running:
             sequence.events.put("cancelled")
             return None
         made = tuple(sequence.tokens[len(request.prompt) :])
-        if made and (made[-1] in request.stop_ids or len(made) >= request.limit):
-            sequence.events.put("stop" if made[-1] in request.stop_ids else "length")
+        ended = bool(made) and (made[-1] in request.stop_ids or _ended(request, made))
+        if ended or len(made) >= request.limit:
+            sequence.events.put("stop" if ended else "length")
             return None
-        return messages.Submit(id, request, made)
+        outline = None if request.guide is None else request.guide.outline
+        return messages.Submit(id, replace(request, guide=None), made, outline)
 
     def take(self, event: Any, cached: int | None = None) -> bool:
         """Take an event; whether it was the last one."""
@@ -73,6 +75,16 @@ class _Running:
             sequence.length = max(sequence.length, len(sequence.request.prompt))
         sequence.events.put(event)
         return not isinstance(event, Token)
+
+
+def _ended(request: Request, made: Iterable[int]) -> bool:
+    """Whether nothing can follow the new tokens by the request's guide."""
+    if request.guide is None:
+        return False
+    guide = request.guide.copy()
+    for token in made:
+        guide.take(token)
+    return guide.ended
 
 
 @dataclass

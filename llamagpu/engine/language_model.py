@@ -25,6 +25,7 @@ from llamagpu.model.fit import Load
 from llamagpu.model.layout import Layout
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
+from llamagpu.text.guide import Guides
 
 
 class LanguageModel(Unique):
@@ -70,6 +71,7 @@ class LanguageModel(Unique):
         self._session = self._open_session(options, progress, isolate)
         self._places = Places(self._session.engine, queue)
         self._prompts = Prompts(self.name, self._tokenizer, templates, prepared.config.vocab_size, self.context)
+        self._guides = Guides(self._tokenizer, prepared.config.vocab_size, prepared.config.eos_token_id)
         if verify:
             verified(self)
 

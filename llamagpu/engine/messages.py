@@ -15,6 +15,7 @@ from typing import IO, Any
 from llamagpu.engine.request import Request
 from llamagpu.errors import LlamaGPUError
 from llamagpu.model.packs import Encoded
+from llamagpu.text.guide import Outline
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Submit:
-    """A request of a decoder, and the tokens that were made for it before."""
+    """A request of a decoder, the tokens that were made for it before, and the outline of its guide, which stays."""
 
     id: int
     request: Request
     made: Sequence[int] = ()
+    outline: Outline | None = None
 
 
 @dataclass(frozen=True)

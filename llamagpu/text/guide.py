@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ from llamagpu.text.tokenizer import Tokenizer
 _KEPT = 64  # compiled grammars
 _DEAD = "No token of the model continues the output."
 Mask = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What makes a guide again, in another process: the arguments of ``Guides.guide``."""
+
+    shape: Shape
+    stop_ids: frozenset[int]
+    begins: bool
 
 
 class Guides:
@@ -61,9 +71,13 @@ class Guides:
                 while len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
         stops = self._stop_ids if stop_ids is None else stop_ids
-        guide = Guide(matcher.deep_copy(), spelling, stops, begins=begins)
-        guide.check(shape)
+        guide = Guide(matcher.deep_copy(), spelling, Outline(shape, stops, begins))
+        guide.check()
         return guide
+
+    def again(self, outline: Outline) -> Guide:
+        """The beginning of the output of a guide of another process."""
+        return self.guide(outline.shape, outline.stop_ids, begins=outline.begins)
 
 
 def _compiled(shape: Shape, spelling: Spelling) -> Any:
@@ -83,14 +97,14 @@ def _compiled(shape: Shape, spelling: Spelling) -> Any:
 class Guide:
     """The state of one output within its grammar. One thread at a time may use it."""
 
-    def __init__(self, matcher: Any, spelling: Spelling, stop_ids: frozenset[int], *, begins: bool):
-        self._matcher, self._spelling, self._stop_ids = matcher, spelling, stop_ids
-        self._stops = spelling.bits(stop_ids)
-        self._bare = begins  # whether no space may begin the next token
+    def __init__(self, matcher: Any, spelling: Spelling, outline: Outline):
+        self._matcher, self._spelling, self.outline = matcher, spelling, outline
+        self._stop_ids, self._stops = outline.stop_ids, spelling.bits(outline.stop_ids)
+        self._bare = outline.begins  # whether no space may begin the next token
         self._over = False  # whether a stop token was taken
         self._forced = self._ahead()
 
-    def check(self, shape: Shape) -> None:
+    def check(self) -> None:
         """Refuse an output that cannot begin.
 
         Raises:
@@ -99,7 +113,7 @@ class Guide:
         row = self._row(self._forced)
         if self._matcher.is_error() or not row.any():
             why = "No token of the model's vocabulary begins it, or nothing satisfies it."
-            raise UsageError(f"The model cannot write {shape.name}.", why)
+            raise UsageError(f"The model cannot write {self.outline.shape.name}.", why)
 
     def copy(self) -> Guide:
         """An independent guide in the same state."""
@@ -126,7 +140,7 @@ class Guide:
         self._forced = self._forced or self._ahead()
 
     def _consumes(self, token: int) -> bool:
-        if self._bare and self._spelling.is_spaced(token):
+        if self._bare and self._spelling.drops(token):
             return False
         return bool(self._matcher.try_consume_tokens([token]) == 1)
 
@@ -187,7 +201,7 @@ class Guide:
             return self._spelling.bits(forced[:1])
         row = self._spelling.mask(self._matcher) & ~self._stops
         if self._bare:
-            row &= ~self._spelling.spaced
+            row &= ~self._spelling.dropped
         return row | self._stops if self.complete else row
 
     def _ahead(self) -> list[int]:
@@ -197,9 +211,7 @@ class Guide:
         tokens: list[int] = self._matcher.compute_ff_tokens()
         tokens = tokens[: self._matcher.validate_tokens(tokens)]
         banned = (
-            i
-            for i, t in enumerate(tokens)
-            if t in self._stop_ids or (not i and self._bare and self._spelling.is_spaced(t))
+            i for i, t in enumerate(tokens) if t in self._stop_ids or (not i and self._bare and self._spelling.drops(t))
         )
         return tokens[: next(banned, len(tokens))]
 

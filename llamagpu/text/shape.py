@@ -14,7 +14,7 @@ from llamagpu.errors import UsageError, shown
 from llamagpu.text.hints import schema_of
 from llamagpu.text.json_schema import JSON_OBJECT, check_end, check_schema, literals
 
-OPTIONS = ("json_schema", "json_object", "regex", "choices", "grammar")
+SHAPES = ("json_schema", "json_object", "regex", "choices", "grammar")
 _MOST_TEXT = 200_000  # characters of a schema, regex or grammar
 _MOST_CHOICES = 10_000
 _LEXER_FUEL = 1_000_000
@@ -55,7 +55,7 @@ def shape_of(
     if not isinstance(json_object, bool):
         raise UsageError(f"json_object is {shown(json_object)}.", "It must be true or false.")
     values: tuple[Any, ...] = (json_schema, json_object or None, regex, choices, grammar)
-    given = {name: value for name, value in zip(OPTIONS, values, strict=True) if value is not None}
+    given = {name: value for name, value in zip(SHAPES, values, strict=True) if value is not None}
     if not given:
         return None
     if len(given) > 1:

@@ -23,7 +23,7 @@ class Spelling:
 
     Attributes:
         tokenizer: llguidance's view of the vocabulary.
-        spaced: the mask of tokens that begin with a space.
+        dropped: the mask of tokens that lose their first space where they begin a text.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
@@ -32,7 +32,10 @@ class Spelling:
         self._encode = tokenizer.encode
         self._bytes = [b"" if i in tokenizer.special_ids else tokenizer.token_bytes(i) for i in range(size)]
         self._whole = set(self._bytes)
-        self.spaced = self.bits(i for i, text in enumerate(self._bytes) if text.startswith(b" "))
+        spaced = [i for i, text in enumerate(self._bytes) if text.startswith(b" ")]
+        drops = bool(spaced) and not tokenizer.decode(spaced[:1], skip_special=False).startswith(" ")
+        self._dropped = frozenset(spaced) if drops else frozenset()
+        self.dropped = self.bits(self._dropped)
         self._filled = size // 32 + 1  # words that the library writes
         self.tokenizer = library().LLTokenizer(_Wrapper([*self._bytes, b""], self._ids))
 
@@ -50,9 +53,9 @@ class Spelling:
             out[i // 32] |= np.uint32(1 << (i % 32))
         return out
 
-    def is_spaced(self, token: int) -> bool:
-        """Whether a token begins with a space."""
-        return 0 <= token < len(self._bytes) and self._bytes[token].startswith(b" ")
+    def drops(self, token: int) -> bool:
+        """Whether a token loses its space where it begins a text."""
+        return token in self._dropped
 
     def mask(self, matcher: Any) -> Mask:
         """The mask of the next tokens, without the end; empty where nothing can follow."""
