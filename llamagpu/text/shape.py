@@ -20,6 +20,8 @@ _MOST_CHOICES = 10_000
 _LEXER_FUEL = 1_000_000
 _LEXER_STATES = 50_000
 _SYMBOLS = 200_000
+# What a schema is given, so that its JSON has the spaces of ``json.dumps``.
+SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ def shape_of(
         raise UsageError(f"{' and '.join(given)} exclude one another.", why, "Give one of them.")
     ((name, value),) = given.items()
     return _MAKERS[name](value)
+
+
+def lark_shape(name: str, text: str, needs: tuple[str, ...]) -> Shape:
+    """The shape of a grammar that was made here for the option ``name``. It may name special tokens, which cannot be
+    checked before there is a vocabulary.
+
+    Raises:
+        UsageError: it is too large.
+    """
+    return Shape(name, _lark(_bounded(name, text)), needs)
 
 
 def library() -> Any:
@@ -118,9 +130,7 @@ def _schema_grammar(text: str) -> str:
 
     Free whitespace lets small models write spaces without end, and makes nothing certain in advance.
     """
-    options = '{"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}'
-    schema = json.loads(text) | {"x-guidance": json.loads(options)}
-    return json.dumps({"grammars": [{"json_schema": schema}]}, ensure_ascii=False)
+    return json.dumps({"grammars": [{"json_schema": json.loads(text) | SPACING}]}, ensure_ascii=False)
 
 
 def _json_object(_: Any) -> Shape:
