@@ -27,7 +27,7 @@ _MOST_COMPARED = 20_000_000  # pairs of a special token and a text that the temp
 _PROBE = "PROBE_OF_PARTS"
 _USER = {"role": "user", "content": _PROBE}
 _FUNCTION: dict[str, Any] = {"name": "probed_0", "description": "", "parameters": {"type": "object", "properties": {}}}
-_TOOL = {"type": "function", "function": _FUNCTION}
+_TOOL: dict[str, Any] = {"type": "function", "function": _FUNCTION}
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 

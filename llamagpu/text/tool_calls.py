@@ -15,6 +15,22 @@ _MOST_NAME = 256  # characters of a name with the id after it
 _SPACES = " \t\r\n"
 
 
+class NoCalls:
+    """Takes the place of a ``CallReader`` where no tools are offered: all is text."""
+
+    calls: tuple[ToolCall, ...] = ()
+    deltas: tuple[dict[str, Any], ...] = ()
+    full = False
+
+    def push(self, text: str) -> str:
+        """The text."""
+        return text
+
+    def end(self) -> str:
+        """Nothing was held back."""
+        return ""
+
+
 class CallReader:
     """Divides an answer into text and calls. However the text is cut into pieces, the result is the same.
 
@@ -175,9 +191,7 @@ class CallReader:
             self._begun = True
             self._told += 1
             function = {"name": name, "arguments": ""}
-            self.deltas.append(
-                {"index": self._told - 1, "id": self._call.id, "type": "function", "function": function}
-            )
+            self.deltas.append({"index": self._told - 1, "id": self._call.id, "type": "function", "function": function})
         if piece:
             self.deltas.append({"index": self._told - 1, "function": {"arguments": piece}})
 

@@ -15,9 +15,7 @@ from llamagpu.text.tool_forms import Form
 _MOST_CALLS = 16  # of an answer, so that it ends
 
 
-def call_shape(
-    form: Form, tools: Sequence[Mapping[str, Any]], special: Mapping[str, int], *, several: bool
-) -> Shape:
+def call_shape(form: Form, tools: Sequence[Mapping[str, Any]], special: Mapping[str, int], *, several: bool) -> Shape:
     """What an answer looks like that calls one of these tools, or several in a row.
 
     Args:

@@ -45,12 +45,12 @@ class ToolUse:
 
 
 def tool_use(
-    template: ChatTemplate, tokenizer: Tokenizer, tools: Any, choice: Any = "auto", parallel: Any = True
+    template: ChatTemplate | None, tokenizer: Tokenizer, tools: Any, choice: Any = "auto", parallel: Any = True
 ) -> ToolUse | None:
     """How an answer may use tools; None if there are none, or none may be called.
 
     Args:
-        template: the chat template for conversations with tools.
+        template: the chat template for conversations with tools; needed only where there are some.
         tools: JSON schemas of functions, or Python functions.
         choice: ``auto`` leaves it to the model. With ``none`` it is not told of the tools. ``required`` makes it call
             at least one tool, and a tool's name, or ``{"type": "function", "function": {"name": …}}``, that one.
@@ -66,8 +66,10 @@ def tool_use(
     offered = _checked(tools_of(tools) or [])
     if named not in ("auto", "none") and named not in (*([CHOICES[2]] if offered else []), *offered):
         names = ", ".join(offered) or "none"
-        raise UsageError(f"tool_choice is {shown(named)}.", f"It must be one of {', '.join(CHOICES)}, or a tool: {names}.")
-    if not offered or named == "none":
+        raise UsageError(
+            f"tool_choice is {shown(named)}.", f"It must be one of {', '.join(CHOICES)}, or a tool: {names}."
+        )
+    if template is None or not offered or named == "none":
         return None
     form = _form(template)
     special = {text: id for text in sorted(form.marks) if (id := tokenizer.special_id(text)) is not None}
@@ -102,9 +104,13 @@ def _checked(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"{shown(name)} is no name of a tool.", "It has 1 to 64 letters, digits, _, - and dots.")
         if name in out or name in CHOICES:
             why = "It is a value of tool_choice." if name in CHOICES else "A call could mean either."
-            raise UsageError(f"A tool cannot have the name {name}." if name in CHOICES else f"Two tools are {name}.", why)
+            raise UsageError(
+                f"A tool cannot have the name {name}." if name in CHOICES else f"Two tools are {name}.", why
+            )
         if not isinstance(function.get("parameters", {}), dict):
-            raise UsageError(f"The parameters of {name} are {shown(function['parameters'])}.", "They are a JSON schema.")
+            raise UsageError(
+                f"The parameters of {name} are {shown(function['parameters'])}.", "They are a JSON schema."
+            )
         out[name] = {"type": "function", "function": function}
     return out
 
@@ -116,5 +122,7 @@ def _form(template: ChatTemplate) -> Form:
     if form is None:
         known = ", ".join(f.name for f in FORMS)
         what = "The model's chat template shows tool calls in an unknown form."
-        raise UsageError(what, f"The known forms: {known}.", "Use generate with apply_chat_template, and read its text.")
+        raise UsageError(
+            what, f"The known forms: {known}.", "Use generate with apply_chat_template, and read its text."
+        )
     return form
