@@ -17,15 +17,9 @@ import numpy.typing as npt
 from llamagpu.engine.arguments import items
 from llamagpu.engine.async_stream import AsyncStream, finished
 from llamagpu.engine.batch import Item
+from llamagpu.engine.chat_options import ChatOptions, RunOptions, takes_chat_options, takes_run_options
 from llamagpu.engine.llm import LLM
-from llamagpu.engine.params import (
-    ChatOptions,
-    GenerateOptions,
-    RunOptions,
-    takes_chat_options,
-    takes_options,
-    takes_run_options,
-)
+from llamagpu.engine.params import GenerateOptions, takes_options
 from llamagpu.engine.prompts import Prompt
 from llamagpu.engine.request import Reuse
 from llamagpu.engine.result import Result

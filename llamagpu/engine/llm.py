@@ -12,19 +12,17 @@ import numpy.typing as npt
 
 from llamagpu.engine.arguments import items, whole_in
 from llamagpu.engine.batch import Batch, Call, Item
-from llamagpu.engine.embeddings import Embeddings
-from llamagpu.engine.generating import Generating, checked_reuse
-from llamagpu.engine.params import (
+from llamagpu.engine.chat_options import (
     TEMPLATE_OPTIONS,
     TOOL_OPTIONS,
     ChatOptions,
-    GenerateOptions,
     RunOptions,
-    sampling_params,
     takes_chat_options,
-    takes_options,
     takes_run_options,
 )
+from llamagpu.engine.embeddings import Embeddings
+from llamagpu.engine.generating import Generating, checked_reuse
+from llamagpu.engine.params import GenerateOptions, sampling_params, takes_options
 from llamagpu.engine.prompts import Prompt
 from llamagpu.engine.request import Request, Reuse
 from llamagpu.engine.result import Result
@@ -159,7 +157,7 @@ class LLM(Generating):
         ``generate`` has it.
 
         Messages are dictionaries with ``role`` and ``content``, in OpenAI's form. The keyword arguments are described
-        in ``llamagpu.engine.params.ChatOptions``; sampling settings that are not given come from the model's
+        in ``llamagpu.engine.chat_options.ChatOptions``; sampling settings that are not given come from the model's
         generation_config.json. The cache keeps earlier conversations while it has room, and a conversation that begins
         the same reuses it, answers included (``reuse="any"`` of ``generate``).
 

@@ -9,7 +9,8 @@ from typing import Any, Unpack, cast
 
 from llamagpu.engine import LLM, Stream
 from llamagpu.engine.arguments import plain
-from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, row_settings, sampling_params
+from llamagpu.engine.chat_options import CHAT_DEFAULTS
+from llamagpu.engine.params import DEFAULTS, GenerateOptions, row_settings, sampling_params
 from llamagpu.errors import BusyError, DeviceLostError, LlamaGPUError, UsageError, shown
 from llamagpu.jobs.rows import Outcome, Row, value_of
 

@@ -18,6 +18,7 @@ from llamagpu.model.weights import Progress
 from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
 from llamagpu.server.gate import Gate
 from llamagpu.server.opening import Model, named, open_model
+from llamagpu.text.tools import ToolUse
 
 M = TypeVar("M", LLM, Embedder, CrossEncoder)
 DOES: dict[type, str] = {LLM: "generates text", Embedder: "embeds texts", CrossEncoder: "ranks documents"}
@@ -91,9 +92,15 @@ class Served:
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings
 
-    def start(self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse) -> Stream:
+    async def tool_use(self, options: Mapping[str, Any]) -> ToolUse | None:
+        """How a conversation uses tools, if it has some."""
+        return await asyncio.to_thread(lambda: self.llm.tool_use(**options))
+
+    def start(
+        self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse, tools: ToolUse | None = None
+    ) -> Stream:
         """Start a generation; closing the stream cancels it."""
-        return self.llm.stream(ids, reuse=reuse, **settings)
+        return self.llm.start(ids, settings, reuse=reuse, tools=tools)
 
     def embed(self, texts: Iterator[str], dimensions: int | None) -> Iterable[Any]:
         """The vectors of texts, one by one, as they are made; on a thread that may wait."""

@@ -27,7 +27,7 @@ _MOST_COMPARED = 20_000_000  # pairs of a special token and a text that the temp
 _PROBE = "PROBE_OF_PARTS"
 _USER = {"role": "user", "content": _PROBE}
 _FUNCTION: dict[str, Any] = {"name": "probed_0", "description": "", "parameters": {"type": "object", "properties": {}}}
-_TOOL: dict[str, Any] = {"type": "function", "function": _FUNCTION}
+_TOOL: dict[str, Any] = {"type": "function", "function": _FUNCTION, **_FUNCTION}  # in both forms that templates read
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -154,7 +154,8 @@ class ChatTemplate:
     @cached_property
     def takes_tools(self) -> bool:
         """Whether the template tells the model of the tools that it is given."""
-        return _TOOL["function"]["name"] in self._probed([_USER], [_TOOL])
+        text = self._probed([_USER], [_TOOL])  # empty if it needs arguments
+        return "tools" in self.variables and (not text or _TOOL["name"] in text)
 
     @cached_property
     def takes_several_calls(self) -> bool:

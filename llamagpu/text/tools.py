@@ -26,7 +26,7 @@ class ToolUse:
     """How a conversation uses its tools.
 
     Attributes:
-        tools: in OpenAI's form, for the chat template.
+        tools: JSON schemas as they were given, for the chat template.
         form: how calls are written.
         keep: ids of special tokens that belong to calls, so that decoding may not drop them.
         most: the most calls of an answer; None is any number.
@@ -63,7 +63,8 @@ def tool_use(
     named = _named(choice)
     if not isinstance(parallel, bool):
         raise UsageError(f"parallel_tool_calls is {shown(parallel)}.", "It must be true or false.")
-    offered = _checked(tools_of(tools) or [])
+    given = tools_of(tools) or []
+    offered = _checked(given)
     if named not in ("auto", "none") and named not in (*([CHOICES[2]] if offered else []), *offered):
         names = ", ".join(offered) or "none"
         raise UsageError(
@@ -78,7 +79,7 @@ def tool_use(
     if named != "auto":
         called = list(offered.values()) if named == "required" else [offered[named]]
         shape = call_shape(form, called, special, several=not one)
-    return ToolUse(list(offered.values()), form, frozenset(special.values()), 1 if one else None, shape)
+    return ToolUse(given, form, frozenset(special.values()), 1 if one else None, shape)
 
 
 def _named(choice: Any) -> str:
