@@ -66,6 +66,16 @@ def test_budget_of_a_filtered_token(story: LLM) -> None:
     assert counts.bytes["down"] <= TOKENS * (64 + 8 * 21)
 
 
+def test_budget_of_a_token_with_a_grammar(story: LLM) -> None:
+    """A mask adds a dispatch and vocab/8 bytes; it goes up between two command buffers, so that the host makes it while
+    the device works."""
+    counts = decode_census(story, regex=r"[\s\S]*")
+    assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 5)
+    assert sum(counts.objects.values()) == 3 * 2 * TOKENS
+    assert counts.bytes["up"] <= TOKENS * (story.config.vocab_size // 8 + 16)
+    assert counts.bytes["down"] <= 64 * TOKENS
+
+
 def test_budget_past_one_attention_run(tmp_path: Path, device: gpu.Device) -> None:
     """Past one attention run, the merge is a separate dispatch in each layer, or part of the projection."""
     c = random_models.config(max_position_embeddings=2048)

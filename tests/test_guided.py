@@ -94,7 +94,8 @@ def test_only_allowed_tokens_come_alone_and_in_company(story: LLM, guessing: LLM
     for (_, allowed), (tokens, reason) in zip(asked, alone, strict=True):
         if allowed is not None:
             ids = tuple(t.id for t in tokens)
-            assert reason == "stop" and not allowed(ids)
+            assert reason == "stop"
+            assert not allowed(ids)
             assert all(token in allowed(ids[:i]) for i, token in enumerate(ids))
     for llm in (story, guessing):
         assert [finish(s) for s in [start(llm, *a) for a in asked]] == alone
@@ -128,6 +129,8 @@ def test_an_end_by_length_a_dead_end_and_company(story: LLM) -> None:
     expected = finish(start(story, Settings(), None))
     running = [start(story, Settings(), allowed) for allowed in (dead, None, lambda _: FEW)]
     (broken, error), plain, (cut, reason) = map(finish, running)
-    assert isinstance(error, LlamaGPUError) and len(broken) <= 3
+    assert isinstance(error, LlamaGPUError)
+    assert len(broken) <= 3
     assert plain == expected
-    assert reason == "length" and len(cut) == 24
+    assert reason == "length"
+    assert len(cut) == 24

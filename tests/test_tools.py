@@ -514,11 +514,12 @@ def test_calls_over_http(url: str, caller: LLM) -> None:
             ({"tools": [{"type": "function"}]}, "is not a tool"),
             ({"model": "stories"}, "does not know tools"),
             ({"tools": 3}, "list"),
+            ({"response_format": {"type": "json_object"}}, "response_format and tools exclude"),
         ):
             refused = client.post(CHAT, json=body | more)
             assert refused.status_code == 400
             assert why in error(refused)["message"]
-            assert error(refused)["param"] == "tools"
+            assert error(refused)["param"] == ("response_format" if "response_format" in more else "tools")
 
 
 @pytest.mark.slow

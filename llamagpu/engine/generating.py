@@ -40,13 +40,17 @@ class Generating(LanguageModel):
         return self._tokenizer.token_bytes(self._prompts.checked([token_id])[0])
 
     def tool_use(self, tools: Any = None, tool_choice: Any = "auto", parallel_tool_calls: Any = True) -> ToolUse | None:
-        """How the answers of a conversation use tools, for ``start``; None if they use none.
+        """How the answers of a conversation use tools, for ``start``; None if they use none. A grammar that they need
+        is compiled.
 
         Raises:
-            UsageError: see ``llamagpu.text.tools.tool_use``.
+            UsageError: see ``llamagpu.text.tools.tool_use``; or the model's vocabulary cannot spell a forced call.
         """
         template = self._prompts.template(tools) if tools else None
-        return tool_use(template, self._tokenizer, tools, tool_choice, parallel_tool_calls)
+        use = tool_use(template, self._tokenizer, tools, tool_choice, parallel_tool_calls)
+        if use is not None and use.shape is not None:
+            self._guides.guide(use.shape)
+        return use
 
     def start(
         self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse, tools: ToolUse | None = None

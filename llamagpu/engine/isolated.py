@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,7 @@ class _Running:
 
     def __init__(self, request: Request, cancel: Callable[[], None]):
         self.sequence = Sequence(request, cancelled=_Cancelled(cancel))
+        self._last: str | Exception | None = None  # the event that follows the tokens so far, if none comes after them
 
     def message(self, id: int) -> messages.Submit | None:
         """What asks a process for the rest; None if nothing is left to ask for."""
@@ -57,13 +58,11 @@ class _Running:
         if sequence.cancelled.is_set():
             sequence.events.put("cancelled")
             return None
-        made = tuple(sequence.tokens[len(request.prompt) :])
-        ended = bool(made) and (made[-1] in request.stop_ids or _ended(request, made))
-        if ended or len(made) >= request.limit:
-            sequence.events.put("stop" if ended else "length")
+        if self._last is not None:
+            sequence.events.put(self._last)
             return None
         outline = None if request.guide is None else request.guide.outline
-        return messages.Submit(id, replace(request, guide=None), made, outline)
+        return messages.Submit(id, replace(request, guide=None), tuple(sequence.tokens[len(request.prompt) :]), outline)
 
     def take(self, event: Any, cached: int | None = None) -> bool:
         """Take an event; whether it was the last one."""
@@ -71,20 +70,10 @@ class _Running:
         if sequence.events.cached is None:
             sequence.events.cached = cached
         if isinstance(event, Token):
-            sequence.tokens.append(event.id)
+            self._last = sequence.take(event.id)
             sequence.length = max(sequence.length, len(sequence.request.prompt))
         sequence.events.put(event)
         return not isinstance(event, Token)
-
-
-def _ended(request: Request, made: Iterable[int]) -> bool:
-    """Whether nothing can follow the new tokens by the request's guide."""
-    if request.guide is None:
-        return False
-    guide = request.guide.copy()
-    for token in made:
-        guide.take(token)
-    return guide.ended
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 from llamagpu.engine.arguments import items, number_in, out_of_range, plain, whole_in
 from llamagpu.errors import UsageError
 from llamagpu.kernels.step import LIKELY, Settings
-from llamagpu.text.shape import SHAPES, Shape, shape_of
+from llamagpu.text.shape import SHAPES, Shape, schema_dict, shape_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,6 +163,13 @@ def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingPa
         bool(o["ignore_eos"]),
         shape_of(**{name: o[name] for name in SHAPES}),
     )
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain data of JSON; a schema may be given as a type."""
+    schema = settings.get("json_schema")
+    given = {**settings} if schema is None else {**settings, "json_schema": schema_dict(schema)}
+    return {name: plain(value) for name, value in given.items()}
 
 
 def row_settings(row: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -> dict[str, Any]:

@@ -219,8 +219,10 @@ class Runner:
     def _verified(self, drafts: Iterable[Draft], rows: list[Row], owners: tuple[Sequence, ...]) -> Flight:
         """The step of ``verify``. If it needs masks, they are made while the device computes the logits."""
         size, positions, plain = bucket(len(rows), BATCHES), max(s.request.most for s in owners), self._plain(owners)
-        self._write_state(owners, rows, size)
-        self._settled = ()  # rows of one sequence do not follow one another
+        if not self.follows(owners):
+            self._write_state(owners, rows, size)
+        if any(d.tokens for d in drafts):
+            self._settled = ()  # rows of one sequence do not follow one another
         if not _guided(owners):
             return self._submit(owners, self._forward.decode(size, positions, plain))
         self._rate.run_step(self._forward.trunk(size, positions))

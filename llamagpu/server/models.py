@@ -15,9 +15,10 @@ from llamagpu.engine.request import Reuse
 from llamagpu.errors import DeviceLostError, UsageError
 from llamagpu.model import DEFAULT_MODEL
 from llamagpu.model.weights import Progress
-from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
+from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError, about
 from llamagpu.server.gate import Gate
 from llamagpu.server.opening import Model, named, open_model
+from llamagpu.text.shape import SHAPES
 from llamagpu.text.tools import ToolUse
 
 M = TypeVar("M", LLM, Embedder, CrossEncoder)
@@ -87,7 +88,11 @@ class Served:
 
         Raises:
             UsageError: a value is out of its range.
+            RequestError: the model cannot write what ``response_format`` asks for.
         """
+        shape = {name: options[name] for name in SHAPES if name in options}
+        with about("response_format"):
+            self.llm.prepare_shape(**shape)  # once, and on this thread, which may wait
         settings = {**self.llm.chat_settings, **options}
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import LlamaGPUError, UsageError, shown
-from llamagpu.text.shape import Shape, library, limits
+from llamagpu.text.grammar import compiled
+from llamagpu.text.shape import Shape
 from llamagpu.text.spelling import Spelling
 from llamagpu.text.tokenizer import Tokenizer
 
@@ -65,7 +66,7 @@ class Guides:
             if matcher is not None:
                 self._compiled.move_to_end(shape)
         if matcher is None:
-            matcher = _compiled(shape, spelling)
+            matcher = _begun(shape, spelling)
             with self._lock:
                 self._compiled[shape] = matcher
                 while len(self._compiled) > _KEPT:
@@ -80,7 +81,7 @@ class Guides:
         return self.guide(outline.shape, outline.stop_ids, begins=outline.begins)
 
 
-def _compiled(shape: Shape, spelling: Spelling) -> Any:
+def _begun(shape: Shape, spelling: Spelling) -> Any:
     missing = spelling.missing("".join(shape.needs))
     if missing:
         raise UsageError(
@@ -88,7 +89,7 @@ def _compiled(shape: Shape, spelling: Spelling) -> Any:
             f"Its vocabulary lacks these characters: {' '.join(map(shown, missing))}.",
             "Choose another model, or leave them out.",
         )
-    matcher = library().LLMatcher(spelling.tokenizer, shape.grammar, log_level=0, limits=limits())
+    matcher = compiled(shape.grammar, spelling.tokenizer)
     if matcher.is_error():
         raise UsageError(f"{shape.name} cannot be used.", matcher.get_error())
     return matcher
@@ -112,7 +113,7 @@ class Guide:
         """
         row = self._row(self._forced)
         if self._matcher.is_error() or not row.any():
-            why = "No token of the model's vocabulary begins it, or nothing satisfies it."
+            why = self._error() or "No token of the model's vocabulary begins it, or nothing satisfies it."
             raise UsageError(f"The model cannot write {self.outline.shape.name}.", why)
 
     def copy(self) -> Guide:
@@ -216,7 +217,9 @@ class Guide:
         return tokens[: next(banned, len(tokens))]
 
     def _error(self) -> str:
-        return str(self._matcher.get_error()) if self._matcher.is_error() else ""
+        """What the library says, if it says more than that nothing fits."""
+        text = str(self._matcher.get_error()) if self._matcher.is_error() else ""
+        return "" if text.startswith("NoExtension") else text.removesuffix("<non-verbose/>").strip()
 
 
 def _allows(row: Mask, token: int) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llamagpu.errors import UsageError, shown
+from llamagpu.text.grammar import check_regex
 
 JSON_OBJECT: dict[str, Any] = {"type": "object"}
 _SCHEMAS = ("items", "additionalItems", "additionalProperties")  # keywords whose value is a schema
@@ -36,6 +37,7 @@ _SPELLED = {
     "null": "null",
 }
 _DEEPEST = 64
+_MOST_MULTIPLE = 1000
 _MOST_SCHEMAS = 5000
 
 
@@ -55,6 +57,16 @@ def check_schema(schema: Mapping[str, Any]) -> None:
                 "It is unknown or not supported, and it would not hold for the output.",
                 f"Leave it out. Supported: {', '.join(sorted(_KNOWN - _NOTES))}.",
             )
+
+        if isinstance(part.get("pattern"), str):
+            check_regex(f"The pattern at {where} of json_schema", part["pattern"])
+        _check_multiple(where, part.get("multipleOf"))
+
+
+def _check_multiple(where: str, value: Any) -> None:
+    """Refuse a large multipleOf: the automaton that divides has as many states."""
+    if isinstance(value, (int, float)) and value > _MOST_MULTIPLE:
+        raise UsageError(f"multipleOf at {where} of json_schema is {shown(value)}.", f"The limit is {_MOST_MULTIPLE}.")
 
 
 def check_end(schema: Mapping[str, Any]) -> None:

@@ -6,22 +6,25 @@ The grammars are llguidance's (https://github.com/guidance-ai/llguidance): the s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from llamagpu.errors import UsageError, shown
+from llamagpu.text.grammar import check_regex, library, objection
 from llamagpu.text.hints import schema_of
 from llamagpu.text.json_schema import JSON_OBJECT, check_end, check_schema, literals
 
 SHAPES = ("json_schema", "json_object", "regex", "choices", "grammar")
 _MOST_TEXT = 200_000  # characters of a schema, regex or grammar
 _MOST_CHOICES = 10_000
-_LEXER_FUEL = 1_000_000
-_LEXER_STATES = 50_000
-_SYMBOLS = 200_000
 # What a schema is given, so that its JSON has the spaces of ``json.dumps``.
 SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+_MOST_MESSAGE = 500  # characters of the library's messages, which may hold all of a grammar
+_ATTRIBUTES = re.compile(r"^\s*\w+\s*\[([^\]\n]*)\]\s*:", re.M)  # of the rules of a grammar
+_REFUSED = ("max_tokens", "stop", "temperature")
 
 
 @dataclass(frozen=True)
@@ -77,37 +80,25 @@ def lark_shape(name: str, text: str, needs: tuple[str, ...]) -> Shape:
     return Shape(name, _lark(_bounded(name, text)), needs)
 
 
-def library() -> Any:
-    """llguidance, an optional package.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        import llguidance
-    except ImportError:
-        hint = "Run: pip install 'llamagpu[guided]'"
-        raise UsageError("Structured output needs llguidance.", "It is not installed.", hint) from None
-    return llguidance
-
-
-def limits() -> Any:
-    """What a grammar may cost: a few seconds, and some hundred MB."""
-    return library().LLParserLimits(
-        initial_lexer_fuel=_LEXER_FUEL, max_lexer_states=_LEXER_STATES, max_grammar_size=_SYMBOLS, verbose_errors=False
-    )
-
-
 def _json_schema(given: Any) -> Shape:
-    schema = _schema(given)
-    text = _bounded("json_schema", json.dumps(schema, ensure_ascii=False))
+    return _of_schema(_bounded("json_schema", json.dumps(schema_dict(given), ensure_ascii=False)))
+
+
+@lru_cache(64)
+def _of_schema(text: str) -> Shape:
+    schema = json.loads(text)
     check_schema(schema)
-    grammar = _valid("json_schema", _schema_grammar(text))
+    grammar = _valid("json_schema", _schema_grammar(schema))
     check_end(schema)
     return Shape("json_schema", grammar, literals(schema))
 
 
-def _schema(given: Any) -> dict[str, Any]:
+def schema_dict(given: Any) -> dict[str, Any]:
+    """A JSON schema as a dictionary, of what ``json_schema`` may be.
+
+    Raises:
+        UsageError: it is none.
+    """
     if isinstance(given, Mapping):
         try:
             plain: dict[str, Any] = json.loads(json.dumps(given))
@@ -125,47 +116,61 @@ def _schema(given: Any) -> dict[str, Any]:
     return schema
 
 
-def _schema_grammar(text: str) -> str:
+def _schema_grammar(schema: Mapping[str, Any]) -> str:
     """A grammar of JSON text as ``json.dumps`` writes it: ``", "`` and ``": "`` between, and no other spaces.
 
     Free whitespace lets small models write spaces without end, and makes nothing certain in advance.
     """
-    return json.dumps({"grammars": [{"json_schema": json.loads(text) | SPACING}]}, ensure_ascii=False)
+    return json.dumps({"grammars": [{"json_schema": {**schema, **SPACING}}]}, ensure_ascii=False)
 
 
 def _json_object(_: Any) -> Shape:
-    return Shape("json_object", _schema_grammar(json.dumps(JSON_OBJECT)), literals(JSON_OBJECT))
+    return Shape("json_object", _schema_grammar(JSON_OBJECT), literals(JSON_OBJECT))
 
 
 def _regex(given: Any) -> Shape:
     pattern = _bounded("regex", _text("regex", given))
+    check_regex("regex", pattern)
     return Shape("regex", _valid("regex", library().LLMatcher.grammar_from_regex(pattern)))
 
 
 def _choices(given: Any) -> Shape:
-    allowed = f"1 to {_MOST_CHOICES} different strings, none of them empty"
+    allowed = f"1 to {_MOST_CHOICES} strings, none of them empty"
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UsageError(f"choices are {shown(given)}.", f"They must be {allowed}.")
     texts = [_text("a choice", c) for c in given]
     if not 0 < len(texts) <= _MOST_CHOICES or not all(texts):
         raise UsageError(f"choices are {shown(given)}.", f"They must be {allowed}.")
     _bounded("choices", "".join(texts))
-    return Shape("choices", _lark("start: " + " | ".join(map(json.dumps, dict.fromkeys(texts)))), tuple(texts))
+    pattern = "|".join(map(_escaped, dict.fromkeys(texts)))  # faster than alternatives of a grammar
+    return Shape("choices", library().LLMatcher.grammar_from_regex(f"({pattern})"), tuple(texts))
+
+
+def _escaped(text: str) -> str:
+    """A regular expression of this text alone."""
+    return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
 def _grammar(given: Any) -> Shape:
-    return Shape("grammar", _valid("grammar", _lark(_bounded("grammar", _text("grammar", given)))))
+    text = _bounded("grammar", _text("grammar", given))
+    for attributes in _ATTRIBUTES.findall(text):
+        for name in _REFUSED:
+            if re.search(rf"\b{name}\b", attributes):
+                why = "It would not hold for the output: steps are taken back, and one temperature is for all tokens."
+                raise UsageError(f"grammar has the attribute {name}.", why, "Leave it out.")
+    return Shape("grammar", _valid("grammar", _lark(text)))
 
 
 def _lark(text: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": text}]}, ensure_ascii=False)
 
 
+@lru_cache(64)
 def _valid(name: str, grammar: str) -> str:
     """The grammar, if the library can use it and says nothing against it."""
-    _, messages = library().LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
-    if messages:
-        raise UsageError(f"{name} cannot be used.", " ".join(messages))
+    message = objection(grammar)
+    if message:
+        raise UsageError(f"{name} cannot be used.", message[:_MOST_MESSAGE])
     return grammar
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.text.shape import library
+from llamagpu.text.grammar import library
 from llamagpu.text.tokenizer import Tokenizer
 
 Mask = npt.NDArray[np.uint32]
