@@ -210,7 +210,8 @@ class Engine:
         if not self._reserve(batch):
             return
         if not self._speculate(batch):
-            self._guarded(batch, lambda: self._flights.append(self._runner.launch(batch)))
+            steps = 1 if self._drafter is not None else self._runner.steps(batch)
+            self._guarded(batch, lambda: self._flights.append(self._runner.launch(batch, steps)))
         if len(self._flights) > IN_FLIGHT:
             self._land()
         if len(batch) < len(self.scheduler.steps()):  # sequences that did not run go first next time
@@ -256,7 +257,8 @@ class Engine:
 
     def _land(self) -> None:
         flight = self._flights.popleft()
-        self._take(flight.batch, self._runner.land(flight))
+        for outcomes in self._runner.land(flight):
+            self._take(flight.batch, outcomes)
 
     def _land_all(self) -> None:
         while self._flights:

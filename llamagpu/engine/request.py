@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from llamagpu.engine.pace import Pace
 from llamagpu.errors import LlamaGPUError
-from llamagpu.kernels.step import Settings
+from llamagpu.kernels.step import Sampled, Settings
 from llamagpu.model.cache import Pages
 from llamagpu.model.step import Row
 
@@ -155,6 +155,12 @@ class Sequence:
             return e
         return "length" if self.made >= self.request.limit else None
 
+    def outcome(self, result: Sampled) -> Outcome:
+        """A sampled token of the sequence as an event."""
+        if not result.finite:
+            return NotFinite.after(self.length)
+        return Token(result.id, result.logprob if self.request.settings.logprobs else None, list(result.likely))
+
     def restart(self) -> None:
         """Begin again from its tokens, without pages."""
         self.pages, self.length, self.in_flight = None, 0, 0
@@ -216,3 +222,8 @@ class Draft:
             if not isinstance(result, Token) or result.id != guess:
                 return results[: i + 1]
         return results
+
+
+def guided(batch: Iterable[Sequence]) -> bool:
+    """Whether a sequence follows a grammar, so that a step of the batch needs masks."""
+    return any(s.guide is not None for s in batch)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from collections.abc import Sequence as Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llamagpu.engine.rate import Rate
-from llamagpu.engine.request import Draft, NotFinite, Outcome, Sequence, Token
+from llamagpu.engine.request import Draft, Outcome, Sequence, guided
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
 from llamagpu.kernels.kv_write import PAGE
 from llamagpu.kernels.sampling import mask_words
-from llamagpu.kernels.step import Sampled, Words
+from llamagpu.kernels.step import Words
 from llamagpu.model import Model
 from llamagpu.model.forward import BATCHES, HEAD_ROWS, ROW_BUCKETS, batch_limit, bucket
 from llamagpu.model.step import Chunk, Reading, Row, pack_rows_of
@@ -23,10 +25,11 @@ _LEAST_ROWS = 16  # of a prefill beside running sequences
 
 @dataclass
 class Flight:
-    """A submitted step whose results were not read yet."""
+    """Submitted steps whose results were not read yet. ``follows``: others were in flight before them."""
 
     batch: tuple[Sequence, ...]
     reading: Reading
+    follows: bool = False
 
 
 class Runner:
@@ -36,6 +39,7 @@ class Runner:
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = Rate(device.adapter.kind)
+        self._landed = 0.0  # when the last results came
 
     def begin(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
@@ -137,9 +141,9 @@ class Runner:
         batch, rows = tuple(s for s, _ in picks), bucket(len(picks), BATCHES)
         self._state.pick([row for _, row in picks] + [picks[-1][1]] * (rows - len(picks)))
         self._write_state(batch, [s.row_at(s.length - 1) for s in batch], rows)
-        if _guided(batch):
+        if guided(batch):
             self._state.write_masks(self._masks([Draft(s) for s in batch]))
-        flight = self._submit(batch, self._forward.first(rows, self._plain(batch), _guided(batch)))
+        flight = self._submit(batch, self._forward.first(rows, self._plain(batch), guided(batch)))
         return list(zip(batch, self._outcomes(flight), strict=True))
 
     def replay(self, sequence: Sequence) -> None:
@@ -180,25 +184,37 @@ class Runner:
         """Whether the device holds the state of these sequences, so that a step needs nothing from the host."""
         return self._settled == batch
 
-    def launch(self, batch: tuple[Sequence, ...]) -> Flight:
-        """Submit one step. If the device holds the state of other sequences, the state of these is written first; then
-        nothing may be in flight."""
+    def launch(self, batch: tuple[Sequence, ...], steps: int = 1) -> Flight:
+        """Submit steps, one behind the other. If the device holds the state of other sequences, the state of these is
+        written first; then nothing may be in flight."""
         rows = bucket(len(batch), BATCHES)
         if not self.follows(batch):
             assert not any(s.in_flight for s in batch)
             self._write_state(batch, [s.row() for s in batch], rows)
-        positions = max(s.request.most for s in batch)
-        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)))
+        positions, follows = max(s.request.most for s in batch), batch[0].in_flight > 0
+        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)), steps)
         for sequence in batch:
-            sequence.in_flight += 1
-        return flight
+            sequence.in_flight += steps
+        return replace(flight, follows=follows)
 
-    def land(self, flight: Flight) -> list[Outcome]:
-        """Wait for a launched step; returns its tokens, or errors, in the order of its batch."""
-        for sequence in flight.batch:
-            sequence.in_flight -= 1
-            sequence.length += 1
-        return self._outcomes(flight)
+    def land(self, flight: Flight) -> Iterator[list[Outcome]]:
+        """Wait for launched steps; returns the tokens or errors of each, in the order of its batch. The sequences
+        advance from step to step."""
+        results = self._state.read(flight.reading)
+        now = time.perf_counter()
+        if flight.follows:
+            self._rate.stepped(now - self._landed, len(results))
+        self._landed = now
+        for sampled in results:
+            for sequence in flight.batch:
+                sequence.in_flight -= 1
+                sequence.length += 1
+            yield [s.outcome(r) for s, r in zip(flight.batch, sampled, strict=True)]
+
+    def steps(self, batch: Iterable[Sequence]) -> int:
+        """Steps of the next submission for a batch: no more than one of its sequences can take, each with its pages."""
+        most = min(self._rate.burst, max(s.request.limit - s.made - s.in_flight for s in batch))
+        return most if most > 1 and all(self.reserve(s, most) for s in batch) else 1
 
     def verify(self, drafts: Iterable[Draft]) -> list[list[Outcome]]:
         """One step with a row for the newest token of each sequence and for every guess after it. Returns the next
@@ -223,7 +239,7 @@ class Runner:
             self._write_state(owners, rows, size)
         if any(d.tokens for d in drafts):
             self._settled = ()  # rows of one sequence do not follow one another
-        if not _guided(owners):
+        if not guided(owners):
             return self._submit(owners, self._forward.decode(size, positions, plain))
         self._rate.run_step(self._forward.trunk(size, positions))
         self._state.write_masks(self._masks(drafts))
@@ -254,7 +270,7 @@ class Runner:
     def abandon(self, flight: Flight) -> None:
         """Drop the results of a launched step, and free its staging memory even if the device does not answer."""
         try:
-            self.land(flight)
+            self._state.read(flight.reading)
         except LlamaGPUError:
             self._state.drop(flight.reading)
 
@@ -268,27 +284,15 @@ class Runner:
             if s.request.settings.counted and not s.counted:
                 self._state.count_tokens(s.slot, s.request.prompt, s.tokens[len(s.request.prompt) :])
                 s.counted = True
-        self._state.write_rows(state, rows, _guided(batch))
+        self._state.write_rows(state, rows, guided(batch))
         self._settled = batch
 
-    def _submit(self, batch: tuple[Sequence, ...], plan: Plan) -> Flight:
+    def _submit(self, batch: tuple[Sequence, ...], plan: Plan, steps: int = 1) -> Flight:
         """Run a plan that samples, and copy its results to staging memory."""
-        reading, windows = self._state.reading([s.request.settings for s in batch])
-        self._rate.run_step(plan, (reading.slot, windows))
+        reading, windows = self._state.reading([s.request.settings for s in batch], steps)
+        self._rate.run_step(plan, (reading.slot, windows), steps)
         return Flight(batch, reading)
 
     def _outcomes(self, flight: Flight) -> list[Outcome]:
-        sampled = self._state.read(flight.reading)
-        return [_outcome(sequence, result) for sequence, result in zip(flight.batch, sampled, strict=True)]
-
-
-def _guided(batch: Iterable[Sequence]) -> bool:
-    """Whether a sequence follows a grammar, so that its step needs masks."""
-    return any(s.guide is not None for s in batch)
-
-
-def _outcome(sequence: Sequence, result: Sampled) -> Outcome:
-    if not result.finite:
-        return NotFinite.after(sequence.length)
-    wanted = sequence.request.settings.logprobs
-    return Token(result.id, result.logprob if wanted else None, list(result.likely))
+        [sampled] = self._state.read(flight.reading)
+        return [s.outcome(r) for s, r in zip(flight.batch, sampled, strict=True)]
