@@ -107,7 +107,7 @@ NO_CALLS = [
     ("hermes", '<tool_call>{"name": "a", "arguments": {}, "parameters": {}}</tool_call>'),
     ("hermes", '<tool_call>\n{"name": "a", "arguments": {"x": 1'),
     ("hermes", '<tool_call>{"name": "a", "arguments": {"x": 1e999}}</tool_call>'),
-    ("hermes", f'<tool_call>{{"name": "a", "arguments": {{"x": {"[" * 1500}{"]" * 1500}}}}}</tool_call>'),
+    ("hermes", f'<tool_call>{{"name": "a", "arguments": {{"x": {"[" * 1100}{"]" * 1100}}}}}</tool_call>'),
     ("hermes", "a < b, <tool"),
     ("mistral", "[TOOL_CALLS]" + "a" * 300 + "[ARGS]{}"),
     ("mistral", "[TOOL_CALLS]two words[ARGS]{}"),
@@ -197,6 +197,7 @@ def test_forms_of_other_templates() -> None:
         assert form_of(unknown) is None
 
 
+@pytest.mark.slow
 def test_special_tokens_that_open_a_call_are_kept(shared: Path) -> None:
     folder = shared / "tokenizers" / "llama3"
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -474,6 +475,23 @@ def test_a_model_runs_a_function(caller: LLM) -> None:
     assert found.text == found.messages[-1]["content"]
     again = asyncio.run(AsyncLLM(caller).run(MESSAGES, [weather], tool_choice="weather", max_tokens=60))
     assert again.text == found.text
+
+
+@pytest.mark.slow
+def test_an_isolated_model_calls_functions_here() -> None:
+    found = []
+    with LLM(chat_template=TEMPLATE, isolate=True) as llm:
+        llm.run(MESSAGES, [lister(found)], tool_choice="note", max_tokens=40)
+    assert found in (["a"], ["b"])
+
+
+def lister(found: list[str]) -> Any:
+    """A function that leaves a trace in this process."""
+
+    def note(word: Literal["a", "b"]) -> None:
+        found.append(word)
+
+    return note
 
 
 # --- HTTP ----------------------------------------------------------------------------------

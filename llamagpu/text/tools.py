@@ -18,7 +18,7 @@ from llamagpu.text.tool_grammar import call_shape
 
 CHOICES = ("auto", "none", "required")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # OpenAI's names, and the dots of some servers' tools
-_HINT = "Give a template that does: LLM(..., chat_template=…), or the option --chat-template."
+_HINT = "Give a template that does: LLM(..., chat_template=…)."
 
 
 @dataclass(frozen=True)
