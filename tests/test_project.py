@@ -131,6 +131,7 @@ def test_the_readme_has_examples() -> None:
         ("soak", "soak"),
         ("bench_invariance", "invariance"),
         ("mutate", "mutation"),
+        ("check_shapes", "structured-output"),
     ],
 )
 def test_pages_match_their_measurements(script: str, name: str) -> None:

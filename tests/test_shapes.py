@@ -7,6 +7,7 @@ import enum
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -277,11 +278,11 @@ def test_forced_tokens_do_not_depend_on_how_many_are_asked_for(bundled: Tokenize
     assert all(m.ids == made[0].ids for m in made)
 
 
-def letters(*tokens: str) -> Tokenizer:
+def letters(*tokens: str, decoder: Any = None) -> Tokenizer:
     """A tokenizer of these tokens."""
     vocab = {"<end>": 0} | {t: i + 1 for i, t in enumerate(tokens)}
     made = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<end>"))
-    made.decoder = decoders.Fuse()
+    made.decoder = decoder or decoders.Fuse()
     made.add_special_tokens(["<end>"])
     return Tokenizer(made.to_str(), {}, 100)
 
@@ -304,6 +305,18 @@ def test_a_vocabulary_that_cannot_spell_the_shape_is_refused() -> None:
     guide.take(3)  # what must follow cannot be spelled
     with pytest.raises(LlamaGPUError, match="No token of the model continues"):
         guide.masks(masks, [])
+
+
+def test_decoders_that_change_the_text_are_refused() -> None:
+    spaced = letters("a</w>", "b", "c</w>", decoder=decoders.BPEDecoder())  # a space, but not at the end
+    with pytest.raises(UsageError, match="does not work with structured output"):
+        Guides(spaced, 64, [0]).guide(shape(regex="a"))
+
+
+def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(UsageError, match=r"pip install 'llamagpu\[guided\]'"):
+        shape_of(regex="never compiled before")
 
 
 # --- models ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from llamagpu.engine.request import Reuse
 from llamagpu.errors import DeviceLostError, UsageError
 from llamagpu.model import DEFAULT_MODEL
 from llamagpu.model.weights import Progress
-from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError, about
+from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
 from llamagpu.server.gate import Gate
 from llamagpu.server.opening import Model, named, open_model
 from llamagpu.text.shape import SHAPES
@@ -91,8 +91,11 @@ class Served:
             RequestError: the model cannot write what ``response_format`` asks for.
         """
         shape = {name: options[name] for name in SHAPES if name in options}
-        with about("response_format"):
+        try:
             self.llm.prepare_shape(**shape)  # once, and on this thread, which may wait
+        except UsageError as e:
+            what = "response_format cannot be used."
+            raise RequestError(BAD_REQUEST, what, f"{e.what} {e.why}", e.hint, param="response_format") from None
         settings = {**self.llm.chat_settings, **options}
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings

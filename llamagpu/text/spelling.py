@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llamagpu.errors import UsageError
 from llamagpu.text.grammar import library
 from llamagpu.text.tokenizer import Tokenizer
 
 Mask = npt.NDArray[np.uint32]
 _ANCHOR = "\n"
+_SAMPLE = 100  # tokens whose text is compared with their bytes
 
 
 class Spelling:
@@ -20,6 +22,9 @@ class Spelling:
 
     Special tokens have none, because they are not part of the text. An id behind the last stands for the end: the
     library needs one, and ours are added to its masks, so that requests may have their own.
+
+    Raises:
+        UsageError: the tokenizer's text is not the bytes of its tokens, or llguidance is missing.
 
     Attributes:
         tokenizer: llguidance's view of the vocabulary.
@@ -32,12 +37,24 @@ class Spelling:
         self._encode = tokenizer.encode
         self._bytes = [b"" if i in tokenizer.special_ids else tokenizer.token_bytes(i) for i in range(size)]
         self._whole = set(self._bytes)
+        self._check(tokenizer)
         spaced = [i for i, text in enumerate(self._bytes) if text.startswith(b" ")]
         drops = bool(spaced) and not tokenizer.decode(spaced[:1], skip_special=False).startswith(" ")
         self._dropped = frozenset(spaced) if drops else frozenset()
         self.dropped = self.bits(self._dropped)
         self._filled = size // 32 + 1  # words that the library writes
         self.tokenizer = library().LLTokenizer(_Wrapper([*self._bytes, b""], self._ids))
+
+    def _check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer whose text is more than the bytes of its tokens: with spaces between words, say."""
+        ids = [i for i, text in enumerate(self._bytes) if text]
+        ids = ids[:: max(1, len(ids) // _SAMPLE)]
+        for first, *rest in zip(ids, ids[1:], ids[2:], strict=False):
+            begin, whole = (tokenizer.decode(part, skip_special=False) for part in ([first], [first, *rest]))
+            text = self._text(rest).decode(errors="replace")
+            if "\ufffd" not in whole + text and whole[len(begin) :] != text:
+                why = "Its decoder changes the text of tokens by what stands beside them."
+                raise UsageError("The model's tokenizer does not work with structured output.", why)
 
     def missing(self, text: str) -> list[str]:
         """The characters of a text that the vocabulary cannot spell by themselves."""
