@@ -527,17 +527,17 @@ def test_calls_over_http(url: str, caller: LLM) -> None:
         text = client.post(CHAT, json=free).json()["choices"][0]["message"]
         assert text["content"]
         assert "tool_calls" not in text
-        for more, why in (
-            ({"tool_choice": "other"}, "tool_choice is 'other'"),
-            ({"tools": [{"type": "function"}]}, "is not a tool"),
-            ({"model": "stories"}, "does not know tools"),
-            ({"tools": 3}, "list"),
-            ({"response_format": {"type": "json_object"}}, "response_format and tools exclude"),
+        for more, param, why in (
+            ({"tool_choice": "other"}, "tool_choice", "tool_choice is 'other'"),
+            ({"tools": [{"type": "function"}]}, "tools", "is not a tool"),
+            ({"model": "stories"}, "tools", "does not know tools"),
+            ({"tools": 3}, "tools", "list"),
+            ({"response_format": {"type": "json_object"}}, "response_format", "response_format and tools exclude"),
         ):
             refused = client.post(CHAT, json=body | more)
             assert refused.status_code == 400
             assert why in error(refused)["message"]
-            assert error(refused)["param"] == ("response_format" if "response_format" in more else "tools")
+            assert error(refused)["param"] == param
 
 
 @pytest.mark.slow

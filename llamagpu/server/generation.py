@@ -67,8 +67,7 @@ class Generation:
         """Answer a conversation."""
 
         async def prompts(served: Served) -> _Prompts:
-            with about("tools"):
-                tools = await served.tool_use(body.tool_options())
+            tools = await served.tool_use(body.tool_options())
             told = {} if tools is None else {"tools": tools.tools}
             return _Prompts([await served.chat_ids(body.messages, body.template() | told)], tools)
 

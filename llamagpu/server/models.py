@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamagpu.engine import LLM, CrossEncoder, Embedder, Stream
+from llamagpu.engine.chat_options import TOOL_OPTIONS
 from llamagpu.engine.params import sampling_params
 from llamagpu.engine.request import Reuse
 from llamagpu.errors import DeviceLostError, UsageError
@@ -101,8 +102,18 @@ class Served:
         return settings
 
     async def tool_use(self, options: Mapping[str, Any]) -> ToolUse | None:
-        """How a conversation uses tools, if it has some."""
-        return await asyncio.to_thread(lambda: self.llm.tool_use(**options))
+        """How a conversation uses tools, if it has some.
+
+        Raises:
+            RequestError: it cannot use them.
+        """
+        try:
+            return await asyncio.to_thread(lambda: self.llm.tool_use(**options))
+        except UsageError as e:
+            if (named := e.what.split()[0]) in TOOL_OPTIONS:
+                raise RequestError(BAD_REQUEST, e.what, e.why, e.hint, param=named) from None
+            why = f"{e.what} {e.why}"
+            raise RequestError(BAD_REQUEST, "tools cannot be used.", why, e.hint, param="tools") from None
 
     def start(
         self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse, tools: ToolUse | None = None
