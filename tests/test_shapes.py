@@ -211,7 +211,7 @@ def test_texts_match(bundled: Tokenizer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["models/stories260k", "tokenizers/llama2", "tokenizers/llama3"])
+@pytest.mark.parametrize("folder", ["models/stories260k", "tokenizers/llama2"])
 def test_texts_of_other_tokenizers_match(shared: Path, folder: str) -> None:
     check_texts(read(shared / folder))
 

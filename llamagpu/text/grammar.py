@@ -92,6 +92,7 @@ def check_regex(name: str, pattern: str) -> None:
         else:
             last = 1
         sizes[-1] += last
+        # A repetition of one character is cheap, however often; of a group it is not.
         if last > max(_MOST_REPEATED, len(pattern)) and text[0] == "{" and last > count:
             why = f"Its repetitions make {last} parts; the limit is {_MOST_REPEATED}."
             raise UsageError(f"{name} is too large.", why, "Use smaller counts.")
