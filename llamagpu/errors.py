@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -103,6 +104,24 @@ class BusyError(LlamaGPUError):
         """The error for a full queue."""
         error = cls("The queue is full.", f"{running} requests run and {waiting} wait.", hint)
         error.retry_after = retry_after
+        return error
+
+
+class RoundsError(LlamaGPUError):
+    """The model still calls tools after the rounds that ``LLM.run`` was allowed.
+
+    Attributes:
+        messages: the conversation so far, with the results of all calls.
+    """
+
+    messages: Sequence[dict[str, Any]] = ()
+
+    @classmethod
+    def after(cls, rounds: int, messages: Sequence[dict[str, Any]]) -> RoundsError:
+        """The error after this many rounds."""
+        hint = "Allow more (max_rounds), or read the error's ``messages``."
+        error = cls(f"The model still calls tools after {rounds} rounds.", "It has not answered.", hint)
+        error.messages = messages
         return error
 
 

@@ -487,6 +487,7 @@ def test_chat_with_tools_documents_and_arguments(device: gpu.Device) -> None:
     template = (
         "{{ tools[0].name }} {{ documents[0].text }} {{ mood }} {{ messages[-1].content }}"
         "{% if add_generation_prompt %}!{% endif %}"
+        '{# <tool_call>{"name": "", "arguments": {}}</tool_call> #}'
     )
     with LLM(device=device, chat_template=template) as llm:
         given = {"tools": [{"name": "run"}], "documents": [{"text": "Tom"}], "chat_template_kwargs": {"mood": "glad"}}

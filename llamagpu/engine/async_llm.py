@@ -17,11 +17,13 @@ import numpy.typing as npt
 from llamagpu.engine.arguments import items
 from llamagpu.engine.async_stream import AsyncStream, finished
 from llamagpu.engine.batch import Item
+from llamagpu.engine.chat_options import ChatOptions, RunOptions, takes_chat_options, takes_run_options
 from llamagpu.engine.llm import LLM
-from llamagpu.engine.params import ChatOptions, GenerateOptions, takes_chat_options, takes_options
+from llamagpu.engine.params import GenerateOptions, takes_options
 from llamagpu.engine.prompts import Prompt
 from llamagpu.engine.request import Reuse
 from llamagpu.engine.result import Result
+from llamagpu.engine.tools_loop import Rounds, RunResult, run_async
 from llamagpu.errors import UsageError
 from llamagpu.text import Message
 
@@ -149,6 +151,18 @@ class AsyncLLM:
     def chat_stream(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> AsyncStream:
         """See ``LLM.chat_stream``, and ``stream``."""
         return AsyncStream(partial(self.llm.chat_stream, messages, **options))
+
+    @takes_run_options
+    async def run(
+        self,
+        messages: Iterable[Message],
+        tools: Sequence[Callable[..., Any]],
+        *,
+        max_rounds: int = 10,
+        **options: Unpack[RunOptions],
+    ) -> RunResult:
+        """See ``LLM.run``. Coroutine functions are awaited, others run on a thread of the event loop's."""
+        return await run_async(self.chat, Rounds(messages, tools, max_rounds, {**options}))
 
     async def embed(self, sentences: str | Iterable[str], batch_size: int = 32, **options: Any) -> Any:
         """See ``LLM.embed``; any iterable gives an array. Cancelling it does not stop the work on these texts."""

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Unpack, get_args, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from llamagpu.engine.adapters import AdaptableModel
-from llamagpu.engine.arguments import items, out_of_range, whole_in
+from llamagpu.engine.arguments import items, whole_in
 from llamagpu.engine.batch import Batch, Call, Item
-from llamagpu.engine.embeddings import Embeddings
-from llamagpu.engine.params import (
-    CHAT_DEFAULTS,
+from llamagpu.engine.chat_options import (
+    TEMPLATE_OPTIONS,
+    TOOL_OPTIONS,
     ChatOptions,
-    GenerateOptions,
-    adapter_params,
-    choice_settings,
-    sampling_params,
+    RunOptions,
     takes_chat_options,
-    takes_options,
+    takes_run_options,
 )
+from llamagpu.engine.embeddings import Embeddings
+from llamagpu.engine.generating import Generating, checked_reuse
+from llamagpu.engine.params import GenerateOptions, adapter_params, sampling_params, takes_options
 from llamagpu.engine.prompts import Prompt
 from llamagpu.engine.request import Request, Reuse
 from llamagpu.engine.result import Result
 from llamagpu.engine.stream import Stream, wait_logits
+from llamagpu.engine.tools_loop import Rounds, RunResult, run
 from llamagpu.model.sentence_transformers import read_pipeline
 from llamagpu.text import Message
 from llamagpu.text.settings import chat_settings
-from llamagpu.text.stream import begins_text
 
 
-class LLM(AdaptableModel):
+class LLM(Generating):
     """A Llama on a GPU. Use it as a context manager, from any thread; overlapping calls run together.
 
     Args:
@@ -160,7 +159,7 @@ class LLM(AdaptableModel):
         ``generate`` has it.
 
         Messages are dictionaries with ``role`` and ``content``, in OpenAI's form. The keyword arguments are described
-        in ``llamagpu.engine.params.ChatOptions``; sampling settings that are not given come from the model's
+        in ``llamagpu.engine.chat_options.ChatOptions``; sampling settings that are not given come from the model's
         generation_config.json. The cache keeps earlier conversations while it has room, and a conversation that begins
         the same reuses it, answers included (``reuse="any"`` of ``generate``).
 
@@ -177,60 +176,47 @@ class LLM(AdaptableModel):
     def begin_chat(self, messages: Iterable[Message], *, n: int | None = None, **options: Unpack[ChatOptions]) -> Batch:
         """Start what ``chat`` does, and wait for nothing."""
         given: dict[str, Any] = {**options}
-        ids = self.apply_chat_template(messages, **{k: given.pop(k) for k in CHAT_DEFAULTS if k in given})
-        return self._begun(Call.single(ids, self.chat_settings | given, n), "any")
+        tools = self.tool_use(**{k: given.pop(k) for k in TOOL_OPTIONS if k in given})
+        told = None if tools is None else tools.tools
+        ids = self.apply_chat_template(
+            messages, tools=told, **{k: given.pop(k) for k in TEMPLATE_OPTIONS if k in given}
+        )
+        return self._begun(Call.single(ids, self.chat_settings | given, n), "any", tools)
 
     @takes_chat_options
     def chat_stream(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Stream:
         """As ``chat``, but an iterator of text pieces."""
         return self.begin_chat(messages, **options).streams[0]
 
+    @takes_run_options
+    def run(
+        self,
+        messages: Iterable[Message],
+        tools: Sequence[Callable[..., Any]],
+        *,
+        max_rounds: int = 10,
+        **options: Unpack[RunOptions],
+    ) -> RunResult:
+        """As ``chat``, and run the Python functions that the model calls, until it answers without a call.
+
+        Arguments of a call are checked by the function's schema first. A result that is text is told to the model as it
+        is, others as JSON. If there is no such function, its arguments are wrong, or it raises, the model is told so.
+
+        Args:
+            tools: functions with type hints; a docstring tells the model what they and their parameters mean.
+            max_rounds: the most answers of the model.
+            options: those of ``chat``. A ``tool_choice`` that forces a call holds for the first answer.
+
+        Raises:
+            RoundsError: the model still calls tools in its last round; its ``messages`` are the conversation so far.
+            UsageError: a tool is no function that JSON values can call; and as ``chat`` does.
+        """
+        return run(self.chat, Rounds(messages, tools, max_rounds, {**options}))
+
     @property
     def chat_settings(self) -> dict[str, Any]:
         """The settings of ``chat`` where its caller gives none, from generation_config.json."""
         return chat_settings(self._generation)
-
-    def _request(self, ids: list[int], reuse: Reuse, options: dict[str, Any]) -> tuple[Request, tuple[str, ...]]:
-        """A request, and the strings that end its text."""
-        params = sampling_params(self.config.vocab_size, **options)
-        stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
-        reuse = _checked(reuse)
-        limit = min(params.max_tokens, self.context - len(ids) + 1)
-        guide = None
-        if params.shape is not None:
-            guide = self._guides.guide(params.shape, stops, begins=begins_text(self._tokenizer, ids))
-        self._check_adapter(params.adapter)
-        request = Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse, guide=guide)
-        return replace(request, adapter=params.adapter, adapter_scale=params.adapter_scale), params.stop
-
-    def _begun(self, call: Call, reuse: Reuse) -> Batch:
-        wanted: list[tuple[Request, tuple[str, ...]]] = []
-        for i, (prompt, settings) in enumerate(call.prompts):
-            with call.about(i):
-                ids = self.prompt_ids(prompt)
-                wanted += [self._request(ids, reuse, choice_settings(settings, j)) for j in range(call.n or 1)]
-        with self._places.room_for(len(wanted)):
-            streams = [Stream(self._places, one, self._tokenizer, self.context, stop) for one, stop in wanted]
-        return Batch(call, streams)
-
-    @property
-    def most_requests(self) -> int | None:
-        """The most requests that run and wait together; None is any number."""
-        return self._places.most
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt as ``generate`` takes it: of a text, with BOS as the tokenizer says, or given ones.
-
-        Raises:
-            UsageError: the prompt is empty, or has ids that the model lacks.
-            ContextFullError: it is longer than the context.
-        """
-        self._check_open()
-        return self._prompts.ids(prompt)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to a text in progress, which may be a part of a character."""
-        return self._tokenizer.token_bytes(self._prompts.checked([token_id])[0])
 
     def logits(
         self,
@@ -249,7 +235,7 @@ class LLM(AdaptableModel):
         first = whole_in("first", first, 0, len(prompt) - 1)
         self._check_adapter(adapter)
         used = adapter_params(adapter, adapter_scale)
-        request = Request(prompt, 1, want_logits=True, first=first, reuse=_checked(reuse))
+        request = Request(prompt, 1, want_logits=True, first=first, reuse=checked_reuse(reuse))
         return wait_logits(self._places, replace(request, adapter=used[0], adapter_scale=used[1]))
 
     def embed(
@@ -274,11 +260,3 @@ class LLM(AdaptableModel):
     def _embeddings(self) -> dict[str | None, Embeddings]:
         """What embeds, by pooling."""
         return {}
-
-
-def _checked(reuse: Any) -> Reuse:
-    """Raises UsageError for other values."""
-    if reuse not in get_args(Reuse):
-        raise out_of_range("reuse", reuse, "exact, any or none")
-    checked: Reuse = reuse
-    return checked

@@ -80,27 +80,6 @@ class GenerateOptions(TypedDict, total=False):
     grammar: str | None
 
 
-class ChatOptions(GenerateOptions, total=False):
-    """Keyword arguments of ``LLM.chat`` and ``LLM.chat_stream``: those of ``GenerateOptions``, and these.
-
-    tools: JSON schemas of functions that the model may call, as dictionaries.
-    documents: dictionaries with ``title`` and ``text``, for templates that take documents.
-    continue_final_message: continue the last message instead of answering it.
-    chat_template_kwargs: further variables of the chat template, such as ``{"enable_thinking": False}``.
-    """
-
-    tools: List[Mapping[str, Any]] | None
-    documents: List[Mapping[str, Any]] | None
-    continue_final_message: bool
-    chat_template_kwargs: Mapping[str, Any] | None
-
-
-CHAT_DEFAULTS: dict[str, Any] = {
-    "tools": None,
-    "documents": None,
-    "continue_final_message": False,
-    "chat_template_kwargs": None,
-}
 DEFAULTS: dict[str, Any] = {
     "max_tokens": 256,
     "temperature": 0.0,
@@ -128,15 +107,11 @@ DEFAULTS: dict[str, Any] = {
 
 def takes_options(fn: Callable[P, R]) -> Callable[P, R]:
     """Show the keyword arguments of generation with their defaults in ``help(fn)``, and refuse others by fn's name."""
-    return _taking(fn, GenerateOptions, DEFAULTS)
+    return taking(fn, GenerateOptions, DEFAULTS)
 
 
-def takes_chat_options(fn: Callable[P, R]) -> Callable[P, R]:
-    """As ``takes_options``, for a function that takes ``ChatOptions``."""
-    return _taking(fn, ChatOptions, CHAT_DEFAULTS | DEFAULTS)
-
-
-def _taking(fn: Callable[P, R], declared: type, defaults: Mapping[str, Any]) -> Callable[P, R]:
+def taking(fn: Callable[P, R], declared: type, defaults: Mapping[str, Any]) -> Callable[P, R]:
+    """As ``takes_options``, for the keyword arguments that a ``TypedDict`` declares."""
     signature = inspect.signature(fn)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     annotations = {name: getattr(a, "__forward_arg__", a) for name, a in declared.__annotations__.items()}

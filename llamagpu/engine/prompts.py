@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llamagpu.engine.arguments import items, whole_number
 from llamagpu.errors import ContextFullError, UsageError, shown
-from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer
+from llamagpu.text import ChatTemplate, ChatTemplates, Conversation, Message, Tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -59,16 +60,25 @@ class Prompts:
             UsageError: the model has no chat template, or the conversation is not valid, or the template refuses it.
             ContextFullError: it is far longer than the context; then it is not even tokenized.
         """
+        template = self.template(given.tools)
+        self._check_characters(_characters(given.messages), "conversation")
+        rendered = template.render(given)
+        self._check_characters(len(rendered.text), "conversation")
+        return self.tokenizer.encode_chat(rendered)
+
+    def template(self, tools: Any = None) -> ChatTemplate:
+        """The chat template of a conversation with or without tools.
+
+        Raises:
+            UsageError: the model has none.
+        """
         if not self.templates:
             raise UsageError(
                 f"The model {self.model} has no chat template.",
                 "It was not made for conversations.",
                 "Use generate, or a model whose name says chat or instruct, or give a chat template.",
             )
-        self._check_characters(_characters(given.messages), "conversation")
-        rendered = self.templates.of(given.tools).render(given)
-        self._check_characters(len(rendered.text), "conversation")
-        return self.tokenizer.encode_chat(rendered)
+        return self.templates.of(tools)
 
     def _check_characters(self, count: int, kind: str) -> None:
         """Refuse text that cannot fit before it is tokenized, which could take minutes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from llamagpu.engine.logprobs import TextToken, chat_logprobs
 from llamagpu.errors import UsageError
+from llamagpu.text.tool_json import ToolCall
 
 
 @dataclass
@@ -23,14 +24,15 @@ class Result:
     """A finished generation.
 
     Attributes:
-        text: the text that the new tokens add to the decoded prompt, without a stop string.
+        text: the text that the new tokens add to the decoded prompt, without a stop string and calls of tools.
         token_ids: the new tokens, including the one that ended the text.
         prompt_token_ids: the prompt's tokens.
-        finish_reason: ``stop`` (an end token or a stop string), ``length`` (max_tokens, or the context is full) or
-            ``cancelled``.
+        finish_reason: ``stop`` (an end token or a stop string), ``tool_calls`` (the same, or as many calls as are
+            allowed), ``length`` (max_tokens, or the context is full) or ``cancelled``.
         context_full: whether ``length`` means that the context ended it.
         seed: the seed, if tokens were drawn.
         cached_tokens: tokens of the prompt whose keys and values came from the cache.
+        tool_calls: the calls of tools that the model asks for, in order. What is no valid call is in ``text``.
         logprobs: with ``logprobs=n``, every token with its text, its log-probability and the n likeliest ones.
     """
 
@@ -43,6 +45,7 @@ class Result:
     logprobs: list[TextToken] | None = None
     timings: Timings = field(default_factory=Timings)
     cached_tokens: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -57,9 +60,18 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """All fields and counts, as JSON values."""
         out = asdict(self) | {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        out["tool_calls"] = [call.as_openai() for call in self.tool_calls]
         if self.logprobs is not None:
             out["logprobs"] = [token.as_dict() for token in self.logprobs]
         return out
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message of a conversation, in OpenAI's form."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message |= {"content": self.text or None, "tool_calls": [c.as_openai() for c in self.tool_calls]}
+        return message
 
     def openai_logprobs(self) -> dict[str, Any]:
         """The ``logprobs`` of a choice of OpenAI's chat completions: ``content`` with the text's tokens, of each

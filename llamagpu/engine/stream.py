@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from llamagpu.engine.request import Request, Sequence, Token
 from llamagpu.engine.result import Result, Stopwatch
 from llamagpu.errors import LlamaGPUError, Unique
 from llamagpu.text import StopFilter, TextStream, Tokenizer
+from llamagpu.text.tool_calls import NoCalls
+from llamagpu.text.tools import ToolUse
 
 
 class Submits(Protocol):
@@ -56,19 +59,29 @@ class Stream(Unique, Iterator[str]):
     Pieces never split a character, and never hold a part of a stop string. A program that must not wait, such as an
     event loop, has ``listen`` tell it when to ``take`` the next piece.
 
+    Calls of tools are no part of the pieces.
+
     Attributes:
         tokens: the new tokens so far, including one that ended the text.
         logprobs: the same tokens with what they add to the text, if log-probabilities are wanted.
     """
 
     def __init__(
-        self, engine: Submits, request: Request, tokenizer: Tokenizer, context: int, stop: tuple[str, ...] = ()
+        self,
+        engine: Submits,
+        request: Request,
+        tokenizer: Tokenizer,
+        context: int,
+        stop: tuple[str, ...] = (),
+        tools: ToolUse | None = None,
     ):
         self._request, self._context = request, context
         self._tokenizer = tokenizer
-        self._text = TextStream(tokenizer, request.prompt)
+        self._text = TextStream(tokenizer, request.prompt, keep=() if tools is None else tools.keep)
         self._filter = StopFilter(stop)
+        self._calls = NoCalls() if tools is None else tools.reader()
         self._watch = Stopwatch()
+        self._characters = 0  # before a stop string, calls included
         self._pieces: list[str] = []
         self._decoded = 0  # characters, a stop string included
         self.tokens: list[Token] = []
@@ -95,6 +108,11 @@ class Stream(Unique, Iterator[str]):
         """Tokens of the prompt that have been through the model, and tokens of the prompt in all."""
         total = len(self._request.prompt)
         return min(self._sequence.length, total), total
+
+    @property
+    def call_deltas(self) -> List[dict[str, Any]]:
+        """The calls of tools so far, in the deltas of OpenAI's streams; see ``CallReader.deltas``."""
+        return self._calls.deltas
 
     def close(self) -> None:
         """Stop generating. The result so far stays available."""
@@ -158,33 +176,40 @@ class Stream(Unique, Iterator[str]):
             return ""
         text = self._text.push(token.id)
         self._decoded += len(text)
-        piece = self._filter.push(text)
-        self._pieces.append(piece)
-        if self._filter.stopped:
+        piece = self._told(self._filter.push(text))
+        if self._filter.stopped or self._calls.full:
             self._sequence.cancelled.set()
-            self._done("stop")
+            piece += self._done("stop")
         return piece
+
+    def _told(self, text: str) -> str:
+        """The part of a text that is certainly no part of a call."""
+        self._characters += len(text)
+        self._pieces.append(self._calls.push(text))
+        return self._pieces[-1]
 
     def _end(self, reason: str) -> str:
-        piece = self._filter.push(self._text.flush()) + self._filter.flush()
-        self._pieces.append(piece)
-        self._done("stop" if self._filter.stopped else reason)
-        return piece
+        piece = self._told(self._filter.push(self._text.flush()) + self._filter.flush())
+        return piece + self._done("stop" if self._filter.stopped else reason)
 
-    def _done(self, reason: str) -> None:
+    def _done(self, reason: str) -> str:
+        """Make the result; returns the text that was held back until the end."""
         settings = self._request.settings
         full = len(self._request.prompt) + len(self.tokens) >= self._context
-        text = "".join(self._pieces)
         if self._filter.stopped:  # tokens of the stop string are no part of the text
-            self.logprobs = [replace(t, offset=None) if (t.offset or 0) >= len(text) else t for t in self.logprobs]
+            most = self._characters
+            self.logprobs = [replace(t, offset=None) if (t.offset or 0) >= most else t for t in self.logprobs]
+        self._pieces.append(self._calls.end())
         self._result = Result(
-            text=text,
+            text="".join(self._pieces),
+            tool_calls=tuple(self._calls.calls),
             token_ids=[t.id for t in self.tokens],
             prompt_token_ids=list(self._request.prompt),
-            finish_reason=reason,
+            finish_reason="tool_calls" if self._calls.calls and reason == "stop" else reason,
             context_full=reason == "length" and full,
             seed=settings.seed if settings.temperature else None,
             logprobs=self.logprobs if settings.logprobs else None,
             timings=self._watch.timings,
             cached_tokens=self._sequence.events.cached or 0,
         )
+        return self._pieces[-1]

@@ -9,20 +9,14 @@ from typing import Any, Unpack, cast
 
 from llamagpu.engine import LLM, Stream
 from llamagpu.engine.arguments import plain
-from llamagpu.engine.params import (
-    CHAT_DEFAULTS,
-    DEFAULTS,
-    GenerateOptions,
-    plain_settings,
-    row_settings,
-    sampling_params,
-)
+from llamagpu.engine.chat_options import TEMPLATE_OPTIONS
+from llamagpu.engine.params import DEFAULTS, GenerateOptions, plain_settings, row_settings, sampling_params
 from llamagpu.errors import BusyError, DeviceLostError, LlamaGPUError, UsageError, shown
 from llamagpu.jobs.rows import Outcome, Row, value_of
 
 _AHEAD = 256  # rows in progress: a long one keeps the others of a batch of 32 waiting only after so many
 _ROW_SETTINGS = tuple(name for name in DEFAULTS if name != "logprobs")
-_CHAT_SETTINGS = tuple(CHAT_DEFAULTS)
+_CHAT_SETTINGS = ("tools", *TEMPLATE_OPTIONS)  # calls of tools stay in the text
 
 
 class Generation:
@@ -30,7 +24,8 @@ class Generation:
     the same as alone.
 
     A row's settings replace the job's: columns with the names of ``GenerateOptions`` (not ``logprobs``), and with
-    messages also those of ``ChatOptions``. A row without a seed gets its own from the job's and from the row's key.
+    messages also the chat template's (``tools`` and others). A row without a seed gets its own from the job's and from
+    the row's key.
 
     Args:
         llm: the model.

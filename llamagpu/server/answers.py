@@ -63,7 +63,7 @@ class Shape:
         """A part of an answer."""
         return {**self._head, "object": self.part, "choices": choices, **more}
 
-    def choice(self, index: int, text: str, tokens: Tokens, reason: str) -> dict[str, Any]:
+    def choice(self, index: int, result: Result, tokens: Tokens) -> dict[str, Any]:
         """A text in a whole answer."""
         raise NotImplementedError
 
@@ -75,16 +75,20 @@ class Shape:
         """A piece of a text in chunks; the last one has a reason and no text."""
         raise NotImplementedError
 
+    def calls(self, index: int, deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Pieces of calls of tools in chunks."""
+        raise NotImplementedError
+
 
 class Chat(Shape):
     """/v1/chat/completions."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, index: int, text: str, tokens: Tokens, reason: str) -> dict[str, Any]:
+    def choice(self, index: int, result: Result, tokens: Tokens) -> dict[str, Any]:
         """See ``Shape.choice``."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
+        message, logprobs = result.message | {"refusal": None}, self._logprobs(tokens)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": result.finish_reason}
 
     def first(self, index: int) -> dict[str, Any]:
         """See ``Shape.first``."""
@@ -93,7 +97,13 @@ class Chat(Shape):
 
     def delta(self, index: int, text: str, tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
         """See ``Shape.delta``."""
-        delta = {"content": text} if reason is None else {}
+        return self._delta(index, {"content": text} if reason is None else {}, tokens, reason)
+
+    def calls(self, index: int, deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Pieces of calls of tools in chunks."""
+        return self._delta(index, {"tool_calls": list(deltas)}, ())
+
+    def _delta(self, index: int, delta: dict[str, Any], tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
         logprobs = self._logprobs(tokens) if tokens else None
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
@@ -106,9 +116,9 @@ class Completion(Shape):
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
-    def choice(self, index: int, text: str, tokens: Tokens, reason: str) -> dict[str, Any]:
+    def choice(self, index: int, result: Result, tokens: Tokens) -> dict[str, Any]:
         """See ``Shape.choice``."""
-        return self.delta(index, text, tokens, reason)
+        return self.delta(index, result.text, tokens, result.finish_reason)
 
     def delta(self, index: int, text: str, tokens: Tokens, reason: str | None = None) -> dict[str, Any]:
         """See ``Shape.delta``."""

@@ -24,6 +24,7 @@ from llamagpu.server.metrics import Metrics
 from llamagpu.server.models import Models, Served
 from llamagpu.server.running import Piece, run, together, while_connected
 from llamagpu.server.schemas import ChatBody, CompletionBody, Sampled
+from llamagpu.text.tools import ToolUse
 
 _BEAT = 15.0  # seconds of silence after which a stream says that it is alive
 # What the OpenAPI document tells of streams.
@@ -31,16 +32,22 @@ _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-strea
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
+@dataclass(frozen=True)
+class _Prompts:
+    """The ids of a request's prompts, and how their answers use tools."""
+
+    ids: list[list[int]]
+    tools: ToolUse | None = None
+
+
 @dataclass
 class _Text:
     """A text of an answer, as it grows."""
 
-    text: str = ""
     tokens: list[TextToken] = field(default_factory=list)
     result: Result | None = None
 
     def add(self, piece: Piece) -> None:
-        self.text += piece.text
         self.tokens += piece.tokens
         self.result = piece.result
 
@@ -59,16 +66,18 @@ class Generation:
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """Answer a conversation."""
 
-        async def prompts(served: Served) -> list[list[int]]:
-            return [await served.chat_ids(body.messages, body.template())]
+        async def prompts(served: Served) -> _Prompts:
+            tools = await served.tool_use(body.tool_options())
+            told = {} if tools is None else {"tools": tools.tools}
+            return _Prompts([await served.chat_ids(body.messages, body.template() | told)], tools)
 
         return await self._answer(request, body, Chat, "messages", prompts)
 
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         """Continue prompts."""
 
-        async def prompts(served: Served) -> list[list[int]]:
-            return [await served.ids(prompt) for prompt in body.prompts]
+        async def prompts(served: Served) -> _Prompts:
+            return _Prompts([await served.ids(prompt) for prompt in body.prompts])
 
         return await self._answer(request, body, Completion, "prompt", prompts)
 
@@ -78,7 +87,7 @@ class Generation:
         body: Sampled,
         kind: type[Shape],
         field: str,
-        prompts_of: Callable[[Served], Awaitable[list[list[int]]]],
+        prompts_of: Callable[[Served], Awaitable[_Prompts]],
     ) -> Response:
         body.check()
         served = self._models.get(body.model)
@@ -90,13 +99,21 @@ class Generation:
             shape = kind(served.name, body.wanted)
             reuse: Reuse = "any" if kind is Chat else "exact"
             runs = [
-                run(served, admission, ids, choice_settings(settings, i), self._metrics, reuse=reuse)
-                for ids in prompts
+                run(
+                    served,
+                    admission,
+                    ids,
+                    choice_settings(settings, i),
+                    self._metrics,
+                    reuse=reuse,
+                    tools=prompts.tools,
+                )
+                for ids in prompts.ids
                 for i in range(body.choices)
             ]
             self._metrics.requested(served.name, body.choices)
             if body.stream:
-                return _Streamed(_events(runs, shape, body, prompts), stack.pop_all())
+                return _Streamed(_events(runs, shape, body, prompts.ids), stack.pop_all())
             texts = await while_connected(request, _collected(runs))
         return _whole(texts, shape, body)
 
@@ -120,8 +137,7 @@ def _whole(texts: Sequence[_Text], shape: Shape, body: Sampled) -> Response:
     """The answer with all choices."""
     results = [text.result for text in texts if text.result is not None]
     choices = [
-        shape.choice(i, text.text, text.tokens, result.finish_reason)
-        | _ids(body, result.token_ids, result.prompt_token_ids)
+        shape.choice(i, result, text.tokens) | _ids(body, result.token_ids, result.prompt_token_ids)
         for i, (text, result) in enumerate(zip(texts, results, strict=True))
     ]
     return JSONResponse(shape.answer(choices, usage(results, body.choices)))
@@ -164,6 +180,8 @@ async def _events(
             begun.add(i)
             if piece.text or piece.tokens or ids:
                 yield event(shape.chunk([shape.delta(i, piece.text, piece.tokens) | ids], **more))
+            if piece.calls:
+                yield event(shape.chunk([shape.calls(i, piece.calls)], **more))
             if piece.result is not None:
                 results[i] = piece.result
                 yield event(shape.chunk([shape.delta(i, "", (), piece.result.finish_reason)], **more))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamagpu.engine import LLM, CrossEncoder, Embedder, Stream
+from llamagpu.engine.chat_options import TOOL_OPTIONS
 from llamagpu.engine.params import sampling_params
 from llamagpu.engine.request import Reuse
 from llamagpu.errors import DeviceLostError, UsageError
@@ -19,6 +20,7 @@ from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
 from llamagpu.server.gate import Gate
 from llamagpu.server.opening import Model, named, open_model
 from llamagpu.text.shape import SHAPES
+from llamagpu.text.tools import ToolUse
 
 M = TypeVar("M", LLM, Embedder, CrossEncoder)
 DOES: dict[type, str] = {LLM: "generates text", Embedder: "embeds texts", CrossEncoder: "ranks documents"}
@@ -99,9 +101,25 @@ class Served:
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings
 
-    def start(self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse) -> Stream:
+    async def tool_use(self, options: Mapping[str, Any]) -> ToolUse | None:
+        """How a conversation uses tools, if it has some.
+
+        Raises:
+            RequestError: it cannot use them.
+        """
+        try:
+            return await asyncio.to_thread(lambda: self.llm.tool_use(**options))
+        except UsageError as e:
+            if (named := e.what.split()[0]) in TOOL_OPTIONS:
+                raise RequestError(BAD_REQUEST, e.what, e.why, e.hint, param=named) from None
+            why = f"{e.what} {e.why}"
+            raise RequestError(BAD_REQUEST, "tools cannot be used.", why, e.hint, param="tools") from None
+
+    def start(
+        self, ids: Sequence[int], settings: Mapping[str, Any], *, reuse: Reuse, tools: ToolUse | None = None
+    ) -> Stream:
         """Start a generation; closing the stream cancels it."""
-        return self.llm.stream(ids, reuse=reuse, **settings)
+        return self.llm.start(ids, settings, reuse=reuse, tools=tools)
 
     def embed(self, texts: Iterator[str], dimensions: int | None) -> Iterable[Any]:
         """The vectors of texts, one by one, as they are made; on a thread that may wait."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llamagpu.server.gate import Admission
     from llamagpu.server.metrics import Metrics
     from llamagpu.server.models import Served
+    from llamagpu.text.tools import ToolUse
 
 T = TypeVar("T")
 
@@ -33,12 +34,13 @@ class Disconnected(Exception):
 @dataclass(frozen=True)
 class Piece:
     """A part of a text: characters, and the tokens that begin in them, if their log-probabilities are wanted. ``ids``
-    has all tokens that came. The last piece has the result."""
+    has all tokens that came, ``calls`` the deltas of calls of tools. The last piece has the result."""
 
     text: str
     tokens: list[TextToken]
     ids: list[int]
     result: Result | None = None
+    calls: Sequence[dict[str, Any]] = ()
 
 
 async def run(
@@ -49,6 +51,7 @@ async def run(
     metrics: Metrics,
     *,
     reuse: Reuse,
+    tools: ToolUse | None = None,
 ) -> AsyncIterator[Piece]:
     """Wait for a place, and generate. Closing the iterator cancels the generation.
 
@@ -58,9 +61,9 @@ async def run(
     begin = time.monotonic()
     async with admission.place(), served.watched():
         metrics.started(served.name, len(ids), time.monotonic() - begin)
-        taker = Taker(await asyncio.to_thread(served.start, ids, settings, reuse=reuse))
+        taker = Taker(await asyncio.to_thread(served.start, ids, settings, reuse=reuse, tools=tools))
         stream = taker.stream
-        seen, told, characters = 0, 0, 0
+        seen, told, characters, called = 0, 0, 0, 0
         try:
             while not stream.done:
                 text = await taker.take()
@@ -71,10 +74,11 @@ async def run(
                 seen, characters = len(stream.tokens), characters + len(text)
                 until = _begun(stream, told, characters)
                 tokens, told = stream.logprobs[told:until], until
+                calls, called = stream.call_deltas[called:], len(stream.call_deltas)
                 if stream.done:
                     metrics.finished(served.name, stream.result, time.monotonic() - begin)
                 if made or stream.done:
-                    yield Piece(text, tokens, made, stream.result if stream.done else None)
+                    yield Piece(text, tokens, made, stream.result if stream.done else None, calls)
         finally:
             stream.close()
 

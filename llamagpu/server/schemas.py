@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS
+from llamagpu.engine.chat_options import TEMPLATE_OPTIONS, TOOL_OPTIONS
+from llamagpu.engine.params import DEFAULTS
 from llamagpu.server.bounds import (
     MOST_BIASES,
     MOST_TOKENIZED,
@@ -29,9 +30,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),  # nothing is called
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -149,9 +147,6 @@ class ChatBody(Sampled):
     """POST /v1/chat/completions."""
 
     neutral = (
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
         "functions",
         "function_call",
         "modalities",
@@ -165,9 +160,9 @@ class ChatBody(Sampled):
     documents: Items[dict[str, Any]] | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    tools: Items[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -189,15 +184,22 @@ class ChatBody(Sampled):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             what = "max_tokens and max_completion_tokens exclude one another."
             raise RequestError(BAD_REQUEST, what, param="max_completion_tokens")
+        if self.tools and self.tool_choice != "none" and self.response_format and self.response_format.options():
+            what = "response_format and tools exclude one another."
+            raise RequestError(BAD_REQUEST, what, "An answer of that format has no calls.", param="response_format")
 
     def options(self) -> dict[str, Any]:
         """See ``Sampled.options``. Without a limit the context is the limit."""
         most = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         return super().options() | {"max_tokens": 2**31 - 1 if most is None else most}
 
+    def tool_options(self) -> dict[str, Any]:
+        """What the request says of tools, without what it leaves open."""
+        return {k: v for k in TOOL_OPTIONS if (v := getattr(self, k)) is not None}
+
     def template(self) -> dict[str, Any]:
         """The arguments of the chat template."""
-        return {k: v for k in CHAT_DEFAULTS if k != "tools" and (v := getattr(self, k)) is not None}
+        return {k: v for k in TEMPLATE_OPTIONS if (v := getattr(self, k)) is not None}
 
 
 class CompletionBody(Sampled):

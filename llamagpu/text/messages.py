@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llamagpu.errors import UsageError, shown
+from llamagpu.text.functions import function_schema
 
 Message = Mapping[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
@@ -44,11 +45,14 @@ def dictionaries(given: Any, kind: str) -> list[dict[str, Any]] | None:
 
 
 def tools_of(given: Any) -> list[dict[str, Any]] | None:
-    """Copies of tools: JSON schemas with a function's name, in OpenAI's form or bare. An empty list is none.
+    """Copies of tools: JSON schemas with a function's name, in OpenAI's form or bare, also of Python functions. An
+    empty list is none.
 
     Raises:
-        UsageError: a tool has no name.
+        UsageError: a tool has no name, or a function has no schema.
     """
+    if isinstance(given, (list, tuple)):
+        given = [function_schema(g) if callable(g) else g for g in given]
     tools = dictionaries(given, "tools")
     for tool in tools or ():
         function = tool.get("function", tool)

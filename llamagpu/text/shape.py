@@ -20,6 +20,8 @@ from llamagpu.text.json_schema import JSON_OBJECT, check_end, check_schema, lite
 SHAPES = ("json_schema", "json_object", "regex", "choices", "grammar")
 _MOST_TEXT = 200_000  # characters of a schema, regex or grammar
 _MOST_CHOICES = 10_000
+# What a schema is given, so that its JSON has the spaces of ``json.dumps``.
+SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _MOST_MESSAGE = 500  # characters of the library's messages, which may hold all of a grammar
 _ATTRIBUTES = re.compile(r"^\s*\w+\s*\[([^\]\n]*)\]\s*:", re.M)  # of the rules of a grammar
 _REFUSED = ("max_tokens", "stop", "temperature")
@@ -68,6 +70,16 @@ def shape_of(
     return _MAKERS[name](value)
 
 
+def lark_shape(name: str, text: str, needs: tuple[str, ...]) -> Shape:
+    """The shape of a grammar that was made here for the option ``name``. It may name special tokens, which cannot be
+    checked before there is a vocabulary.
+
+    Raises:
+        UsageError: it is too large.
+    """
+    return Shape(name, _lark(_bounded(name, text)), needs)
+
+
 def _json_schema(given: Any) -> Shape:
     return _of_schema(_bounded("json_schema", json.dumps(schema_dict(given), ensure_ascii=False)))
 
@@ -109,8 +121,7 @@ def _schema_grammar(schema: Mapping[str, Any]) -> str:
 
     Free whitespace lets small models write spaces without end, and makes nothing certain in advance.
     """
-    options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": options}}]}, ensure_ascii=False)
+    return json.dumps({"grammars": [{"json_schema": {**schema, **SPACING}}]}, ensure_ascii=False)
 
 
 def _json_object(_: Any) -> Shape:

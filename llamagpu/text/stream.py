@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llamagpu.text.tokenizer import Tokenizer
 
@@ -17,10 +17,13 @@ class TextStream:
     U+FFFD, that is held back, because an unfinished character decodes to it. The window begins with ids whose text was
     already returned (at first the end of the prompt), because decoders treat the first token differently: they drop
     its leading space. After a special token a new text begins.
+
+    Args:
+        keep: special tokens that are part of the text, as those that begin a call of a tool. Others are left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, skip_special: bool = True):
-        self._tokenizer, self._skip = tokenizer, skip_special
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, keep: Collection[int] = ()):
+        self._tokenizer, self._skipped = tokenizer, tokenizer.special_ids.difference(keep)
         self._ids = _after_special(tokenizer, prompt)[-_WINDOW:]
         self._begin = 0  # of the window
         self._read = len(self._ids)  # ids whose text was returned
@@ -28,7 +31,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Add an id; returns the text that is now certain."""
-        if self._skip and token in self._tokenizer.special_ids:
+        if token in self._skipped:
             return ""
         self._ids.append(token)
         text = self._pending()

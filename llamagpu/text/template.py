@@ -25,6 +25,9 @@ _TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # as in transformers; its space shows whet
 _MOST_SOURCE = 60_000  # characters; the largest templates have 30,000
 _MOST_COMPARED = 20_000_000  # pairs of a special token and a text that the template names
 _PROBE = "PROBE_OF_PARTS"
+_USER = {"role": "user", "content": _PROBE}
+_FUNCTION: dict[str, Any] = {"name": "probed_0", "description": "", "parameters": {"type": "object", "properties": {}}}
+_TOOL: dict[str, Any] = {"type": "function", "function": _FUNCTION, **_FUNCTION}  # in both forms that templates read
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -149,14 +152,31 @@ class ChatTemplate:
         return text[:at] if text[at:].startswith(_TAG) else text[:at].rstrip()
 
     @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template tells the model of the tools that it is given."""
+        text = self._probed([_USER], [_TOOL])  # empty if it needs arguments
+        return "tools" in self.variables and (not text or _TOOL["name"] in text)
+
+    @cached_property
+    def takes_several_calls(self) -> bool:
+        """Whether the template shows an answer with more than one call of a tool."""
+        names = ["probed_1", "probed_2"]
+        calls = [{"id": f"0{n}", "type": "function", "function": {"name": n, "arguments": {}}} for n in names]
+        text = self._probed([_USER, {"role": "assistant", "content": "", "tool_calls": calls}], [_TOOL])
+        return all(name in text for name in names)
+
+    @cached_property
     def _takes_parts(self) -> bool:
         """Whether the template reads lists of parts; if not, they are joined for it."""
-        message = {"role": "user", "content": [{"type": "text", "text": _PROBE}]}
-        try:
-            text = self._text({"messages": [message], "tools": None, "documents": None, "add_generation_prompt": False})
-        except UsageError:
-            return False
+        text = self._probed([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
         return _PROBE in text and not any(key in text for key in ("'text'", '"text"'))
+
+    def _probed(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """The text of a conversation that shows what the template can do; empty if it refuses it."""
+        try:
+            return self._text({"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": False})
+        except UsageError:
+            return ""
 
 
 def _variables(tree: jinja2.nodes.Template) -> frozenset[str]:

@@ -95,6 +95,11 @@ class Tokenizer:
         """Ids by token, added tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
+    def special_id(self, text: str) -> int | None:
+        """The id of a special token; None if there is no such special token."""
+        id: int | None = self._tokenizer.token_to_id(text)
+        return id if id in self.special_ids else None
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text. Special tokens in it are recognised.
 
