@@ -77,10 +77,13 @@ def test_prompts_share_a_pass(story: LLM, monkeypatch: pytest.MonkeyPatch) -> No
 def test_sequences_give_up_their_pages_and_resume(small: LLM, kind: dict[str, Any]) -> None:
     requests = [(p, {"max_tokens": 70, "ignore_eos": True, **kind}) for p in PROMPTS[:4]]
     alone = [facts(small.generate(p, **options)) for p, options in requests]
-    scheduler = small._session.engine.scheduler
-    before = scheduler.preemptions
-    assert [facts(r) for r in together(small, requests)] == alone
-    assert scheduler.preemptions > before
+    before = small.counters
+    assert (before.pages, before.pages_used, before.cache_usage) == (8, 0, 0.0)
+    streams = [small.stream(p, **options) for p, options in requests]
+    next(streams[0])
+    assert 0 < small.counters.cache_usage <= 1
+    assert [facts(s.result) for s in streams] == alone
+    assert small.counters.preemptions > before.preemptions
     assert small.loaded.cache.free_pages == 8
     assert small.loaded.cache.free_slots == 32
 

@@ -177,6 +177,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": TEXT, "seed": -1}, "seed"),
     ({"prompt": TEXT, "n": 0}, "n"),
     ({"prompt": [TEXT] * 40, "n": 40}, "prompt"),
+    ({"prompt": TEXT, "n": 5}, "n"),  # two run and two wait
+    ({"prompt": [TEXT] * 5}, "prompt"),
     ({"prompt": TEXT, "logprobs": 21}, "logprobs"),
     ({"prompt": TEXT, "logit_bias": {"cat": 1}}, "logit_bias"),
     ({"prompt": TEXT, "logit_bias": {"5": 1e6}}, "logit_bias"),
@@ -263,10 +265,14 @@ def test_metrics(client: httpx.Client) -> None:
         "vllm:generation_tokens_total": 16,
         "vllm:time_to_first_token_seconds_count": 2,
         "vllm:e2e_request_latency_seconds_count": 2,
+        "vllm:num_preemptions_total": 0,
+        "vllm:spec_decode_num_draft_tokens_total": 0,
+        "vllm:spec_decode_num_accepted_tokens_total": 0,
     }
     for name, by in grown.items():
         assert after[name + label] - before[name + label] == by, name
     assert after["vllm:num_requests_running" + label] == after["vllm:num_requests_waiting" + label] == 0
+    assert after["vllm:kv_cache_usage_perc" + label] == 0
     ended = "vllm:request_success_total" + json.dumps({"finished_reason": "length", "model_name": "stories"})
     assert after[ended] - before[ended] == 2
     assert after['llamagpu:responses_total{"route": "/v1/completions", "status": "200"}'] >= 2
@@ -282,10 +288,17 @@ def test_a_full_queue_and_clients_that_go(client: httpx.Client, url: str, models
     stream = json.dumps(ENDLESS | {"stream": True}).encode()
     waiting.append(serving.raw(url, serving.post(url, "/v1/completions", stream)))
     eventually(lambda: (gate.running, gate.waiting) == (2, 2))
-    response = client.post("/v1/completions", json=ENDLESS)
-    assert response.status_code == 429
-    assert error(response)["code"] == "queue_full"
-    assert int(response.headers["retry-after"]) >= 1
+    usage = next(line for line in client.get("/metrics").text.splitlines() if line.startswith("vllm:kv_cache_usage"))
+    assert 0 < float(usage.split()[-1]) < 1
+    for body in (ENDLESS, {"messages": MESSAGES, "n": 4}):
+        response = client.post(CHAT if "messages" in body else "/v1/completions", json=body)
+        assert response.status_code == 429
+        assert error(response)["code"] == "queue_full"
+        assert int(response.headers["retry-after"]) >= 1
+    waiting.pop().close()
+    eventually(lambda: gate.waiting == 1)
+    assert client.post("/v1/completions", json=ENDLESS | {"n": 2}).status_code == 429  # there is room for one
+    assert gate.waiting == 1
     for connection in waiting:
         connection.close()
     eventually(lambda: (gate.running, gate.waiting) == (0, 0))

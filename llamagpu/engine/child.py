@@ -64,7 +64,9 @@ class Child:
         else:
             prepared = prepare(path, given.pop("dtype"), given.pop("head"))
             self._session = Session(prepared, progress=self._progress, **given)
-        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
+        facts: dict[str, Any] = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
+        if isinstance(self._session, Session):
+            facts["counters"] = self._session.counters
         channel.send(messages.Opened(facts))
 
     def serve(self) -> None:
@@ -82,7 +84,9 @@ class Child:
 
     def answer(self, id: int, event: Any, cached: int | None = None) -> None:
         """Send an event."""
-        self._channel.send(messages.Event(id, sendable(event) if isinstance(event, Exception) else event, cached))
+        counters = self._session.counters if isinstance(self._session, Session) else None
+        event = sendable(event) if isinstance(event, Exception) else event
+        self._channel.send(messages.Event(id, event, cached, counters))
 
     def _handle(self, message: messages.Submit | messages.Cancel | messages.Encode) -> None:
         if isinstance(message, messages.Submit):

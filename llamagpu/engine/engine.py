@@ -68,7 +68,7 @@ class Engine:
             OutOfMemoryError: the cache has no room now.
             DeviceLostError: the model is closed.
         """
-        return self._thread.call(lambda: self._bound.bind(tensors))
+        return self._thread.call(lambda: self._bound.bind(tensors, self.scheduler.longest))
 
     def run(self, prompt: BoundPrompt) -> None:
         """Submit a run of bound tensors, and wait for nothing. From any thread."""
@@ -231,8 +231,7 @@ class Engine:
 
     def _verify(self, drafts: list[tuple[Sequence, list[int]]]) -> None:
         for (sequence, guessed), outcomes in zip(drafts, self._runner.verify(drafts), strict=True):
-            if sequence.pace is not None and guessed:
-                sequence.pace.judged(len(guessed), len(outcomes) - 1)
+            self.scheduler.judged(sequence, len(guessed), len(outcomes) - 1)
             self._take([sequence] * len(outcomes), outcomes)
 
     def _batch(self) -> tuple[Sequence, ...]:

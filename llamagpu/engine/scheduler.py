@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.request import Sequence
+from llamagpu.model.cache import PagedCache
 
 
 class Scheduler:
@@ -14,13 +16,23 @@ class Scheduler:
     Attributes:
         waiting: not admitted yet; the first one is admitted next.
         active: with a slot and pages; those that ran least recently come first.
-        preemptions: sequences that lost their pages to older ones.
+        preemptions, drafted, accepted: see ``Counters``.
     """
 
     def __init__(self) -> None:
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []
-        self.preemptions = 0
+        self.preemptions = self.drafted = self.accepted = 0
+
+    def counters(self, cache: PagedCache) -> Counters:
+        """What was counted, and how full the cache is. From any thread."""
+        used = cache.total - cache.free_pages
+        return Counters(self.preemptions, self.drafted, self.accepted, cache.total, used)
+
+    @property
+    def longest(self) -> int:
+        """The most positions that one of the sequences may come to take."""
+        return max((s.request.most for s in (*self.active, *self.waiting)), default=0)
 
     @property
     def ready(self) -> list[Sequence]:
@@ -56,6 +68,13 @@ class Scheduler:
         sequence.restart()
         self.waiting.appendleft(sequence)
         self.preemptions += 1
+
+    def judged(self, sequence: Sequence, guessed: int, right: int) -> None:
+        """``right`` of the guesses for a sequence were right."""
+        if sequence.pace is not None and guessed:
+            sequence.pace.judged(guessed, right)
+            self.drafted += guessed
+            self.accepted += right
 
     def restart(self) -> None:
         """Send all sequences back to wait, in their order, without pages."""

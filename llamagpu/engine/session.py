@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llamagpu import gpu
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.draft_model import ModelDrafter, prepare_draft
 from llamagpu.engine.drafts import PROMPT, Drafter, PromptLookup
 from llamagpu.engine.encoding import EncoderEngine
@@ -183,6 +184,11 @@ class Session(Loaded):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self.model.sizes
+
+    @property
+    def counters(self) -> Counters:
+        """What the engine counted, and how full the cache is."""
+        return self.engine.scheduler.counters(self.model.cache)
 
     def save_cache(self, path: Path) -> int:
         """Write what the cache knows; see ``cache_file``."""
