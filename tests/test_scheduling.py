@@ -124,6 +124,23 @@ def test_a_long_prompt_does_not_stall_a_stream(story: LLM, monkeypatch: pytest.M
     assert between.count(16) >= 300 // 16 - 1
 
 
+def test_short_prompts_do_not_wait_for_a_long_one(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have every other pass, and the long one the others, so that nobody starves."""
+    prompts = [[5 + i % 300 for i in range(200)], *([7 + n] * 20 for n in range(3))]
+    options = {"max_tokens": 1, "reuse": "none"}
+    alone = [facts(story.generate(p, **options)) for p in prompts]
+    runner, passes = story._session.engine._runner, []
+    prefill = runner.prefill
+    monkeypatch.setattr(runner, "chunk_rows", lambda beside: 64)
+    monkeypatch.setattr(
+        runner, "prefill", lambda pack: passes.append([len(s.tokens) for s, _ in pack]) or prefill(pack)
+    )
+    streams: list[Any] = []
+    story.device.call(lambda: streams.extend(story.stream(p, **options) for p in prompts))
+    assert [facts(s.result) for s in streams] == alone
+    assert passes == [[20, 20], [200], [20], [200], [200], [200]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", gpu.variants(frozenset(), 0), ids=lambda t: f"{t.matvec}-{t.matmul}-{t.order}")
 def test_company_changes_no_bit_in_any_variant(tuning: gpu.Tuning, device: gpu.Device) -> None:

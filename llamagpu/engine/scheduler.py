@@ -9,6 +9,8 @@ from llamagpu.engine.counters import Counters
 from llamagpu.engine.request import Sequence
 from llamagpu.model.cache import PagedCache
 
+_SHORT = 4  # a prompt is short beside one that has so many times its tokens left
+
 
 class Scheduler:
     """The sequences of an engine. It decides, and runs nothing.
@@ -23,6 +25,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []
         self.preemptions = self.drafted = self.accepted = 0
+        self._short_first = False  # whether the last pass was one of short prompts
 
     def counters(self, cache: PagedCache) -> Counters:
         """What was counted, and how full the cache is. From any thread."""
@@ -40,9 +43,18 @@ class Scheduler:
         return [s for s in self.active if s.prefilled and not s.request.want_logits]
 
     def prompts(self) -> list[Sequence]:
-        """Sequences whose prompts are not complete, the oldest first. One that must run alone is the only one."""
+        """Sequences whose prompts are not complete, the oldest first. One that must run alone is the only one.
+
+        Every other time these are the short ones alone, if the oldest is long: they do not wait for its end, and it
+        waits for each pass of theirs once.
+        """
         found = sorted((s for s in self.active if s.length < s.prefill_end), key=lambda s: s.number)
-        return next(([s] for s in found if s.alone), found)
+        if alone := [s for s in found if s.alone]:
+            return alone[:1]
+        left = [s.prefill_end - s.length for s in found]
+        short = [s for s, n in zip(found, left, strict=True) if _SHORT * n <= left[0]]
+        self._short_first = bool(short) and not self._short_first
+        return short if self._short_first else found
 
     def replaying(self) -> Sequence | None:
         """The oldest sequence whose tokens must be replayed."""
