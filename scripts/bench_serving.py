@@ -4,7 +4,9 @@
     python scripts/bench_serving.py docs --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 Each test has sides that are measured in turns, so that a drift of the machine or other work on it touches all sides
-alike. Only ratios of a round count; the page has their median, smallest and largest.
+alike. Only ratios of a round count; the page has their median, smallest and largest. On a software adapter all work is
+that of this process, so that the ratio of its CPU seconds is a second figure, which other work on the machine hardly
+changes.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Test:
         sides: by name, what measures one: seconds, from the number of the round.
         ratio: the figure of a round, from its seconds.
         goal: what the figure should be.
+        whole: whether a side's call does nothing but what is measured, so that its CPU seconds count.
     """
 
     name: str
@@ -60,19 +63,30 @@ class Test:
     sides: dict[str, Callable[[int], float]]
     ratio: Callable[[dict[str, float]], float]
     goal: str
+    whole: bool = False
     rounds: list[dict[str, float]] = field(default_factory=list)
+    cpu: list[dict[str, float]] = field(default_factory=list)
 
     def take(self) -> None:
         """Measure a round. Every other one begins with the last side."""
         number = len(self.rounds)
         order = list(self.sides) if number % 2 == 0 else list(reversed(self.sides))
-        found = {side: self.sides[side](number) for side in order}
+        found, cpu = dict[str, float](), dict[str, float]()
+        for side in order:
+            begin = time.process_time()
+            found[side] = self.sides[side](number)
+            cpu[side] = time.process_time() - begin
         self.rounds.append({side: found[side] for side in self.sides})
+        if self.whole:
+            self.cpu.append({side: cpu[side] for side in self.sides})
 
     def record(self) -> dict[str, Any]:
         """The results."""
-        ratios = [round(self.ratio(one), 3) for one in self.rounds]
-        return {"name": self.name, "model": self.model, "goal": self.goal, "ratios": ratios, "rounds": self.rounds}
+        about = {"name": self.name, "model": self.model, "goal": self.goal, "rounds": self.rounds, "cpu": self.cpu}
+        return about | {"ratios": self._ratios(self.rounds), "cpu ratios": self._ratios(self.cpu)}
+
+    def _ratios(self, rounds: list[dict[str, float]]) -> list[float]:
+        return [round(self.ratio(one), 3) for one in rounds]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -122,8 +136,10 @@ class Tests:
         if self._plain.chat_templates:
             yield self._lookup()
 
-    def _test(self, name: str, sides: dict[str, Callable[[int], float]], ratio: Any, goal: str) -> Test:
-        return Test(name, self._name, sides, ratio, goal)
+    def _test(
+        self, name: str, sides: dict[str, Callable[[int], float]], ratio: Any, goal: str, whole: bool = False
+    ) -> Test:
+        return Test(name, self._name, sides, ratio, goal, whole)
 
     def _batch(self, kinds: Sequence[dict[str, Any]]) -> float:
         options = {"max_tokens": self._tokens, "ignore_eos": True}
@@ -137,7 +153,8 @@ class Tests:
             return seconds(lambda: [self._plain.generate(p, reuse="none", **options) for p in PROMPTS])
 
         sides = {"one after another": apart, "8 at once": lambda _: self._batch([{}] * 8)}
-        return self._test("8 requests at once", sides, lambda s: s["one after another"] / s["8 at once"], "≥ 2.5 ×")
+        ratio = lambda s: s["one after another"] / s["8 at once"]  # noqa: E731
+        return self._test("8 requests at once", sides, ratio, "≥ 2.5 ×", whole=True)
 
     def _mixed(self) -> Iterator[Test]:
         for name, kind in (("greedy", {}), ("drawn", SAMPLED)):
@@ -146,7 +163,7 @@ class Tests:
                 "4 greedy, 4 drawn": lambda _: self._batch([{}, SAMPLED] * 4),
             }
             what = f"a mixed load, beside a {name} one"
-            yield self._test(what, sides, lambda s, n=f"8 {name}": s[n] / s["4 greedy, 4 drawn"], "≥ 0.9 ×")
+            yield self._test(what, sides, lambda s, n=f"8 {name}": s[n] / s["4 greedy, 4 drawn"], "≥ 0.9 ×", whole=True)
 
     def _wrong_drafts(self) -> Test:
         prompt, options = PROMPTS[0], {"max_tokens": 256, "ignore_eos": True, "reuse": "none"}
@@ -165,9 +182,8 @@ class Tests:
             return took
 
         sides = {"no draft": lambda _: seconds(lambda: self._plain.generate(prompt, **options)), "wrong drafts": wrong}
-        return self._test(
-            "256 tokens, all drafts wrong", sides, lambda s: s["wrong drafts"] / s["no draft"], "≤ 1.05 ×"
-        )
+        name = "256 tokens, all drafts wrong"
+        return self._test(name, sides, lambda s: s["wrong drafts"] / s["no draft"], "≤ 1.05 ×", whole=True)
 
     def _ids(self, count: int, seed: int) -> list[int]:
         return [5 + (7919 * (seed + 1) + 31 * i * i) % 400 for i in range(count)]
@@ -256,20 +272,24 @@ def page(found: dict[str, Any]) -> str:
         "The sides of a test were measured in turns. A figure is the median of the rounds' ratios, with the smallest",
         "and the largest; seconds are medians.",
         "",
-        "| test | model | goal | ratio | seconds |",
-        "| --- | --- | --- | ---: | --- |",
+        "| test | model | goal | ratio | of CPU seconds | seconds |",
+        "| --- | --- | --- | ---: | ---: | --- |",
     ]
     for t in found["tests"]:
-        ratios = t["ratios"]
-        middle = f"{statistics.median(ratios):.2f} × ({min(ratios):.2f} to {max(ratios):.2f})"
         sides = "; ".join(f"{side} {statistics.median(r[side] for r in t['rounds']):.3g}" for side in t["rounds"][0])
-        lines.append(f"| {t['name']} | {t['model']} | {t['goal']} | {middle} | {sides} |")
+        ratios = f"{_middle(t['ratios'])} | {_middle(t['cpu ratios'])}"
+        lines.append(f"| {t['name']} | {t['model']} | {t['goal']} | {ratios} | {sides} |")
     lines += [
         "",
         f"{found['versions']}.",
         f"Measured by `python scripts/bench_serving.py docs --gguf FILE {found['options']}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _middle(ratios: list[float]) -> str:
+    """The median, with the smallest and the largest."""
+    return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
 
 
 def main() -> None:
@@ -279,37 +299,41 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, required=True, help="a chat model, as llama-server reads it too")
     parser.add_argument("--llama-server", type=Path, default=Path(".peers/llama-server/llama-server"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="tests whose names begin with this")
+    parser.add_argument("--large-rounds", type=int, default=3, help="of the tests of FILE")
     o = parser.parse_args()
     load = psutil.getloadavg()[0]
     beside = f"The load was {load:.1f} when it began: other work ran beside it." if load > 1 else ""
+    options = f"--rounds {o.rounds} --large-rounds {o.large_rounds}"
+    found: dict[str, Any] = {"machine": machine(), "beside": beside, "options": options, "tests": []}
     with ExitStack() as stack:
         device = stack.enter_context(gpu.open())
-        tests: list[Test] = []
-        versions = [f"llamagpu {__version__}, wgpu {gpu.version()}, on {device.adapter}"]
-        for name, model, tokens in (("bundled", None, 64), (o.gguf.stem, o.gguf, 16)):
-            options = {"device": device, "context": None if model is None else LONG + 300}
-            plain = stack.enter_context(LLM(model, **options))
-            drafting = stack.enter_context(LLM(model, speculate="prompt", **options))
-            tests += Tests(name, plain, drafting, tokens).all()
+        found["versions"] = f"llamagpu {__version__}, wgpu {gpu.version()}, on {device.adapter}"
+        for name, model, tokens, rounds in (
+            ("bundled", None, 64, o.rounds),
+            (o.gguf.stem, o.gguf, 16, o.large_rounds),
+        ):
+            context = None if model is None else LONG + 300
+            plain = stack.enter_context(LLM(model, device=device, context=context))
+            drafting = stack.enter_context(LLM(model, device=device, context=context, speculate="prompt"))
+            take(list(Tests(name, plain, drafting, tokens).all()), rounds, found, o.out)
         if o.llama_server.exists():
             engine = LlamaServer(o.llama_server.resolve(), o.gguf.resolve(), vulkan=True, threads=1)
-            tests.append(beside_llama(name, plain, stack.enter_context(engine.open("")), tokens))
-            versions.append(engine.version)
-        tests = [t for t in tests if t.name.startswith(o.only)]
-        for number in range(o.rounds):
-            for test in tests:
-                test.take()
-                print(
-                    f"{number + 1}: {test.model}, {test.name}: {test.record()['ratios'][-1]}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    found = {"machine": machine(), "beside": beside, "versions": "; ".join(versions), "options": f"--rounds {o.rounds}"}
-    found["tests"] = [test.record() for test in tests]
-    (o.out / "serving.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (o.out / "serving.md").write_text(page(found), encoding="utf-8")
+            found["versions"] += f"; {engine.version}"
+            server = stack.enter_context(engine.open(""))
+            take([beside_llama(name, plain, server, tokens)], o.large_rounds, found, o.out)
     print(page(found))
+
+
+def take(tests: list[Test], rounds: int, found: dict[str, Any], out: Path) -> None:
+    """Measure tests in turns, and write the page with what there is."""
+    for _ in range(rounds):
+        for test in tests:
+            test.take()
+            result = test.record()
+            print(test.model, test.name, result["ratios"], result["cpu ratios"], file=sys.stderr, flush=True)
+    found["tests"] += [test.record() for test in tests]
+    (out / "serving.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "serving.md").write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ def test_the_readme_has_examples() -> None:
         ("make_template_goldens", "chat-templates"),
         ("fault_table", "recovery"),
         ("soak", "soak"),
+        ("soak_server", "server-soak"),
         ("bench_invariance", "invariance"),
         ("mutate", "mutation"),
     ],
