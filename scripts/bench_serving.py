@@ -240,6 +240,7 @@ class Tests:
             return lambda _: llm.generate(ids, **options).timings.decode_s
 
         sides = {"no draft": side(self._plain), "prompt look-up": side(self._drafting)}
+        sides["prompt look-up"](0)  # compiles steps of many guesses
         return Test("a summary with prompt look-up", self._name, sides, ["no draft"], "prompt look-up", "≥ 1.5 ×")
 
 
@@ -296,7 +297,9 @@ def main() -> None:
     """Measure, and write the page and its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a directory for serving.json and serving.md")
-    parser.add_argument("--gguf", type=Path, required=True, help="a chat model, as llama-server reads it too")
+    parser.add_argument(
+        "--gguf", type=Path, help="a chat model that llama-server reads too; none: the bundled one only"
+    )
     parser.add_argument("--llama-server", type=Path, default=Path(".peers/llama-server/llama-server"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large-rounds", type=int, default=3, help="of the tests of FILE")
@@ -307,16 +310,16 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "beside": beside, "options": options, "tests": []}
     with ExitStack() as stack:
         device = stack.enter_context(gpu.open())
-        found["versions"] = f"llamagpu {__version__}, wgpu {gpu.version()}, on {device.adapter}"
-        for name, model, tokens, rounds in (
-            ("bundled", None, 64, o.rounds),
-            (o.gguf.stem, o.gguf, 16, o.large_rounds),
-        ):
+        found["versions"] = f"llamagpu {__version__}, {gpu.version()}, on {device.adapter}"
+        models: list[tuple[str, Path | None, int, int]] = [("bundled", None, 64, o.rounds)]
+        if o.gguf is not None:
+            models.append((o.gguf.stem, o.gguf, 16, o.large_rounds))
+        for name, model, tokens, rounds in models:
             context = None if model is None else LONG + 300
             plain = stack.enter_context(LLM(model, device=device, context=context))
             drafting = stack.enter_context(LLM(model, device=device, context=context, speculate="prompt"))
             take(list(Tests(name, plain, drafting, tokens).all()), rounds, found, o.out)
-        if o.llama_server.exists():
+        if o.gguf is not None and o.llama_server.exists():
             engine = LlamaServer(o.llama_server.resolve(), o.gguf.resolve(), vulkan=True, threads=1)
             found["versions"] += f"; {engine.version}"
             server = stack.enter_context(engine.open(""))

@@ -130,6 +130,7 @@ def test_the_readme_has_examples() -> None:
         ("fault_table", "recovery"),
         ("soak", "soak"),
         ("soak_server", "server-soak"),
+        ("bench_serving", "serving"),
         ("bench_invariance", "invariance"),
         ("mutate", "mutation"),
     ],
