@@ -1,13 +1,15 @@
-//! needs settings
+//! needs settings allow
 // Applies sampling settings to each logit l, in this order:
 // 1. repetition penalty r (Keskar et al. 2019, arXiv:1909.05858), tokens of prompt or output: l / r if l > 0, else l · r;
 // 2. presence and frequency penalties, tokens of the output: l - presence - frequency · count;
-// 3. bias and temperature: (l + bias) / temperature.
+// 3. bias and temperature: (l + bias) / temperature;
+// 4. the mask, after the division because it keeps the order: lib/allow.
 // Grid: rows · ceil(vocab / 256) workgroups; an invocation computes four elements.
 struct Params {
     rows: u32,
     vocab: u32,
-    stride: u32,    // elements from one row of logits to the next
+    stride: u32,        // elements from one row of logits to the next
+    mask_words: u32,    // words from one row of masks to the next
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [rows, vocab]
@@ -40,7 +42,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             if (made != 0u) {
                 l = l - s.presence - s.frequency * f32(made);
             }
-            scores[row * params.stride + token] = (l + bias[state + token]) * s.inverse_temperature;
+            let score = (l + bias[state + token]) * s.inverse_temperature;
+            scores[row * params.stride + token] = allow_score(row, token, score);
         }
     }
 }

@@ -8,7 +8,9 @@ import importlib.util
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -267,10 +269,16 @@ def test_bound_sessions_leave_room_for_a_text_that_grows(device: gpu.Device) -> 
         patch.setattr(sizes, "_POOLS", ())
         with LLM(device=device, context=128) as llm:  # eight pages
             expected = llm.generate("Once", max_tokens=90, ignore_eos=True).token_ids
-            stream = llm.stream("Once", max_tokens=90, ignore_eos=True)  # comes to take six
-            next(stream)
-            with pytest.raises(OutOfMemoryError, match=r"may come to need 6 of its 8 pages\."):
-                Case(llm, 40, 1)
+            many = {"input_ids": device.tensor([list(range(40))]), "logits": device.empty((1, llm.config.vocab_size))}
+            hold = threading.Event()
+            device.thread.post(lambda: hold.wait(10))  # so that the text cannot end before the session binds
+            stream = llm.stream("Once", max_tokens=90, ignore_eos=True)  # comes to take six pages
+            with ThreadPoolExecutor(1) as other:
+                binding = other.submit(llm.bind, **many)
+                time.sleep(0.05)
+                hold.set()
+                with pytest.raises(OutOfMemoryError, match=r"may come to need 6 of its 8 pages\."):
+                    binding.result()
             case = Case(llm, 30, 1)
             assert stream.result.token_ids == expected
             case.bound.run()

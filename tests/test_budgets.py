@@ -43,16 +43,19 @@ def decode_census(llm: LLM, tokens: int = TOKENS, **options: object) -> Census:
 
 
 def test_budget_of_a_greedy_token(story: LLM) -> None:
-    """Five dispatches a layer and four more; one encoder, pass and command buffer; at most 64 bytes each way."""
+    """Five dispatches a layer and four more; one encoder, pass and command buffer, or fewer where steps share them; at
+    most 64 bytes each way."""
     counts = decode_census(story)
     assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 4)
     made = {name: n for name, n in counts.objects.items() if n}
-    assert made == {
-        "wgpuDeviceCreateCommandEncoder": TOKENS,
-        "wgpuCommandEncoderBeginComputePass": TOKENS,
-        "wgpuCommandEncoderFinish": TOKENS,
+    assert made.keys() == {
+        "wgpuDeviceCreateCommandEncoder",
+        "wgpuCommandEncoderBeginComputePass",
+        "wgpuCommandEncoderFinish",
     }
-    assert counts.calls["wgpuQueueSubmit"] == TOKENS
+    assert made["wgpuCommandEncoderBeginComputePass"] == TOKENS
+    assert max(made.values()) == TOKENS
+    assert counts.calls["wgpuQueueSubmit"] <= TOKENS
     assert counts.bytes["up"] <= 64 * TOKENS
     assert counts.bytes["down"] <= 64 * TOKENS
 
@@ -61,9 +64,19 @@ def test_budget_of_a_filtered_token(story: LLM) -> None:
     """Penalties and filters add two dispatches. Log-probabilities add only their own bytes."""
     counts = decode_census(story, temperature=0.8, top_k=20, repetition_penalty=1.1, seed=3, logprobs=5)
     assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 6)
-    assert sum(counts.objects.values()) == 3 * TOKENS
+    assert sum(counts.objects.values()) <= 3 * TOKENS
     assert counts.bytes["up"] <= 4 * (TOKENS // PAGE + 1)  # entries of the page table
     assert counts.bytes["down"] <= TOKENS * (64 + 8 * 21)
+
+
+def test_budget_of_a_token_with_a_grammar(story: LLM) -> None:
+    """A mask adds a dispatch and vocab/8 bytes; it goes up between two command buffers, so that the host makes it while
+    the device works."""
+    counts = decode_census(story, regex=r"[\s\S]*")
+    assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + 5)
+    assert sum(counts.objects.values()) == 3 * 2 * TOKENS
+    assert counts.bytes["up"] <= TOKENS * (story.config.vocab_size // 8 + 16)
+    assert counts.bytes["down"] <= 64 * TOKENS
 
 
 def test_budget_past_one_attention_run(tmp_path: Path, device: gpu.Device) -> None:
@@ -89,7 +102,7 @@ def test_budget_of_other_architectures(name: str, more: int, tmp_path: Path, dev
     with LLM(tmp_path, device=device) as llm:
         counts = decode_census(llm, 8)
     assert counts.dispatches == 8 * ((5 + more) * c["num_hidden_layers"] + 4)
-    assert sum(counts.objects.values()) == 3 * 8
+    assert sum(counts.objects.values()) <= 3 * 8
 
 
 def test_budget_of_pipelines() -> None:
@@ -108,8 +121,9 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(native, "use_raw_pass", False)
 
 
-def test_raw_calls_match_wgpu_objects(story: LLM, objects: Callable[[], None]) -> None:
+def test_raw_calls_match_wgpu_objects(story: LLM, objects: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The same text, the same native objects, the same dispatches."""
+    monkeypatch.setattr("llamagpu.engine.rate.MOST_STEPS", 1)  # otherwise the number of encoders depends on the time
     if not native.has_raw_pass:
         pytest.skip("this wgpu has no raw calls")
     raw, text = decode_census(story), story.generate(PROMPT, max_tokens=40).token_ids
@@ -182,7 +196,7 @@ def test_bench_command(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     else:
         records = json.loads(out.out) if form == "json" else [json.loads(line) for line in out.out.splitlines()]
         assert [r["test"] for r in records] == ["pp16", "tg4"]
-        assert records[1]["objects_per_token"] == 3
+        assert 1 < records[1]["objects_per_token"] <= 3
         assert np.isclose(records[1]["avg_ts"], np.mean(records[1]["samples_ts"]))
     assert "multiply-adds" in out.err
 

@@ -48,6 +48,22 @@ def fails_here(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -
     return err
 
 
+def test_shapes_are_checked_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    generate = ("generate", "Hi", "-m", "nowhere")
+    assert "schema nowhere.json cannot be read" in fails_here(2, capsys, *generate, "--schema", "nowhere.json")
+    assert "regex and choices exclude" in fails_here(2, capsys, *generate, "--regex", "a", "--choice", "b")
+
+
+@pytest.mark.slow
+def test_generate_writes_what_it_is_asked_for(tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
+    grammar.write_text('start: "a" "b"')
+    assert run("generate", "Hi", "--choice", "cat", "--choice", "cats", "--ignore-eos").stdout == b"cats\n"
+    assert run("generate", "Hi", "--grammar", str(grammar)).stdout == b"ab\n"
+    assert run("generate", "Hi", "--schema", str(schema), "-n", "9").stdout.startswith(b'{"ok": ')
+
+
 @pytest.mark.slow
 def test_generate_streams_text() -> None:
     done = run("generate", "Once upon a time", "-n", "20")

@@ -133,6 +133,7 @@ def test_the_readme_has_examples() -> None:
         ("bench_serving", "serving"),
         ("bench_invariance", "invariance"),
         ("mutate", "mutation"),
+        ("check_shapes", "structured-output"),
     ],
 )
 def test_pages_match_their_measurements(script: str, name: str) -> None:

@@ -49,9 +49,30 @@ def test_requests_of_all_kinds_share_a_step(story: LLM, monkeypatch: pytest.Monk
     alone = [facts(story.generate(p, **options)) for p, options in requests]
     runner, widths = story._session.engine._runner, []
     original = runner.launch
-    monkeypatch.setattr(runner, "launch", lambda batch: widths.append(len(batch)) or original(batch))
+    monkeypatch.setattr(runner, "launch", lambda batch, steps: widths.append(len(batch)) or original(batch, steps))
     assert [facts(r) for r in together(story, requests)] == alone
     assert max(widths) == len(requests)
+
+
+def test_steps_that_share_a_submission_change_nothing(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight steps of one submission, or one: the same tokens, ends, pages, and texts up to their stop strings."""
+    requests = [
+        (p, {"max_tokens": 11 + i, "stop": " to", **kind})
+        for i, (p, kind) in enumerate(zip(PROMPTS, KINDS, strict=True))
+    ]
+    engine, steps = story._session.engine, []
+    original, found = engine._runner.launch, []
+    monkeypatch.setattr(engine._runner, "launch", lambda batch, n: steps.append(n) or original(batch, n))
+    for seconds in (1.0, 0.0001):
+        monkeypatch.setattr(
+            "llamagpu.engine.rate.Rate.stepped", lambda rate, *_, s=seconds: setattr(rate, "step_seconds", s)
+        )
+        engine._runner._rate.step_seconds = seconds
+        found.append([facts(r) for r in together(story, requests)])
+    assert found[0] == found[1]
+    assert steps[0] == 1
+    assert max(steps) == 8
+    assert story.loaded.cache.free_pages == story.loaded.cache.total
 
 
 def test_prompts_share_a_pass(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,17 +124,17 @@ def test_a_long_prompt_does_not_stall_a_stream(story: LLM, monkeypatch: pytest.M
     runner, rows, between = engine._runner, [], []
     for rate, most in ((1.0, 16), (1e9, 32), (1e15, 512)):
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "_rate", rate)
+            patch.setattr(runner._rate, "work", rate)
             assert runner.chunk_rows(beside=True) == most
             assert runner.chunk_rows(beside=False) == 512
     monkeypatch.setattr(runner, "chunk_rows", lambda beside: 16 if beside else 512)
     prefill, launch = runner.prefill, runner.launch
     monkeypatch.setattr(runner, "prefill", lambda pack: rows.append(sum(n for _, n in pack)) or prefill(pack))
 
-    def noted(batch: Any) -> Any:
+    def noted(batch: Any, steps: int) -> Any:
         between.append(sum(rows))
         rows.clear()
-        return launch(batch)
+        return launch(batch, steps)
 
     monkeypatch.setattr(runner, "launch", noted)
     running = story.stream(PROMPT, max_tokens=200, ignore_eos=True)

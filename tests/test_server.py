@@ -92,6 +92,18 @@ def test_settings_reach_the_engine(client: httpx.Client, story: LLM) -> None:
     assert stopped["logprobs"]["tokens"] == [",", " there", " was", " a", " little"]  # begins with the text's space
 
 
+def test_response_formats(client: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema["additionalProperties"] = False
+    format = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    body = {"messages": MESSAGES, "model": "stories", "response_format": format}
+    choice = client.post(CHAT, json=body).json()["choices"][0]
+    assert (list(json.loads(choice["message"]["content"])), choice["finish_reason"]) == (["ok"], "stop")
+    found = complete(client, response_format={"type": "json_object"}, max_tokens=3)["choices"][0]
+    assert found["text"].startswith("{")
+    assert found["finish_reason"] == "length"
+
+
 def test_chat_and_its_stream(client: httpx.Client, story: LLM) -> None:
     expected = story.chat(MESSAGES, max_tokens=6)
     body = {"messages": MESSAGES, "model": "stories", "max_completion_tokens": 6, "logprobs": True, "top_logprobs": 2}
@@ -190,7 +202,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "pirate", "content": "a"}]}, "messages"),
     ({"messages": [{"role": "user", "content": "a " * 600}]}, "messages"),
-    ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format.type"),
+    ({"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "response_format"),
+    ({"prompt": TEXT, "response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format"),
+    (
+        {"prompt": TEXT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"nope": 1}}}},
+        "response_format",
+    ),
     ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
     ({"messages": MESSAGES, "tool_choice": "required"}, "tool_choice"),
     ({"messages": MESSAGES, "top_logprobs": 1}, "top_logprobs"),

@@ -15,6 +15,7 @@ from llamagpu import LLM, gpu
 from llamagpu.engine.drafts import PromptLookup
 from llamagpu.engine.pace import MOST, Pace
 from llamagpu.engine.params import sampling_params
+from llamagpu.engine.request import Draft
 from llamagpu.errors import ModelNotFoundError, UsageError
 
 REPEATS = "The cat sat on the mat. The dog sat on the mat. The cat sat on the"
@@ -73,8 +74,8 @@ def test_guesses_of_several_sequences_share_a_step(guessing: LLM, story: LLM, mo
     runner, widths = guessing._session.engine._runner, []
     original = runner.verify
 
-    def noted(drafts: list[tuple[Any, list[int]]]) -> Any:
-        widths.append(sum(1 for _, guesses in drafts if guesses))
+    def noted(drafts: list[Draft]) -> Any:
+        widths.append(sum(1 for draft in drafts if draft.tokens))
         return original(drafts)
 
     monkeypatch.setattr(runner, "verify", noted)
@@ -140,9 +141,9 @@ def test_drafts_of_several_sequences(drafted: LLM, story: LLM, monkeypatch: pyte
     runner, right = drafted._session.engine._runner, []
     original = runner.verify
 
-    def noted(drafts: list[tuple[Any, list[int]]]) -> Any:
+    def noted(drafts: list[Draft]) -> Any:
         out = original(drafts)
-        right.extend(len(o) - 1 for o, (_, guesses) in zip(out, drafts, strict=True) if guesses)
+        right.extend(len(o) - 1 for o, draft in zip(out, drafts, strict=True) if draft.tokens)
         return out
 
     monkeypatch.setattr(runner, "verify", noted)
@@ -166,11 +167,12 @@ def test_a_draft_model_catches_up_after_a_pause(drafted: LLM, story: LLM, monkey
     runner, rounds = drafted._session.engine._runner, []
     original, pause = runner.verify, iter([0, 90])
 
-    def noted(drafts: list[tuple[Any, list[int]]]) -> Any:
+    def noted(drafts: list[Draft]) -> Any:
         out = original(drafts)
-        (sequence, guesses), (results,) = drafts[0], out
-        rounds.append((len(guesses), len(results) - 1))
-        sequence.pace.pause = next(pause, 0)
+        draft, (results,) = drafts[0], out
+        rounds.append((len(draft.tokens), len(results) - 1))
+        assert draft.pace is not None
+        draft.pace.pause = next(pause, 0)
         return out
 
     monkeypatch.setattr(runner, "verify", noted)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.conversation import Message, fit, load, save
-from llamagpu.cli.options import load_options, model_options, speculate_option
+from llamagpu.cli.options import load_options, model_options, read_text, shape_options, speculate_option, take_shape
 from llamagpu.cli.output import error_lines, note, open_model, write
 from llamagpu.cli.prompt_cache import check_prompt_cache, prompt_cache, prompt_cache_option
 from llamagpu.cli.reading import Lines, Reader, is_dumb, on_a_terminal, unwrap
@@ -61,6 +61,7 @@ _SEEDS = 2**32
     metavar="NAME=VALUE",
     help="A variable of the chat template, such as enable_thinking=false; VALUE is JSON, or else text.",
 )
+@shape_options
 @prompt_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON object on one line.")
 def chat(
@@ -74,10 +75,11 @@ def chat(
 
     load, kept = load_options(options), options.pop("prompt_cache")
     check_prompt_cache(kept)
+    options |= take_shape(options)
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
     if template_file is not None:
-        load["chat_template"] = _read(template_file)
+        load["chat_template"] = read_text(template_file, "chat template")
     with open_model(load) as llm:
         if not llm.chat_templates:
             raise UnsupportedModelError(
@@ -89,13 +91,6 @@ def chat(
             settings["chat_template_kwargs"] = _template_args(template_args, llm)
         with prompt_cache(llm, kept):
             return Session(llm, system, settings, as_json).run(_open_reader())
-
-
-def _read(template: Path) -> str:
-    try:
-        return template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"The chat template {template} cannot be read.", str(e)) from None
 
 
 def _template_args(given: tuple[str, ...], llm: LLM) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamagpu.cli.jobs import job_options, run_job, take_job_options
-from llamagpu.cli.options import load_options, model_options, speculate_option
+from llamagpu.cli.options import load_options, model_options, shape_options, speculate_option, take_shape
 from llamagpu.cli.output import (
     Interrupted,
     note,
@@ -71,6 +71,7 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option("--seed", type=int, help="Seed of the draws, to repeat a text. [default: random; with --input: 0]")
 @click.option("--stop", multiple=True, help="End before this text; can be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Continue when the model ends its text.")
+@shape_options
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @prompt_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
@@ -87,6 +88,7 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
     kept = options.pop("prompt_cache")
     given = {"a prompt": text or prompt, "--file": file, "--echo": echo, "--json": as_json, "--prompt-cache": kept}
     load = load_options(options)
+    options |= take_shape(options)
     check_prompt_cache(kept)
     if options["max_tokens"] == -1:
         options["max_tokens"] = _UNTIL_FULL

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from llamagpu.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +82,50 @@ def encoder_options(command: F) -> F:
 def encoder_load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``encoder_options`` from a command's options, and return them."""
     return {k: options.pop(k) for k in ("model", "revision", "device", "dtype", "max_length")}
+
+
+def shape_options(command: F) -> F:
+    """The options that say what a text must look like; ``take_shape`` reads them."""
+    path = click.Path(path_type=Path)
+    options = (
+        click.option("--schema", type=path, help="Write JSON that is valid by the JSON schema in this file."),
+        click.option("--json-object", is_flag=True, help="Write a JSON object."),
+        click.option("--regex", help="Write a text that matches this regular expression."),
+        click.option("--choice", multiple=True, help="Write one of these texts; given several times."),
+        click.option("--grammar", type=path, help="Write a text of the grammar (Lark) in this file."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def take_shape(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of ``shape_options`` from a command's options, and return those of generation.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    schema, grammar, choices = options.pop("schema"), options.pop("grammar"), options.pop("choice")
+    given = {
+        "json_schema": None if schema is None else read_text(schema, "schema"),
+        "json_object": options.pop("json_object") or None,
+        "regex": options.pop("regex"),
+        "choices": list(choices) or None,
+        "grammar": None if grammar is None else read_text(grammar, "grammar"),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def read_text(file: Path, kind: str) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"The {kind} {file} cannot be read.", str(e)) from None
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:

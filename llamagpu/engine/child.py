@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from llamagpu.errors import DeviceLostError
 from llamagpu.model import prepare
 from llamagpu.model.find import open_source
 from llamagpu.model.packs import Floats
+from llamagpu.text import Tokenizer
+from llamagpu.text.guide import Guides
 
 log = logging.getLogger("llamagpu")
 
@@ -62,8 +66,8 @@ class Child:
         if kind == "encoder":
             self._session = EncoderSession(open_source(path), progress=self._progress, **given)
         else:
-            prepared = prepare(path, given.pop("dtype"), given.pop("head"))
-            self._session = Session(prepared, progress=self._progress, **given)
+            self._prepared = prepare(path, given.pop("dtype"), given.pop("head"))
+            self._session = Session(self._prepared, progress=self._progress, **given)
         facts: dict[str, Any] = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
         if isinstance(self._session, Session):
             facts["counters"] = self._session.counters
@@ -92,12 +96,21 @@ class Child:
         if isinstance(message, messages.Submit):
             assert isinstance(self._session, Session)
             events = _Events(self, message.id)
-            self.running[message.id] = self._session.engine.submit(message.request, events=events, earlier=message.made)
+            guide = None if message.outline is None else self._guides.again(message.outline)
+            request = replace(message.request, guide=guide)
+            self.running[message.id] = self._session.engine.submit(request, events=events, earlier=message.made)
         elif isinstance(message, messages.Encode):
             done = self._session.packs().submit(message.texts, message.modes)
             done.add_done_callback(lambda future: self._encoded(message.id, future))
         elif message.id in self.running:
             self.running[message.id].cancelled.set()
+
+    @cached_property
+    def _guides(self) -> Guides:
+        """The grammars of the model's vocabulary."""
+        source, config = self._prepared.source, self._prepared.config
+        tokenizer = Tokenizer(source.tokenizer_file(), source.tokenizer_config(), config.vocab_size)
+        return Guides(tokenizer, config.vocab_size, config.eos_token_id)
 
     def _encoded(self, id: int, future: Future[Floats]) -> None:
         error = future.exception()

@@ -66,7 +66,8 @@ class ModelDrafter:
         wanted = dict(list(wanted.items())[: len(batch)])
         flights = [self._runner.launch(batch) for _ in range(max(wanted.values()))]
         for flight in flights:
-            for mirror, outcome in zip(batch, self._runner.land(flight), strict=True):
+            [outcomes] = self._runner.land(flight)
+            for mirror, outcome in zip(batch, outcomes, strict=True):
                 mirror.tokens.append(outcome.id if isinstance(outcome, Token) else self._vocab)
         return [self._guesses(s, wanted[s]) if s in wanted else [] for s, _ in sequences]
 
@@ -101,7 +102,8 @@ class ModelDrafter:
         request = sequence.request
         limit = self._model.context - len(request.prompt)
         settings = replace(request.settings, logprobs=0)
-        mirror = Sequence(replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none"))
+        free = replace(request, limit=limit, settings=settings, stop_ids=frozenset(), reuse="none", guide=None)
+        mirror = Sequence(free)
         mirror.tokens = list(sequence.tokens)
         if not self._runner.begin(mirror):
             return None

@@ -1,4 +1,5 @@
-"""Drafts: guesses of the next tokens of a sequence, which one step verifies.
+"""Drafts: guesses of the next tokens of a sequence, which one step verifies. A grammar that leaves no choice guesses
+too, and is always right.
 
 The step has a row for every guess, in the kernels that decode one token. A row's bits do not depend on the others, and
 a drawn token depends on the seed and the position alone, so that the tokens are those of single steps.
@@ -10,7 +11,7 @@ from collections.abc import Sequence as Tokens
 from typing import Protocol
 
 from llamagpu.engine.pace import Pace
-from llamagpu.engine.request import Sequence
+from llamagpu.engine.request import Draft, Sequence
 from llamagpu.engine.runner import Runner
 
 PROMPT = "prompt"  # the drafter that looks in the text so far
@@ -55,10 +56,26 @@ def _following(tokens: list[int], most: int) -> list[int]:
     return []
 
 
-def may_guess(sequence: Sequence) -> bool:
-    """Whether the next step of a sequence should have guesses. Penalties depend on every token before, so that rows of
-    one step cannot have them."""
-    if sequence.request.settings.counted or sequence.alone:
+def must_land(sequence: Sequence, drafter: Drafter | None) -> bool:
+    """Whether the next step of a sequence needs all its tokens on the host, for guesses or for a mask."""
+    return sequence.guide is not None or (drafter is not None and _may_guess(sequence))
+
+
+def guess(drafter: Drafter | None, batch: Tokens[Sequence], runner: Runner) -> list[Draft]:
+    """What the next step verifies for each sequence of a batch, as much as the step and the cache have room for; empty
+    if nothing was guessed and no sequence needs a mask. Nothing may be in flight if ``must_land``."""
+    due = [s for s in batch if drafter is not None and _may_guess(s)]
+    guided = [s for s in batch if s.guide is not None]
+    found = _found(drafter, due, guided, runner.room(batch), runner) if due or guided else {}
+    for s in batch:
+        if s.pace is not None and s not in found:
+            s.pace.stepped()
+    return [found.get(s, Draft(s)) for s in batch] if found or guided else []
+
+
+def _may_guess(sequence: Sequence) -> bool:
+    """Whether the next step of a sequence should have a drafter's guesses."""
+    if not _takes_guesses(sequence):
         return False
     if sequence.pace is None:
         sequence.pace = Pace()
@@ -66,30 +83,38 @@ def may_guess(sequence: Sequence) -> bool:
     return sequence.pace.due and left > 1
 
 
-def guess(drafter: Drafter, batch: Tokens[Sequence], runner: Runner) -> list[tuple[Sequence, list[int]]]:
-    """Guesses for each sequence of a batch, as many as a step and the cache have room for; empty if there are none at
-    all. Nothing may be in flight."""
-    guesses = _guesses(drafter, batch, runner)
-    for s in batch:
-        if s.pace is not None and s not in guesses:
-            s.pace.stepped()
-    return [(s, guesses.get(s, [])) for s in batch] if guesses else []
+def _takes_guesses(sequence: Sequence) -> bool:
+    """Whether a step may have several rows of a sequence. Penalties depend on every token before, so that rows of one
+    step cannot have them."""
+    return not (sequence.request.settings.counted or sequence.alone)
 
 
-def _guesses(drafter: Drafter, batch: Tokens[Sequence], runner: Runner) -> dict[Sequence, list[int]]:
-    due = [s for s in batch if may_guess(s)]
-    if not due:
-        return {}
-    room = runner.room(batch) // len(due)
+def _found(
+    drafter: Drafter | None, due: list[Sequence], guided: list[Sequence], room: int, runner: Runner
+) -> dict[Sequence, Draft]:
+    """Tokens that grammars force, and the drafter's guesses for the other sequences."""
+    share = room // len({*due, *guided})
+    out = {}
+    for s in guided:
+        most = min(share, s.request.limit - s.made - 1)
+        assert s.guide is not None
+        forced = s.guide.forced(most) if most > 0 and _takes_guesses(s) else []
+        if forced and runner.reserve(s, len(forced) + 1):
+            out[s] = Draft(s, tuple(forced))
+    others = [s for s in due if s not in out]
+    return out | (_drafted(drafter, others, share, runner) if drafter is not None and others else {})
+
+
+def _drafted(drafter: Drafter, due: list[Sequence], share: int, runner: Runner) -> dict[Sequence, Draft]:
     wanted = []
     for s in due:
         assert s.pace is not None
-        wanted.append((s, min(s.pace.width, room, s.request.limit - s.made - 1)))
+        wanted.append((s, min(s.pace.width, share, s.request.limit - s.made - 1)))
     out = {}
     for (s, _), tokens in zip(wanted, drafter.guess(wanted), strict=True):
         assert s.pace is not None
         if tokens and runner.reserve(s, len(tokens) + 1):
-            out[s] = tokens
+            out[s] = Draft(s, tuple(tokens), s.pace)
         else:
             s.pace.judged(0, 0)
     return out

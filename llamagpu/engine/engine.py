@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from llamagpu.engine.bound_prompts import BoundPrompts
-from llamagpu.engine.drafts import Drafter, guess, may_guess
-from llamagpu.engine.request import NotFinite, Request, Sequence
-from llamagpu.engine.runner import Flight, Outcome, Runner
+from llamagpu.engine.drafts import Drafter, guess, must_land
+from llamagpu.engine.request import Draft, NotFinite, Outcome, Request, Sequence
+from llamagpu.engine.runner import Flight, Runner
 from llamagpu.engine.scheduler import Scheduler
 from llamagpu.errors import DeviceLostError, OutOfMemoryError
 from llamagpu.gpu import Device, Lost, Tensor
@@ -207,10 +207,11 @@ class Engine:
         if not batch:
             self._land_all()
             return
-        if not self._reserve(batch) or self._speculate(batch):
+        if not self._reserve(batch):
             return
-        if not self._guarded(batch, lambda: self._flights.append(self._runner.launch(batch))):
-            return
+        if not self._speculate(batch):
+            steps = 1 if self._drafter is not None else self._runner.steps(batch)
+            self._guarded(batch, lambda: self._flights.append(self._runner.launch(batch, steps)))
         if len(self._flights) > IN_FLIGHT:
             self._land()
         if len(batch) < len(self.scheduler.steps()):  # sequences that did not run go first next time
@@ -218,21 +219,19 @@ class Engine:
             self.scheduler.ran(batch)
 
     def _speculate(self, batch: tuple[Sequence, ...]) -> bool:
-        """Verify guesses of the next tokens in one step; False if there are none."""
-        if self._drafter is None:
-            return False
-        if self._flights and any(may_guess(s) for s in batch):
-            self._land_all()  # guesses follow the newest tokens, which the next call has
+        """Verify guesses of the next tokens in one step, or make masks for it; False if there are none."""
+        if self._flights and any(must_land(s, self._drafter) for s in batch):
+            self._land_all()  # guesses and masks follow the newest tokens, which the next call has
             return True
         drafts = guess(self._drafter, batch, self._runner)
         if drafts:
             self._guarded(batch, lambda: self._verify(drafts))
         return bool(drafts)
 
-    def _verify(self, drafts: list[tuple[Sequence, list[int]]]) -> None:
-        for (sequence, guessed), outcomes in zip(drafts, self._runner.verify(drafts), strict=True):
-            self.scheduler.judged(sequence, len(guessed), len(outcomes) - 1)
-            self._take([sequence] * len(outcomes), outcomes)
+    def _verify(self, drafts: list[Draft]) -> None:
+        for draft, outcomes in zip(drafts, self._runner.verify(drafts), strict=True):
+            self.scheduler.judged(draft, len(outcomes) - 1)
+            self._take([draft.sequence] * len(outcomes), outcomes)
 
     def _batch(self) -> tuple[Sequence, ...]:
         """The sequences of the next step."""
@@ -257,7 +256,8 @@ class Engine:
 
     def _land(self) -> None:
         flight = self._flights.popleft()
-        self._take(flight.batch, self._runner.land(flight))
+        for outcomes in self._runner.land(flight):
+            self._take(flight.batch, outcomes)
 
     def _land_all(self) -> None:
         while self._flights:
@@ -271,12 +271,10 @@ class Engine:
             if isinstance(token, NotFinite):
                 self._finish(sequence, token)
                 continue
-            sequence.tokens.append(token.id)
+            end = sequence.take(token.id)
             sequence.events.put(token)
-            if token.id in sequence.request.stop_ids:
-                self._finish(sequence, "stop")
-            elif sequence.made >= sequence.request.limit:
-                self._finish(sequence, "length")
+            if end is not None:
+                self._finish(sequence, end)
 
     def _finish(self, sequence: Sequence, event: Any) -> None:
         self.scheduler.active.remove(sequence)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class _Running:
 
     def __init__(self, request: Request, cancel: Callable[[], None]):
         self.sequence = Sequence(request, cancelled=_Cancelled(cancel))
+        self._last: str | Exception | None = None  # the event that follows the tokens so far, if none comes after them
 
     def message(self, id: int) -> messages.Submit | None:
         """What asks a process for the rest; None if nothing is left to ask for."""
@@ -58,11 +59,11 @@ class _Running:
         if sequence.cancelled.is_set():
             sequence.events.put("cancelled")
             return None
-        made = tuple(sequence.tokens[len(request.prompt) :])
-        if made and (made[-1] in request.stop_ids or len(made) >= request.limit):
-            sequence.events.put("stop" if made[-1] in request.stop_ids else "length")
+        if self._last is not None:
+            sequence.events.put(self._last)
             return None
-        return messages.Submit(id, request, made)
+        outline = None if request.guide is None else request.guide.outline
+        return messages.Submit(id, replace(request, guide=None), tuple(sequence.tokens[len(request.prompt) :]), outline)
 
     def take(self, event: Any, cached: int | None = None) -> bool:
         """Take an event; whether it was the last one."""
@@ -70,7 +71,7 @@ class _Running:
         if sequence.events.cached is None:
             sequence.events.cached = cached
         if isinstance(event, Token):
-            sequence.tokens.append(event.id)
+            self._last = sequence.take(event.id)
             sequence.length = max(sequence.length, len(sequence.request.prompt))
         sequence.events.put(event)
         return not isinstance(event, Token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from llamagpu.model.fit import Load
 from llamagpu.model.layout import Layout
 from llamagpu.model.weights import Progress
 from llamagpu.text import ChatTemplates, Conversation, Message, Tokenizer, special_tokens
+from llamagpu.text.guide import Guides
+from llamagpu.text.shape import shape_of
 
 
 class LanguageModel(Unique):
@@ -213,6 +216,24 @@ class LanguageModel(Unique):
         self._check_open()
         most = self.context if max_length is None else min(max_length, self.context)
         return Texts(self._tokenizer, self._session.packs(), most)
+
+    def prepare_shape(self, **shape: Any) -> None:
+        """Check and compile what texts must look like, so that generations with the same shape begin at once.
+
+        Args:
+            shape: json_schema, json_object, regex, choices or grammar, as ``generate`` takes them.
+
+        Raises:
+            UsageError: it cannot be used, or the model's vocabulary cannot spell it.
+        """
+        found = shape_of(**shape)
+        if found is not None:
+            self._guides.guide(found)
+
+    @cached_property
+    def _guides(self) -> Guides:
+        """The grammars of the model's vocabulary."""
+        return Guides(self._tokenizer, self.config.vocab_size, self.config.eos_token_id)
 
     def _open_session(
         self, options: dict[str, Any], progress: Progress | None, isolate: bool

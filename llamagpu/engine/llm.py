@@ -30,6 +30,7 @@ from llamagpu.engine.stream import Stream, wait_logits
 from llamagpu.model.sentence_transformers import read_pipeline
 from llamagpu.text import Message
 from llamagpu.text.settings import chat_settings
+from llamagpu.text.stream import begins_text
 
 
 class LLM(LanguageModel):
@@ -192,7 +193,10 @@ class LLM(LanguageModel):
         stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(self.config.eos_token_id))
         reuse = _checked(reuse)
         limit = min(params.max_tokens, self.context - len(ids) + 1)
-        return Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse), params.stop
+        guide = None
+        if params.shape is not None:
+            guide = self._guides.guide(params.shape, stops, begins=begins_text(self._tokenizer, ids))
+        return Request(tuple(ids), limit, params.settings, stops, params.bias, reuse=reuse, guide=guide), params.stop
 
     def _begun(self, call: Call, reuse: Reuse) -> Batch:
         wanted: list[tuple[Request, tuple[str, ...]]] = []

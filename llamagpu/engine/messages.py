@@ -16,6 +16,7 @@ from llamagpu.engine.counters import Counters
 from llamagpu.engine.request import Request
 from llamagpu.errors import LlamaGPUError
 from llamagpu.model.packs import Encoded
+from llamagpu.text.guide import Outline
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Submit:
-    """A request of a decoder, and the tokens that were made for it before."""
+    """A request of a decoder, the tokens that were made for it before, and the outline of its guide, which stays."""
 
     id: int
     request: Request
     made: Sequence[int] = ()
+    outline: Outline | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from llamagpu.engine.arguments import items, number_in, out_of_range, plain, whole_in
 from llamagpu.errors import UsageError
 from llamagpu.kernels.step import LIKELY, Settings
+from llamagpu.text.shape import SHAPES, Shape, schema_dict, shape_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +43,16 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: ids that end the text besides the model's own.
     ignore_eos: continue when the model ends its text.
     logprobs: return the log-probability (of the raw logits) of every token, and of this many likeliest ones, 1 to 20.
+
+    At most one of these says what the whole text must look like; ``llamagpu.text.shape`` describes them. They need the
+    extra ``guided``. A text that ``max_tokens`` cuts is a beginning of such a text, and its finish_reason is "length".
+
+    json_schema: the text is JSON that is valid by a schema: a dictionary, its text, a Pydantic model, a dataclass or
+        another type with hints.
+    json_object: the text is a JSON object.
+    regex: the text matches a regular expression (the syntax of Rust's regex, without look-around).
+    choices: the text is one of these strings.
+    grammar: the text follows a grammar (llguidance's variant of Lark).
     """
 
     max_tokens: int
@@ -58,6 +69,11 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Iterable[int] | None
     ignore_eos: bool
     logprobs: int | None
+    json_schema: Any
+    json_object: bool
+    regex: str | None
+    choices: List[str] | None
+    grammar: str | None
 
 
 class ChatOptions(GenerateOptions, total=False):
@@ -96,6 +112,11 @@ DEFAULTS: dict[str, Any] = {
     "stop_token_ids": None,
     "ignore_eos": False,
     "logprobs": None,
+    "json_schema": None,
+    "json_object": False,
+    "regex": None,
+    "choices": None,
+    "grammar": None,
 }
 
 
@@ -132,7 +153,7 @@ def _taking(fn: Callable[P, R], declared: type, defaults: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen (``settings``, ``bias``) and when a sequence ends."""
+    """How tokens are chosen (``settings``, ``bias``), when a sequence ends, and what its text looks like."""
 
     max_tokens: int
     settings: Settings
@@ -140,6 +161,7 @@ class SamplingParams:
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     ignore_eos: bool
+    shape: Shape | None = None
 
 
 def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingParams:
@@ -164,7 +186,15 @@ def sampling_params(vocab_size: int | None = None, **options: Any) -> SamplingPa
         _stops(o["stop"]),
         _stop_ids(o["stop_token_ids"], vocab_size),
         bool(o["ignore_eos"]),
+        shape_of(**{name: o[name] for name in SHAPES}),
     )
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain data of JSON; a schema may be given as a type."""
+    schema = settings.get("json_schema")
+    given = {**settings} if schema is None else {**settings, "json_schema": schema_dict(schema)}
+    return {name: plain(value) for name, value in given.items()}
 
 
 def row_settings(row: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -> dict[str, Any]:

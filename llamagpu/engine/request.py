@@ -7,16 +7,19 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llamagpu.engine.pace import Pace
 from llamagpu.errors import LlamaGPUError
-from llamagpu.kernels.step import Settings
+from llamagpu.kernels.step import Sampled, Settings
 from llamagpu.model.cache import Pages
 from llamagpu.model.step import Row
+
+if TYPE_CHECKING:
+    from llamagpu.text.guide import Guide
 
 Reuse = Literal["exact", "any", "none"]
 
@@ -50,6 +53,9 @@ class NotFinite(LlamaGPUError):
         return cls(f"The vector of a text of {tokens} tokens is not finite.", *_NOT_FINITE)
 
 
+Outcome = Token | NotFinite
+
+
 @dataclass(frozen=True)
 class Request:
     """A request for new tokens, or for logits.
@@ -61,6 +67,7 @@ class Request:
         first: the first position whose logits are wanted.
         reuse: which pages that earlier sequences left in the cache may give the beginning of the prompt: ``exact`` ones
             (``PagedCache``), with which a result keeps the bits of a lone run, ``any``, or ``none``.
+        guide: the beginning of the grammar that the new tokens follow.
     """
 
     prompt: tuple[int, ...]
@@ -71,6 +78,7 @@ class Request:
     want_logits: bool = False
     first: int = 0
     reuse: Reuse = "none"
+    guide: Guide | None = None
 
     @property
     def most(self) -> int:
@@ -124,9 +132,34 @@ class Sequence:
     alone: bool = False  # whether its next step runs alone, because one in company failed
     number: int = field(default_factory=itertools.count().__next__)  # a larger one is younger
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    guide: Guide | None = None  # where the new tokens are in their grammar
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt, *self.earlier]
+        if self.request.guide is not None:
+            self.guide = self.request.guide.copy()
+            for token in self.tokens[len(self.request.prompt) :]:
+                self.guide.take(token)
+
+    def take(self, token: int) -> str | LlamaGPUError | None:
+        """Add a new token; returns the finish reason if it is the last one, or the error of its grammar."""
+        self.tokens.append(token)
+        if token in self.request.stop_ids:
+            return "stop"
+        try:
+            if self.guide is not None:
+                self.guide.take(token)
+                if self.guide.ended:
+                    return "stop"
+        except LlamaGPUError as e:
+            return e
+        return "length" if self.made >= self.request.limit else None
+
+    def outcome(self, result: Sampled) -> Outcome:
+        """A sampled token of the sequence as an event."""
+        if not result.finite:
+            return NotFinite.after(self.length)
+        return Token(result.id, result.logprob if self.request.settings.logprobs else None, list(result.likely))
 
     def restart(self) -> None:
         """Begin again from its tokens, without pages."""
@@ -173,3 +206,24 @@ class Sequence:
         request = self.request
         last = len(request.prompt) + request.limit - 1
         return Row(self.tokens[position], position, self.slot, request.settings, last, tuple(request.stop_ids))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a step verifies for a sequence: guesses of its next tokens, and the pace of the drafter that made them."""
+
+    sequence: Sequence
+    tokens: tuple[int, ...] = ()
+    pace: Pace | None = None
+
+    def agreed(self, results: list[Outcome]) -> list[Outcome]:
+        """The results of the rows up to the first one that had a wrong token before it."""
+        for i, (result, guess) in enumerate(zip(results, self.tokens, strict=False)):
+            if not isinstance(result, Token) or result.id != guess:
+                return results[: i + 1]
+        return results
+
+
+def guided(batch: Iterable[Sequence]) -> bool:
+    """Whether a sequence follows a grammar, so that a step of the batch needs masks."""
+    return any(s.guide is not None for s in batch)

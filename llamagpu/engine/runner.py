@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence as Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llamagpu.engine.request import NotFinite, Sequence, Token
+from llamagpu.engine.rate import Rate
+from llamagpu.engine.request import Draft, Outcome, Sequence, guided
 from llamagpu.errors import LlamaGPUError
 from llamagpu.gpu import Device, Plan
 from llamagpu.kernels.kv_write import PAGE
-from llamagpu.kernels.step import Sampled
+from llamagpu.kernels.sampling import mask_words
+from llamagpu.kernels.step import Words
 from llamagpu.model import Model
 from llamagpu.model.forward import BATCHES, HEAD_ROWS, ROW_BUCKETS, batch_limit, bucket
 from llamagpu.model.step import Chunk, Reading, Row, pack_rows_of
 
-PACE_SECONDS = 0.1  # goal for one submission of a prefill, and for a prefill beside running sequences
-STEP_SECONDS = 1.0  # most for one submission of a step: drivers stop commands that run for seconds
-# Multiply-adds a second, assumed until a long prompt has shown the true rate.
-_RATE = {"software": 3e9, "integrated": 2e11, "discrete": 2e12, "other": 2e11}
 _LEAST_ROWS = 16  # of a prefill beside running sequences
-
-Outcome = Token | NotFinite
 
 
 @dataclass
 class Flight:
-    """A submitted step whose results were not read yet."""
+    """Submitted steps whose results were not read yet. ``follows``: others were in flight before them."""
 
     batch: tuple[Sequence, ...]
     reading: Reading
+    follows: bool = False
 
 
 class Runner:
@@ -41,7 +38,8 @@ class Runner:
     def __init__(self, device: Device, model: Model):
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
-        self._rate = _RATE[device.adapter.kind]
+        self._rate = Rate(device.adapter.kind)
+        self._landed = 0.0  # when the last results came
 
     def begin(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
@@ -84,12 +82,12 @@ class Runner:
     # --- prompts ----------------------------------------------------------------------------
 
     def chunk_rows(self, beside: bool) -> int:
-        """Most rows of a prefill pass. ``beside`` running sequences it takes no longer than ``PACE_SECONDS``, if that
-        is possible."""
+        """Most rows of a prefill pass. ``beside`` running sequences it takes about ``rate.PACE_SECONDS``, if that is
+        possible."""
         most = self._model.sizes.rows
         if not beside:
             return most
-        rows = self._rate * PACE_SECONDS * _LEAST_ROWS / self._forward.prefill(_LEAST_ROWS).work
+        rows = self._rate.paced * _LEAST_ROWS / self._forward.prefill(_LEAST_ROWS).work
         return max(b for b in ROW_BUCKETS if b <= max(_LEAST_ROWS, min(rows, most)))
 
     def pack(self, sequences: Iterable[Sequence], most: int) -> list[tuple[Sequence, int]]:
@@ -116,7 +114,7 @@ class Runner:
         rows = bucket(min(rows, self._model.sizes.rows))
         begins = self._state.write_prompts(chunks, rows)
         self._settled = ()
-        self._run_paced(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
+        self._rate.run_prompt(self._forward.prefill(rows), lambda: all(s.cancelled.is_set() for s, _ in pack))
         picks = []
         for (sequence, count), begin in zip(pack, begins, strict=True):
             if sequence.cancelled.is_set():  # perhaps in the middle of the chunk, which does not count then
@@ -143,7 +141,9 @@ class Runner:
         batch, rows = tuple(s for s, _ in picks), bucket(len(picks), BATCHES)
         self._state.pick([row for _, row in picks] + [picks[-1][1]] * (rows - len(picks)))
         self._write_state(batch, [s.row_at(s.length - 1) for s in batch], rows)
-        flight = self._submit(batch, self._forward.first(rows, self._plain(batch)))
+        if guided(batch):
+            self._state.write_masks(self._masks([Draft(s) for s in batch]))
+        flight = self._submit(batch, self._forward.first(rows, self._plain(batch), guided(batch)))
         return list(zip(batch, self._outcomes(flight), strict=True))
 
     def replay(self, sequence: Sequence) -> None:
@@ -155,16 +155,9 @@ class Runner:
         self._state.write_rows(rows, bucket(count, BATCHES))
         self._settled, sequence.counted = (), False
         plan = self._forward.decode(bucket(count, BATCHES), sequence.request.most, True)
-        self._run_paced(plan, sequence.cancelled.is_set)
+        self._rate.run_prompt(plan, sequence.cancelled.is_set)
         if not sequence.cancelled.is_set():
             sequence.length += count
-
-    def _run_paced(self, plan: Plan, cancelled: Callable[[], bool]) -> None:
-        """Run a plan in submissions of about ``PACE_SECONDS``, and learn the rate from a long one."""
-        pace, start = self._rate * PACE_SECONDS, time.perf_counter()
-        plan.run(segment_work=pace, cancelled=cancelled)
-        if not cancelled() and plan.work > 10 * pace:  # all but the last two submissions are done
-            self._rate = (plan.work - 2 * pace) / (time.perf_counter() - start)
 
     def _collect_logits(self, sequence: Sequence, rows: int) -> None:
         """Read the wanted logits of the last chunk, which had ``rows`` positions."""
@@ -185,50 +178,82 @@ class Runner:
     @property
     def segment_work(self) -> float:
         """The most multiply-adds of one submission, at the rate that is known."""
-        return self._rate * STEP_SECONDS
+        return self._rate.segment_work
 
     def follows(self, batch: tuple[Sequence, ...]) -> bool:
         """Whether the device holds the state of these sequences, so that a step needs nothing from the host."""
         return self._settled == batch
 
-    def launch(self, batch: tuple[Sequence, ...]) -> Flight:
-        """Submit one step. If the device holds the state of other sequences, the state of these is written first; then
-        nothing may be in flight."""
+    def launch(self, batch: tuple[Sequence, ...], steps: int = 1) -> Flight:
+        """Submit steps, one behind the other. If the device holds the state of other sequences, the state of these is
+        written first; then nothing may be in flight."""
         rows = bucket(len(batch), BATCHES)
         if not self.follows(batch):
             assert not any(s.in_flight for s in batch)
             self._write_state(batch, [s.row() for s in batch], rows)
-        positions = max(s.request.most for s in batch)
-        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)))
+        positions, follows = max(s.request.most for s in batch), batch[0].in_flight > 0
+        flight = self._submit(batch, self._forward.decode(rows, positions, self._plain(batch)), steps)
         for sequence in batch:
-            sequence.in_flight += 1
-        return flight
+            sequence.in_flight += steps
+        return replace(flight, follows=follows)
 
-    def land(self, flight: Flight) -> list[Outcome]:
-        """Wait for a launched step; returns its tokens, or errors, in the order of its batch."""
-        for sequence in flight.batch:
-            sequence.in_flight -= 1
-            sequence.length += 1
-        return self._outcomes(flight)
+    def land(self, flight: Flight) -> Iterator[list[Outcome]]:
+        """Wait for launched steps; returns the tokens or errors of each, in the order of its batch. The sequences
+        advance from step to step."""
+        results = self._state.read(flight.reading)
+        now = time.perf_counter()
+        if flight.follows:
+            self._rate.stepped(now - self._landed, len(results))
+        self._landed = now
+        for sampled in results:
+            for sequence in flight.batch:
+                sequence.in_flight -= 1
+                sequence.length += 1
+            yield [s.outcome(r) for s, r in zip(flight.batch, sampled, strict=True)]
 
-    def verify(self, drafts: Iterable[tuple[Sequence, list[int]]]) -> list[list[Outcome]]:
+    def steps(self, batch: Iterable[Sequence]) -> int:
+        """Steps of the next submission for a batch: no more than one of its sequences can take, each with its pages."""
+        most = min(self._rate.burst, max(s.request.limit - s.made - s.in_flight for s in batch))
+        return most if most > 1 and all(self.reserve(s, most) for s in batch) else 1
+
+    def verify(self, drafts: Iterable[Draft]) -> list[list[Outcome]]:
         """One step with a row for the newest token of each sequence and for every guess after it. Returns the next
         tokens of each: those that agree with its guesses, and one more. Nothing may be in flight."""
         rows, owners = [], []
-        for s, guesses in drafts:
-            for i, token in enumerate((s.tokens[s.length], *guesses)):
+        for d in drafts:
+            s = d.sequence
+            for i, token in enumerate((s.tokens[s.length], *d.tokens)):
                 rows.append(replace(s.row(), token=token, position=s.length + i))
                 owners.append(s)
-        self._write_state(tuple(owners), rows, bucket(len(rows), BATCHES))
-        self._settled = ()  # rows of one sequence do not follow one another
-        positions = max(s.request.most for s in owners)
-        plan = self._forward.decode(bucket(len(rows), BATCHES), positions, self._plain(owners))
-        results, out, first = self._outcomes(self._submit(tuple(owners), plan)), [], 0
-        for s, guesses in drafts:
-            out.append(_agreeing(results[first : first + len(guesses) + 1], guesses))
-            s.length += len(out[-1])
-            first += len(guesses) + 1
+        results, out, first = self._outcomes(self._verified(drafts, rows, tuple(owners))), [], 0
+        for d in drafts:
+            out.append(d.agreed(results[first : first + len(d.tokens) + 1]))
+            d.sequence.length += len(out[-1])
+            first += len(d.tokens) + 1
         return out
+
+    def _verified(self, drafts: Iterable[Draft], rows: list[Row], owners: tuple[Sequence, ...]) -> Flight:
+        """The step of ``verify``. If it needs masks, they are made while the device computes the logits."""
+        size, positions, plain = bucket(len(rows), BATCHES), max(s.request.most for s in owners), self._plain(owners)
+        if not self.follows(owners):
+            self._write_state(owners, rows, size)
+        if any(d.tokens for d in drafts):
+            self._settled = ()  # rows of one sequence do not follow one another
+        if not guided(owners):
+            return self._submit(owners, self._forward.decode(size, positions, plain))
+        self._rate.run_step(self._forward.trunk(size, positions))
+        self._state.write_masks(self._masks(drafts))
+        return self._submit(owners, self._forward.masked(size, plain))
+
+    def _masks(self, drafts: Iterable[Draft]) -> Words:
+        """The tokens that each row of a step may take."""
+        counts = [len(d.tokens) + 1 for d in drafts]
+        masks, first = np.full((sum(counts), mask_words(self._model.config.vocab_size)), ~np.uint32(0)), 0
+        for d, count in zip(drafts, counts, strict=True):
+            if d.sequence.guide is not None:
+                d.sequence.guide.masks(masks[first : first + count], d.tokens)
+            first += count
+        return masks
 
     def room(self, batch: Iterable[Sequence]) -> int:
         """Rows of a step for guesses, beside the rows of a batch."""
@@ -245,7 +270,7 @@ class Runner:
     def abandon(self, flight: Flight) -> None:
         """Drop the results of a launched step, and free its staging memory even if the device does not answer."""
         try:
-            self.land(flight)
+            self._state.read(flight.reading)
         except LlamaGPUError:
             self._state.drop(flight.reading)
 
@@ -259,31 +284,15 @@ class Runner:
             if s.request.settings.counted and not s.counted:
                 self._state.count_tokens(s.slot, s.request.prompt, s.tokens[len(s.request.prompt) :])
                 s.counted = True
-        self._state.write_rows(state, rows)
+        self._state.write_rows(state, rows, guided(batch))
         self._settled = batch
 
-    def _submit(self, batch: tuple[Sequence, ...], plan: Plan) -> Flight:
+    def _submit(self, batch: tuple[Sequence, ...], plan: Plan, steps: int = 1) -> Flight:
         """Run a plan that samples, and copy its results to staging memory."""
-        reading, windows = self._state.reading([s.request.settings for s in batch])
-        most = self.segment_work
-        plan.run(read=(reading.slot, windows), segment_work=most if plan.work > most else None)
+        reading, windows = self._state.reading([s.request.settings for s in batch], steps)
+        self._rate.run_step(plan, (reading.slot, windows), steps)
         return Flight(batch, reading)
 
     def _outcomes(self, flight: Flight) -> list[Outcome]:
-        sampled = self._state.read(flight.reading)
-        return [_outcome(sequence, result) for sequence, result in zip(flight.batch, sampled, strict=True)]
-
-
-def _agreeing(results: list[Outcome], guesses: list[int]) -> list[Outcome]:
-    """The results up to the first one whose row had a wrong token before it."""
-    for i, (result, guess) in enumerate(zip(results, guesses, strict=False)):
-        if not isinstance(result, Token) or result.id != guess:
-            return results[: i + 1]
-    return results
-
-
-def _outcome(sequence: Sequence, result: Sampled) -> Outcome:
-    if not result.finite:
-        return NotFinite.after(sequence.length)
-    wanted = sequence.request.settings.logprobs
-    return Token(result.id, result.logprob if wanted else None, list(result.likely))
+        [sampled] = self._state.read(flight.reading)
+        return [s.outcome(r) for s, r in zip(flight.batch, sampled, strict=True)]

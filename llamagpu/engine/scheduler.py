@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from llamagpu.engine.counters import Counters
-from llamagpu.engine.request import Sequence
+from llamagpu.engine.request import Draft, Sequence
 from llamagpu.model.cache import PagedCache
 
 _SHORT = 4  # a prompt is short beside one that has so many times its tokens left
@@ -81,11 +81,11 @@ class Scheduler:
         self.waiting.appendleft(sequence)
         self.preemptions += 1
 
-    def judged(self, sequence: Sequence, guessed: int, right: int) -> None:
-        """``right`` of the guesses for a sequence were right."""
-        if sequence.pace is not None and guessed:
-            sequence.pace.judged(guessed, right)
-            self.drafted += guessed
+    def judged(self, draft: Draft, right: int) -> None:
+        """``right`` tokens of a draft were right."""
+        if draft.pace is not None:
+            draft.pace.judged(len(draft.tokens), right)
+            self.drafted += len(draft.tokens)
             self.accepted += right
 
     def restart(self) -> None:

@@ -128,11 +128,14 @@ class Plan:
         read: tuple[Slot, Sequence[Part]] | None = None,
         segment_work: float | None = None,
         cancelled: Callable[[], bool] | None = None,
+        times: int = 1,
     ) -> None:
         """Encode and submit, on the device thread.
 
         Args:
             read: a staging slot, and the windows to copy into it, in this order, after the last dispatch.
+            times: runs of the plan in one command buffer, each with its copies, one behind the other; only without
+                ``segment_work``.
             segment_work: approximate multiply-adds of one submission; at most two submissions wait on the device.
                 None submits everything at once.
             cancelled: called between submissions; True stops.
@@ -147,7 +150,7 @@ class Plan:
             if cancelled is not None and cancelled():
                 self._memory.wait_fence(fence)
                 return
-        self._submit_last(*segments[-1], read)
+        self._submit_last(*segments[-1], read, times)
         if fence is not None:
             self._memory.wait_fence(fence)
 
@@ -156,26 +159,27 @@ class Plan:
         self._submit_last(begin, end, None)
 
     def _submit_segment(self, begin: int, end: int) -> Slot:
-        encoder = self._encoded(begin, end)
+        encoder = self._memory.encoder()
+        self._encode_pass(encoder, begin, end)
         slot = self._memory.copy_fence(encoder)
         self._memory.gate.submit(encoder, self.buffers, slot)
         return slot
 
-    def _submit_last(self, begin: int, end: int, read: tuple[Slot, Sequence[Part]] | None) -> None:
-        encoder, slot = self._encoded(begin, end), None
-        if read is not None:
-            slot, at = read[0], 0
-            for part in read[1]:
+    def _submit_last(self, begin: int, end: int, read: tuple[Slot, Sequence[Part]] | None, times: int = 1) -> None:
+        encoder, at = self._memory.encoder(), 0
+        slot, windows = (None, ()) if read is None else read
+        for _ in range(times):
+            self._encode_pass(encoder, begin, end)
+            for part in windows:
+                assert slot is not None
                 encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, at, part.size)
                 at += part.size
         self._memory.gate.submit(encoder, self.buffers, slot)
 
-    def _encoded(self, begin: int, end: int) -> Any:
-        encoder = self._memory.encoder()
+    def _encode_pass(self, encoder: Any, begin: int, end: int) -> None:
         compute = encoder.begin_compute_pass()
         self._encoder.encode(compute, begin, end)
         compute.end()
-        return encoder
 
     def _segments(self, work: float | None) -> list[tuple[int, int]]:
         if work is None:

@@ -9,7 +9,14 @@ from typing import Any, Unpack, cast
 
 from llamagpu.engine import LLM, Stream
 from llamagpu.engine.arguments import plain
-from llamagpu.engine.params import CHAT_DEFAULTS, DEFAULTS, GenerateOptions, row_settings, sampling_params
+from llamagpu.engine.params import (
+    CHAT_DEFAULTS,
+    DEFAULTS,
+    GenerateOptions,
+    plain_settings,
+    row_settings,
+    sampling_params,
+)
 from llamagpu.errors import BusyError, DeviceLostError, LlamaGPUError, UsageError, shown
 from llamagpu.jobs.rows import Outcome, Row, value_of
 
@@ -48,7 +55,7 @@ class Generation:
         given: dict[str, Any] = {k: v for k, v in settings.items() if v is not None}
         if "logprobs" in given:
             raise UsageError("A job returns no logprobs.", "", "Leave them out.")
-        given = plain(given)
+        given = plain_settings(given)
         self._seed = given.setdefault("seed", 0)
         sampling_params(llm.config.vocab_size, **given)
         self.inputs: tuple[str, ...] = ("prompt", "messages") if column is None else (column,)

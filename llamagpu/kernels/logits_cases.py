@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from llamagpu.gpu import Tensor
 from llamagpu.kernels.entry import Arrays, Bench, Dims, Expected, Kernel, Outputs
-from llamagpu.kernels.sampling import Sampler, logits_process, logits_select, sampler_columns
-from llamagpu.kernels.sampling_reference import allowed_tokens, log_sum, process_row
+from llamagpu.kernels.sampling import Sampler, logits_process, logits_select, mask_words, sampler_columns
+from llamagpu.kernels.sampling_reference import NEVER, allowed_tokens, log_sum, mask_row, process_row
 from llamagpu.kernels.step import CUT_WORDS, LIKELY, PROMPT_BIT, Settings, step_rows
 
 Words = npt.NDArray[np.uint32]
@@ -52,6 +52,15 @@ def history(rng: np.random.Generator, slots: int, vocab: int) -> Arrays:
     return {"counts": counts, "bias": bias.astype(np.float32)}
 
 
+def make_masks(rng: np.random.Generator, d: Dims) -> Words:
+    """Masks that allow one token of each row, or a tenth of them: uint32 [rows, words]."""
+    rows, vocab = d["rows"], d["vocab"]
+    allowed = rng.random((rows, 32 * mask_words(vocab))) < np.where(np.arange(rows) % 2, 0.1, 0)[:, None]
+    allowed[:, vocab:] = False
+    allowed[np.arange(rows), rng.integers(0, vocab, rows)] = True
+    return np.packbits(allowed, axis=1, bitorder="little").view(np.uint32)
+
+
 def row_settings(d: Dims, row: int) -> Settings:
     """The settings of a row: those that the case names, or all kinds in turns."""
     named = SETTINGS[d["settings"]] if "settings" in d else list(SETTINGS.values())[row % len(SETTINGS)]
@@ -63,10 +72,11 @@ def case_sampler(bench: Bench, d: Dims, **given: Tensor) -> Sampler:
     """The buffers of a case: those given, the settings of its rows, and empty ones."""
     columns = sampler_columns(d["vocab"]) | {"counts": d["vocab"], "bias": d["vocab"]}
     floats = ("scores", "bias")
-    missing = {name: n for name, n in columns.items() if name not in given and name != "settings"}
+    settings = np.stack([row_settings(d, r).pack() for r in range(d["rows"])])
+    given = {"settings": bench.put(settings, "u32")} | given
+    missing = {name: n for name, n in columns.items() if name not in given}
     found = {name: bench.out((d["rows"], n), "f32" if name in floats else "u32") for name, n in missing.items()}
-    settings = bench.put(np.stack([row_settings(d, r).pack() for r in range(d["rows"])]), "u32")
-    return Sampler(**found, **given, settings=settings)
+    return Sampler(**found, **given)
 
 
 # --- logits_process --------------------------------------------------------------------------
@@ -75,13 +85,15 @@ def case_sampler(bench: Bench, d: Dims, **given: Tensor) -> Sampler:
 def _process_inputs(rng: np.random.Generator, d: Dims) -> Arrays:
     rows, vocab = d["rows"], d["vocab"]
     state = step_rows([0] * rows, rng.integers(0, 500, rows), rng.permutation(rows))
-    return {"logits": make_logits(rng, d), "rows": state} | history(rng, rows, vocab)
+    a = {"logits": make_logits(rng, d), "rows": state} | history(rng, rows, vocab)
+    return a | ({"masks": make_masks(rng, d)} if d.get("masked") else {})
 
 
 def _process_run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
     counts, bias = bench.put(a["counts"], "u32"), bench.put(a["bias"])
-    sampler = case_sampler(bench, d, counts=counts, bias=bias)
-    return logits_process(bench.put(a["logits"]), bench.put(a["rows"], "u32"), sampler)
+    masks = {"masks": bench.put(a["masks"], "u32")} if "masks" in a else {}
+    sampler = case_sampler(bench, d, counts=counts, bias=bias, **masks)
+    return logits_process(bench.put(a["logits"]), bench.put(a["rows"], "u32"), sampler, "masks" in a)
 
 
 def process_reference(a: Arrays, d: Dims) -> Expected:
@@ -94,6 +106,9 @@ def process_reference(a: Arrays, d: Dims) -> Expected:
         size = np.abs(a["logits"][r]) * max(s.repetition_penalty, 1) + np.abs(bias)
         size += (made > 0) * (abs(s.presence_penalty) + abs(s.frequency_penalty) * made)
         scale[r] = size / (s.temperature or 1)
+        if "masks" in a:
+            value[r] = mask_row(value[r], a["masks"][r])
+            scale[r] = np.where(value[r] == NEVER, -NEVER, scale[r])
     return Expected(value, scale)
 
 
@@ -166,10 +181,11 @@ PROCESS = Kernel(
         {"rows": 1, "vocab": 1, "settings": "all"},
         {"rows": 20, "vocab": 257},
         {"rows": 10, "vocab": 2048},
+        {"rows": 20, "vocab": 1029, "masked": True},
         {"rows": 1, "vocab": 128256, "settings": "all"},
         {"rows": 65541, "vocab": 3},
     ),
-    random=random_sizes,
+    random=lambda rng: {**random_sizes(rng), "masked": bool(rng.integers(2))},
 )
 SELECT = Kernel(
     "logits_select",

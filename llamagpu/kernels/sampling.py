@@ -23,6 +23,7 @@ class Sampler:
     best: Tensor  # u32 [rows, …]
     result: Tensor  # u32 [rows, 4] token, not finite, bits of its log-probability, ended
     likely: Tensor  # u32 [rows, 2 · LIKELY] the likeliest tokens: id, bits of log-probability
+    masks: Tensor  # u32 [rows, ⌈vocab / 32⌉] the allowed tokens: bit t % 32 of word t // 32
     counts: Tensor  # u32 [slots, vocab]
     bias: Tensor  # f32 [slots, vocab]
 
@@ -31,6 +32,11 @@ class Sampler:
         shared = {"counts": self.counts, "bias": self.bias}
         cut = {k: t.head(rows) for k, t in vars(self).items() if k not in shared}
         return Sampler(**cut, **shared)
+
+
+def mask_words(vocab: int) -> int:
+    """Words of a row of masks."""
+    return -(-vocab // 32)
 
 
 def sampler_columns(vocab: int) -> dict[str, int]:
@@ -43,6 +49,7 @@ def sampler_columns(vocab: int) -> dict[str, int]:
         "best": 4 * chunks,
         "result": RESULT_WORDS,
         "likely": LIKELY_WORDS,
+        "masks": mask_words(vocab),
     }
     return {"scores": vocab} | fixed
 
@@ -63,23 +70,24 @@ def make_sampler(device: Recorder[Any], rows: int, slots: int, vocab: int) -> Sa
     )
 
 
-def logits_process(logits: Tensor, rows: Tensor, sampler: Sampler) -> Tensor:
-    """Penalties, bias and temperature: scores f32 [rows, vocab] from logits f32 [rows, vocab]."""
+def logits_process(logits: Tensor, rows: Tensor, sampler: Sampler, masked: bool = False) -> Tensor:
+    """Penalties, bias, temperature and masks: scores f32 [rows, vocab] from logits f32 [rows, vocab].
+
+    Args:
+        masked: whether tokens outside the rows' masks get a score below all others.
+    """
     count, vocab = logits.shape
+    s = sampler
+    windows = parts(
+        logits=logits, step_rows=rows, settings=s.settings, counts=s.counts, bias=s.bias, scores=s.scores
+    ) | (parts(masks=s.masks) if masked else {})
     logits.device.dispatch(
-        Program("logits_process"),
+        Program("logits_process", (("allow", "bits" if masked else "all"),)),
         count * -(-vocab // 256),
-        {"rows": count, "vocab": vocab, "stride": logits.stride},
-        parts(
-            logits=logits,
-            step_rows=rows,
-            settings=sampler.settings,
-            counts=sampler.counts,
-            bias=sampler.bias,
-            scores=sampler.scores,
-        ),
+        {"rows": count, "vocab": vocab, "stride": logits.stride, "mask_words": s.masks.stride if masked else 0},
+        windows,
     )
-    return sampler.scores
+    return s.scores
 
 
 def logits_select(logits: Tensor, sampler: Sampler) -> Tensor:
@@ -131,10 +139,11 @@ def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Te
     return sampler.result
 
 
-def choose(logits: Tensor, rows: Tensor, sampler: Sampler, plain: bool) -> Tensor:
-    """The whole chain: two dispatches if the settings are plain, otherwise four."""
-    if plain:
+def choose(logits: Tensor, rows: Tensor, sampler: Sampler, plain: bool, masked: bool = False) -> Tensor:
+    """The whole chain: two dispatches if the settings are plain, and one more with masks; otherwise four."""
+    if plain and not masked:
         return sample(logits, logits, rows, sampler)
-    scores = logits_process(logits, rows, sampler)
-    logits_select(logits, sampler)
+    scores = logits_process(logits, rows, sampler, masked)
+    if not plain:
+        logits_select(logits, sampler)
     return sample(logits, scores, rows, sampler)

@@ -12,12 +12,13 @@ from llamagpu.kernels.logits_cases import (
     case_sampler,
     history,
     make_logits,
+    make_masks,
     random_sizes,
     row_settings,
 )
 from llamagpu.kernels.sampling import choose
-from llamagpu.kernels.sampling_reference import choose_row, log_sum, process_row
-from llamagpu.kernels.step import NO_END, STOPS, no_cuts, step_rows
+from llamagpu.kernels.sampling_reference import choose_row, log_sum, mask_row, process_row
+from llamagpu.kernels.step import NO_END, STOPS, Settings, no_cuts, step_rows
 
 
 def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
@@ -31,6 +32,8 @@ def _inputs(rng: np.random.Generator, d: Dims) -> Arrays:
         a["logits"][bad, rng.integers(0, vocab, len(bad))] = rng.choice([np.nan, np.inf, -np.inf], len(bad))
     if not SETTINGS[d["settings"]].biased:
         a["bias"][:] = 0
+    if d.get("masked"):
+        a["masks"] = make_masks(rng, d)
     a["rows"] = step_rows([0] * rows, rng.integers(0, 500, rows), rng.permutation(rows))
     a["rows"][:, 3] = rng.integers(0, 999, rows)
     a["last"] = np.where(rng.random(rows) < 0.5, NO_END, a["rows"][:, 1] + rng.integers(0, 4, rows)).astype(np.uint32)
@@ -48,6 +51,11 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
         row_settings(d, r).draw(plain, int(a["last"][r]), a["stops"][r, : a["stop_count"][r]].tolist())
         for r in range(rows)
     ]
+    given = {}
+    if "masks" in a:
+        given["masks"] = bench.put(a["masks"], "u32")
+    if plain:  # the draw has the temperature
+        given["settings"] = bench.put(np.stack([Settings().pack()] * rows), "u32")
     sampler = case_sampler(
         bench,
         d,
@@ -55,9 +63,10 @@ def _run(bench: Bench, a: Arrays, d: Dims) -> Outputs:
         cuts=bench.change(no_cuts(rows), "u32"),
         counts=bench.change(a["counts"], "u32"),
         bias=bench.put(a["bias"]),
+        **given,
     )
     state = bench.change(a["rows"], "u32")
-    result = choose(bench.put(a["logits"]), state, sampler, plain).numpy()
+    result = choose(bench.put(a["logits"]), state, sampler, plain, "masks" in a).numpy()
     logprob = np.ascontiguousarray(result[:, 2:3]).view(np.float32)
     return {"result": result[:, [0, 1, 3]], "logprob": logprob, "rows": state, "counts": sampler.counts}
 
@@ -95,6 +104,8 @@ def _chosen(a: Arrays, d: Dims, r: int) -> tuple[int, bool]:
     s, (position, slot) = row_settings(d, r), a["rows"][r, 1:3]
     logits = np.where(np.isfinite(a["logits"][r]), a["logits"][r], np.float32(-1e30))
     scores = process_row(logits, s, a["counts"][slot], a["bias"][slot])
+    if "masks" in a:
+        scores = mask_row(scores, a["masks"][r])
     token, margin = choose_row(scores, s, int(position) + 1)
     slacks = (-1e-5, 1e-5) if s.temperature else ()  # an arg max has no thresholds
     near = {token} | {choose_row(scores, s, int(position) + 1, slack)[0] for slack in slacks}
@@ -124,9 +135,16 @@ SAMPLE = Kernel(
         {"rows": 2, "vocab": 128256, "settings": "all"},
         {"rows": 16, "vocab": 5000, "settings": "greedy", "nan": True},
         {"rows": 16, "vocab": 5000, "settings": "temperature", "nan": True},
+        {"rows": 24, "vocab": 5000, "settings": "greedy", "masked": True},
+        {"rows": 24, "vocab": 105, "settings": "temperature", "masked": True},
+        {"rows": 24, "vocab": 105, "settings": "all", "masked": True},
         {"rows": 1, "vocab": 300000, "settings": "greedy"},
         {"rows": 65541, "vocab": 3, "settings": "greedy"},
         *({"rows": 24, "vocab": 105, "settings": name} for name in SETTINGS),
     ),
-    random=lambda rng: {**random_sizes(rng), "settings": list(SETTINGS)[rng.integers(len(SETTINGS))]},
+    random=lambda rng: {
+        **random_sizes(rng),
+        "settings": list(SETTINGS)[rng.integers(len(SETTINGS))],
+        "masked": bool(rng.integers(2)),
+    },
 )

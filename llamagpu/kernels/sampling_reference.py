@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from llamagpu.kernels.step import Settings
 
+NEVER = -1e30  # the score of a token outside the mask
+
 
 def gumbel(seed: int, position: npt.ArrayLike, token: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The kernel's noise in float64: w by pcg3d (Jarzynski and Olano 2020) of the key, then -log(-log(1 - w))."""
@@ -37,6 +39,12 @@ def process_row(
     x = x - (made > 0).astype(np.float64) * (s.presence_penalty + s.frequency_penalty * made) + bias
     scores: npt.NDArray[np.float64] = x / np.float64(np.float32(s.temperature)) if s.temperature else x
     return scores
+
+
+def mask_row(scores: npt.NDArray[np.float64], mask: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
+    """One row's scores with its mask, uint32 [words]."""
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(scores)].astype(bool)
+    return np.where(allowed | ~np.isfinite(scores), scores, NEVER)
 
 
 def log_sum(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -135,15 +135,24 @@ class Forward(Generic[P]):
         """Logits of the picked rows of x."""
         return self._plan(("head", rows), lambda: self._head(rows))
 
-    def first(self, rows: int, plain: bool) -> P:
+    def first(self, rows: int, plain: bool, masked: bool = False) -> P:
         """Logits of the picked rows, and the next token of each."""
-        return self._plan(("first", rows, plain), lambda: self._sample(self._head(rows), plain))
+        return self._plan(("first", rows, plain, masked), lambda: self._sample(self._head(rows), plain, masked))
 
     def decode(self, batch: int, positions: int, plain: bool) -> P:
         """One token for each of ``batch`` sequences of up to ``positions`` positions. It reads the step's state and
         writes that of the next step. ``plain`` omits the kernels of penalties and filters."""
         splits = split_bucket(positions)
-        return self._plan(("decode", batch, splits, plain), lambda: self._step(batch, splits, plain))
+        return self._plan(("decode", batch, splits, plain), lambda: self._sample(self._layers(batch, splits), plain))
+
+    def trunk(self, batch: int, positions: int) -> P:
+        """``decode`` up to the logits. The host makes the masks of the tokens meanwhile, and ``masked`` continues."""
+        splits = split_bucket(positions)
+        return self._plan(("trunk", batch, splits), lambda: self._layers(batch, splits))
+
+    def masked(self, batch: int, plain: bool) -> P:
+        """The rest of ``decode``: a token that its mask allows for each of ``batch`` sequences."""
+        return self._plan(("masked", batch, plain), lambda: self._sample(self.logits.head(batch), plain, True))
 
     def free(self) -> None:
         """Free the plans."""
@@ -166,12 +175,12 @@ class Forward(Generic[P]):
         self._prompt(rows)
         void_rows(self.arena.activations["x"].head(rows), state.rows.head(rows), state.broken)
 
-    def _step(self, batch: int, splits: int, plain: bool) -> None:
+    def _layers(self, batch: int, splits: int) -> Tensor:
         ops: Operations[Any] = (FusedStep if self._fused else Unfused)(self._space, batch, splits)
         logits = self.logits.head(batch)
         decoder_layers(ops, self.weights, self._space.config.layers, self.cache.layers)
         decoder_head(ops, self.weights, logits)
-        self._sample(logits, plain)
+        return logits
 
     def _head(self, rows: int) -> Tensor:
         picked, logits = self.arena.picked.head(rows), self.logits.head(rows)
@@ -185,6 +194,6 @@ class Forward(Generic[P]):
         activations = {"x": picked, "y": picked, "normed": s.activations["normed"]}
         return Workspace(s.config, s.rotations, s.pages, s.step_rows, activations, s.partials)
 
-    def _sample(self, logits: Tensor, plain: bool) -> Tensor:
+    def _sample(self, logits: Tensor, plain: bool, masked: bool = False) -> Tensor:
         rows = logits.rows
-        return choose(logits, self.state.rows.head(rows), self.state.sampler.head(rows), plain)
+        return choose(logits, self.state.rows.head(rows), self.state.sampler.head(rows), plain, masked)

@@ -15,6 +15,7 @@ from llamagpu.kernels.sampling import Sampler, make_sampler, sampler_columns
 from llamagpu.kernels.step import NO_END, PROMPT_BIT, ROW_WORDS, Sampled, Settings, no_cuts, read_sampled, step_rows
 
 Words = npt.NDArray[np.uint32]
+MOST_STEPS = 8  # of one submission
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ def pack_rows_of(tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """Results on their way to the host: staging slot, number of bytes, and number of likeliest tokens for each row."""
+    """Results on their way to the host: staging slot, bytes of each step, number of likeliest tokens for each row, and
+    steps."""
 
     slot: Slot
     size: int
     wanted: tuple[int, ...]
+    steps: int = 1
 
 
 def state_shapes(rows: int, sampled: int, slots: int, vocab: int) -> list[tuple[int, int]]:
@@ -110,8 +113,9 @@ class StepState:
         """The rows of a prompt whose logits are computed."""
         self._write(self.picks, step_rows(rows, 0))
 
-    def write_rows(self, batch: Sequence[Row], rows: int) -> None:
-        """One position each of several sequences; padding rows up to ``rows``."""
+    def write_rows(self, batch: Sequence[Row], rows: int, masked: bool = False) -> None:
+        """One position each of several sequences; padding rows up to ``rows``. ``masked`` steps read settings even if
+        all are plain."""
         plain, padding = all(r.settings.plain for r in batch), rows - len(batch)
         state = step_rows([0] * rows, 0, self.dump)
         for words, row in zip(state, batch, strict=False):
@@ -120,11 +124,17 @@ class StepState:
         self._write(self.rows, state)
         self._write(self.sampler.draws, np.stack(draws + [Settings().draw(True)] * padding))
         self._write(self.sampler.cuts, no_cuts(rows))
-        if not plain:
+        if masked or not plain:
             # A plain row keeps its raw logits, so that it draws the token that it draws in a plain step.
             packed = [(Settings() if r.settings.plain else r.settings).pack() for r in batch]
             packed += [Settings().pack()] * padding
             self._write(self.sampler.settings, np.stack(packed))
+
+    def write_masks(self, masks: Words) -> None:
+        """The tokens that each row of a step may take: uint32 [rows, ⌈vocab / 32⌉], see ``Sampler.masks``."""
+        words = np.zeros((len(masks), self.sampler.masks.stride), np.uint32)
+        words[:, : masks.shape[1]] = masks
+        self._write(self.sampler.masks, words)
 
     def count_tokens(self, slot: int, prompt: Sequence[int], made: Sequence[int]) -> None:
         """Set the counts of a slot's tokens, which penalties read. ``made`` are the tokens made so far."""
@@ -141,18 +151,21 @@ class StepState:
             self._write_row(self.sampler.bias, slot, values.view(np.uint32))
             (self._biased.add if bias else self._biased.discard)(slot)
 
-    def reading(self, settings: Sequence[Settings]) -> tuple[Reading, list[Part]]:
-        """Staging memory for the results of the first rows, and the windows to copy into it after a step."""
+    def reading(self, settings: Sequence[Settings], steps: int = 1) -> tuple[Reading, list[Part]]:
+        """Staging memory for the results of the first rows, and the windows to copy into it after every step."""
         wanted = tuple(s.logprobs for s in settings)
         windows = [self.sampler.result.head(len(wanted)).part]
         if any(wanted):
             windows.append(self.sampler.likely.head(len(wanted)).part)
         size = sum(p.size for p in windows)
-        return Reading(self._memory.take_slot(size), size, wanted), windows
+        slot = self._memory.take_slot(MOST_STEPS * size)  # always, so that the slots of any number of steps serve again
+        return Reading(slot, size, wanted, steps), windows
 
-    def read(self, reading: Reading) -> list[Sampled]:
-        """Wait for results; returns the sampled token of every row."""
-        return read_sampled(self._memory.read_slot(reading.slot, reading.size), reading.wanted)
+    def read(self, reading: Reading) -> list[list[Sampled]]:
+        """Wait for results; returns the sampled token of every row, for every step."""
+        size = reading.size
+        data = self._memory.read_slot(reading.slot, reading.steps * size)
+        return [read_sampled(data[i * size : (i + 1) * size], reading.wanted) for i in range(reading.steps)]
 
     def drop(self, reading: Reading) -> None:
         """Free the staging memory of results that cannot be read any more."""

@@ -18,6 +18,7 @@ from llamagpu.model.weights import Progress
 from llamagpu.server.errors import BAD_REQUEST, LOADING, NO_MODEL, RequestError
 from llamagpu.server.gate import Gate
 from llamagpu.server.opening import Model, named, open_model
+from llamagpu.text.shape import SHAPES
 
 M = TypeVar("M", LLM, Embedder, CrossEncoder)
 DOES: dict[type, str] = {LLM: "generates text", Embedder: "embeds texts", CrossEncoder: "ranks documents"}
@@ -86,7 +87,14 @@ class Served:
 
         Raises:
             UsageError: a value is out of its range.
+            RequestError: the model cannot write what ``response_format`` asks for.
         """
+        shape = {name: options[name] for name in SHAPES if name in options}
+        try:
+            self.llm.prepare_shape(**shape)  # once, and on this thread, which may wait
+        except UsageError as e:
+            what = "response_format cannot be used."
+            raise RequestError(BAD_REQUEST, what, f"{e.what} {e.why}", e.hint, param="response_format") from None
         settings = {**self.llm.chat_settings, **options}
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings

@@ -23,13 +23,13 @@ from llamagpu.server.bounds import (
     without_further,
 )
 from llamagpu.server.errors import BAD_REQUEST, UNSUPPORTED, RequestError
+from llamagpu.server.formats import ResponseFormat
 
 _MOST_CHOICES = 1024
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),  # nothing is called
@@ -97,6 +97,7 @@ class Sampled(Body):
     stream_options: StreamOptions | None = None
     metadata: dict[str, Any] | None = None  # known to OpenAI's service alone
     return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def choices(self) -> int:
@@ -132,11 +133,14 @@ class Sampled(Body):
         """The engine's settings, without those that the request leaves open.
 
         Raises:
-            RequestError: a key of logit_bias is no token id.
+            RequestError: a key of logit_bias is no token id, or response_format has no schema.
         """
-        given = {k: v for k in DEFAULTS if (v := getattr(self, k, None)) is not None and k != "logprobs"}
+        fields = type(self).model_fields.keys() & DEFAULTS.keys() - {"logprobs"}
+        given = {k: v for k in fields if (v := getattr(self, k)) is not None}
         if self.logit_bias is not None:
             given["logit_bias"] = {_token(key): value for key, value in self.logit_bias.items()}
+        if self.response_format is not None:
+            given |= self.response_format.options()
         if self.wanted is not None:
             given["logprobs"] = max(1, self.wanted)
         return given
@@ -146,7 +150,6 @@ class ChatBody(Sampled):
     """POST /v1/chat/completions."""
 
     neutral = (
-        "response_format",
         "tools",
         "tool_choice",
         "parallel_tool_calls",
@@ -163,7 +166,6 @@ class ChatBody(Sampled):
     documents: Items[dict[str, Any]] | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    response_format: Any = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None

@@ -54,6 +54,11 @@ class TextStream:
         return out
 
 
+def begins_text(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether the ids after a prompt begin a text, so that decoders may drop a space that begins it."""
+    return not _after_special(tokenizer, prompt)
+
+
 def _after_special(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """The ids after the last special token."""
     last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in tokenizer.special_ids), -1)
