@@ -83,8 +83,7 @@ class OpenedLLM:
         cached, self._cached = sum(self._cached), []
         if self._mode != PREEMPTION:
             return f"{cached} tokens came from the cache" if cached else ""
-        scheduler = self._llm._session.engine.scheduler  # type: ignore[union-attr]
-        return f"preempted {scheduler.preemptions} times, in a cache of {self._llm.sizes.pool} tokens"
+        return f"preempted {self._llm.counters.preemptions} times, in a cache of {self._llm.sizes.pool} tokens"
 
 
 class Ours:

@@ -8,7 +8,9 @@ import importlib.util
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from llamagpu.errors import (
     UsageError,
 )
 from llamagpu.gpu.census import Census, census
+from llamagpu.model import sizes
 from llamagpu.model.cache import SLOTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,6 +261,28 @@ def test_a_full_cache_is_an_error(tmp_path: Path, device: gpu.Device) -> None:
         many.pop().close()
         assert llm.generate([1], max_tokens=1).completion_tokens == 1
         many[0].run()
+
+
+def test_bound_sessions_leave_room_for_a_text_that_grows(device: gpu.Device) -> None:
+    """It could not go on otherwise: other texts give their pages to it, bound sessions do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "_POOLS", ())
+        with LLM(device=device, context=128) as llm:  # eight pages
+            expected = llm.generate("Once", max_tokens=90, ignore_eos=True).token_ids
+            many = {"input_ids": device.tensor([list(range(40))]), "logits": device.empty((1, llm.config.vocab_size))}
+            hold = threading.Event()
+            device.thread.post(lambda: hold.wait(10))  # so that the text cannot end before the session binds
+            stream = llm.stream("Once", max_tokens=90, ignore_eos=True)  # comes to take six pages
+            with ThreadPoolExecutor(1) as other:
+                binding = other.submit(llm.bind, **many)
+                time.sleep(0.05)
+                hold.set()
+                with pytest.raises(OutOfMemoryError, match=r"may come to need 6 of its 8 pages\."):
+                    binding.result()
+            case = Case(llm, 30, 1)
+            assert stream.result.token_ids == expected
+            case.bound.run()
+            assert np.array_equal(case.logits.numpy(), case.exact())
 
 
 def test_closed_models_and_freed_tensors(device: gpu.Device) -> None:

@@ -40,6 +40,8 @@ def test_an_isolated_model_survives_an_abort(story: LLM, monkeypatch: pytest.Mon
         assert np.array_equal(llm.embed(PROMPTS, pooling="mean"), vectors)
         assert np.allclose(llm.logits([1, 2, 3]), story.logits([1, 2, 3]))
         assert llm._session._supervisor.deaths == 1
+        assert llm.counters.pages == story.counters.pages
+        assert llm.counters.pages_used == 0
         long = [*range(2, 50)]
         assert [llm.generate(long, max_tokens=1).cached_tokens for _ in range(2)] == [0, 32]
         with pytest.raises(UsageError, match="no save_cache here"):
@@ -63,13 +65,18 @@ def test_an_isolated_model_survives_an_abort(story: LLM, monkeypatch: pytest.Mon
 def test_an_isolated_model_dies_often(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "AGAIN_SECONDS", 0.0)
     expected = story.generate(PROMPTS[0], max_tokens=40).token_ids
-    with LLM(isolate=True) as llm:
+    with LLM(isolate=True, speculate="prompt") as llm:
+        llm.generate("The cat sat. The cat sat. The cat", max_tokens=20)
+        counted = llm.counters
+        assert counted.drafted > 0
         for after in (0, 3, 20):
             stream = llm.stream(PROMPTS[0], max_tokens=40)
             for _ in range(after):
                 next(stream)
             kill(llm)
             assert stream.result.token_ids == expected
+        assert llm.counters.drafted >= counted.drafted  # also those of processes that died
+        assert llm.counters.accepted >= counted.accepted
 
 
 @pytest.mark.slow

@@ -129,6 +129,8 @@ def test_the_readme_has_examples() -> None:
         ("make_template_goldens", "chat-templates"),
         ("fault_table", "recovery"),
         ("soak", "soak"),
+        ("soak_server", "server-soak"),
+        ("bench_serving", "serving"),
         ("bench_invariance", "invariance"),
         ("mutate", "mutation"),
         ("check_shapes", "structured-output"),

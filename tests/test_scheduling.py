@@ -98,10 +98,13 @@ def test_prompts_share_a_pass(story: LLM, monkeypatch: pytest.MonkeyPatch) -> No
 def test_sequences_give_up_their_pages_and_resume(small: LLM, kind: dict[str, Any]) -> None:
     requests = [(p, {"max_tokens": 70, "ignore_eos": True, **kind}) for p in PROMPTS[:4]]
     alone = [facts(small.generate(p, **options)) for p, options in requests]
-    scheduler = small._session.engine.scheduler
-    before = scheduler.preemptions
-    assert [facts(r) for r in together(small, requests)] == alone
-    assert scheduler.preemptions > before
+    before = small.counters
+    assert (before.pages, before.pages_used, before.cache_usage) == (8, 0, 0.0)
+    streams = [small.stream(p, **options) for p, options in requests]
+    next(streams[0])
+    assert 0 < small.counters.cache_usage <= 1
+    assert [facts(s.result) for s in streams] == alone
+    assert small.counters.preemptions > before.preemptions
     assert small.loaded.cache.free_pages == 8
     assert small.loaded.cache.free_slots == 32
 
@@ -140,6 +143,23 @@ def test_a_long_prompt_does_not_stall_a_stream(story: LLM, monkeypatch: pytest.M
     running.close()
     assert max(between) <= 16
     assert between.count(16) >= 300 // 16 - 1
+
+
+def test_short_prompts_do_not_wait_for_a_long_one(story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have every other pass, and the long one the others, so that nobody starves."""
+    prompts = [[5 + i % 300 for i in range(200)], *([7 + n] * 20 for n in range(3))]
+    options = {"max_tokens": 1, "reuse": "none"}
+    alone = [facts(story.generate(p, **options)) for p in prompts]
+    runner, passes = story._session.engine._runner, []
+    prefill = runner.prefill
+    monkeypatch.setattr(runner, "chunk_rows", lambda beside: 64)
+    monkeypatch.setattr(
+        runner, "prefill", lambda pack: passes.append([len(s.tokens) for s, _ in pack]) or prefill(pack)
+    )
+    streams: list[Any] = []
+    story.device.call(lambda: streams.extend(story.stream(p, **options) for p in prompts))
+    assert [facts(s.result) for s in streams] == alone
+    assert passes == [[20, 20], [200], [20], [200], [200], [200]]
 
 
 @pytest.mark.slow

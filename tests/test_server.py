@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import httpx
 import numpy as np
 import pytest
 import random_encoders
+import random_models
 import serving
 from prometheus_client.parser import text_string_to_metric_families
 from serving import CHAT, HEADERS, KEY, MESSAGES, error, events, eventually
 
-from llamagpu import LLM, CrossEncoder, Embedder
+from llamagpu import LLM, CrossEncoder, Embedder, gpu
 from llamagpu.kernels.kv_write import PAGE
 from llamagpu.server.guard import Access
 
@@ -189,6 +192,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": TEXT, "seed": -1}, "seed"),
     ({"prompt": TEXT, "n": 0}, "n"),
     ({"prompt": [TEXT] * 40, "n": 40}, "prompt"),
+    ({"prompt": TEXT, "n": 5}, "n"),  # two run and two wait
+    ({"prompt": [TEXT] * 5}, "prompt"),
     ({"prompt": TEXT, "logprobs": 21}, "logprobs"),
     ({"prompt": TEXT, "logit_bias": {"cat": 1}}, "logit_bias"),
     ({"prompt": TEXT, "logit_bias": {"5": 1e6}}, "logit_bias"),
@@ -281,10 +286,14 @@ def test_metrics(client: httpx.Client) -> None:
         "vllm:generation_tokens_total": 16,
         "vllm:time_to_first_token_seconds_count": 2,
         "vllm:e2e_request_latency_seconds_count": 2,
+        "vllm:num_preemptions_total": 0,
+        "vllm:spec_decode_num_draft_tokens_total": 0,
+        "vllm:spec_decode_num_accepted_tokens_total": 0,
     }
     for name, by in grown.items():
         assert after[name + label] - before[name + label] == by, name
     assert after["vllm:num_requests_running" + label] == after["vllm:num_requests_waiting" + label] == 0
+    assert after["vllm:kv_cache_usage_perc" + label] == 0
     ended = "vllm:request_success_total" + json.dumps({"finished_reason": "length", "model_name": "stories"})
     assert after[ended] - before[ended] == 2
     assert after['llamagpu:responses_total{"route": "/v1/completions", "status": "200"}'] >= 2
@@ -300,14 +309,63 @@ def test_a_full_queue_and_clients_that_go(client: httpx.Client, url: str, models
     stream = json.dumps(ENDLESS | {"stream": True}).encode()
     waiting.append(serving.raw(url, serving.post(url, "/v1/completions", stream)))
     eventually(lambda: (gate.running, gate.waiting) == (2, 2))
-    response = client.post("/v1/completions", json=ENDLESS)
-    assert response.status_code == 429
-    assert error(response)["code"] == "queue_full"
-    assert int(response.headers["retry-after"]) >= 1
+    usage = next(line for line in client.get("/metrics").text.splitlines() if line.startswith("vllm:kv_cache_usage"))
+    assert 0 < float(usage.split()[-1]) < 1
+    for body in (ENDLESS, {"messages": MESSAGES, "n": 4}):
+        response = client.post(CHAT if "messages" in body else "/v1/completions", json=body)
+        assert response.status_code == 429
+        assert error(response)["code"] == "queue_full"
+        assert int(response.headers["retry-after"]) >= 1
+    waiting.pop().close()
+    eventually(lambda: gate.waiting == 1)
+    assert client.post("/v1/completions", json=ENDLESS | {"n": 2}).status_code == 429  # there is room for one
+    assert gate.waiting == 1
     for connection in waiting:
         connection.close()
     eventually(lambda: (gate.running, gate.waiting) == (0, 0))
     eventually(lambda: serving.free_pages(story) == pages)
+
+
+@pytest.mark.slow
+def test_a_long_prompt_does_not_stall_streams(tmp_path: Path, device: gpu.Device) -> None:
+    """Between two chunks of a prompt of 2,000 tokens, every stream gets a token, and its client sees it."""
+    raw, chunk, prompt = random_models.config(max_position_embeddings=2560), 64, [i % 100 for i in range(2000)]
+    random_models.write_model(tmp_path, raw, random_models.tensors(raw, 1))
+    with LLM(tmp_path, device=device) as llm, pytest.MonkeyPatch.context() as patch:
+        runner, passes, got = llm._session.engine._runner, list[int](), Counter[int]()
+        prefill, launch = runner.prefill, runner.launch
+        patch.setattr(runner, "chunk_rows", lambda beside: chunk)
+        patch.setattr(runner, "prefill", lambda pack: passes.append(sum(n for _, n in pack)) or prefill(pack))
+        patch.setattr(runner, "launch", lambda batch: passes.append(-len(batch)) or launch(batch))
+
+        def read(client: httpx.Client, number: int) -> None:
+            body = {"prompt": [number], "max_tokens": 2500, "ignore_eos": True, "stream": True}
+            with client.stream("POST", "/v1/completions", json=body | {"return_token_ids": True}) as response:
+                for line in response.iter_lines():
+                    got[number] += line.startswith("data: {")
+                    if number in over:
+                        return
+
+        over = list[int]()
+        with serving.running(serving.Borrowed(model=llm)) as url, httpx.Client(base_url=url, timeout=30) as client:
+            threads = [threading.Thread(target=read, args=(client, n)) for n in range(4)]
+            for thread in threads:
+                thread.start()
+            eventually(lambda: all(got[n] > 2 for n in range(4)))
+            passes.clear()
+            before = dict(got)
+            found = complete(client, prompt=prompt, max_tokens=2, return_token_ids=True)
+            during = [got[n] - before[n] for n in range(4)]
+            over += range(4)
+            for thread in threads:
+                thread.join()
+        seen = passes.copy()
+        assert found["choices"][0]["token_ids"] == llm.generate(prompt, max_tokens=2).token_ids
+    chunks = [i for i, rows in enumerate(seen) if rows > 0]
+    assert sum(seen[i] for i in chunks) == 2000
+    assert len(chunks) == -(-2000 // chunk)
+    assert all(seen[i + 1] == -4 for i in chunks[:-1])
+    assert min(during) >= len(chunks) - 4  # some may be on their way
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +408,8 @@ def test_embeddings_and_ranks(story: LLM, encoders: Path) -> None:
             ]
             for path, given, name in wrong:
                 assert error(client.post(path, json=given))["param"] == name, given
+            ids = error(client.post("/v1/embeddings", json={"model": "embedder", "input": [1, 2]}))
+            assert "check_embedding_ctx_length" in ids["message"]
             assert (
                 "more than"
                 in error(client.post("/v1/embeddings", json={"model": "embedder", "input": "a1 " * 999}))["message"]

@@ -14,6 +14,7 @@ from test_scheduling import KINDS, PROMPTS, facts, together
 from llamagpu import LLM, gpu
 from llamagpu.engine.drafts import PromptLookup
 from llamagpu.engine.pace import MOST, Pace
+from llamagpu.engine.params import sampling_params
 from llamagpu.engine.request import Draft
 from llamagpu.errors import ModelNotFoundError, UsageError
 
@@ -61,8 +62,11 @@ def test_the_pace_follows_the_guesses() -> None:
 
 @pytest.mark.parametrize("number", range(len(KINDS)))
 def test_guesses_change_nothing(number: int, guessing: LLM, story: LLM) -> None:
-    options = {"max_tokens": 60, "ignore_eos": True, **KINDS[number]}
+    options, before = {"max_tokens": 60, "ignore_eos": True, **KINDS[number]}, guessing.counters
     assert facts(guessing.generate(REPEATS, **options)) == facts(story.generate(REPEATS, **options))
+    drafted, accepted = (getattr(guessing.counters, k) - getattr(before, k) for k in ("drafted", "accepted"))
+    assert (drafted > 0) == (not sampling_params(512, **options).settings.counted)
+    assert 0 <= accepted <= min(drafted, 60)
 
 
 def test_guesses_of_several_sequences_share_a_step(guessing: LLM, story: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,11 @@ class BoundPrompts:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def bind(self, tensors: Mapping[str, Tensor]) -> BoundPrompt:
+    def bind(self, tensors: Mapping[str, Tensor], longest: int) -> BoundPrompt:
         """Take a slot and pages for a prompt of bound tensors, checked before.
+
+        What it takes it may keep for ever, so that it leaves what a sequence of ``longest`` tokens needs, if that runs
+        alone: others give way to it, bound prompts do not.
 
         Raises:
             OutOfMemoryError: the cache has no room now.
@@ -31,11 +34,16 @@ class BoundPrompts:
         if self.closed is not None:
             raise self.closed
         cache, count = self._model.cache, tensors[INPUT].columns
-        pages = cache.take(count)
+        held = sum(len(prompt.pages.pages) for prompt in self._prompts)
+        room = cache.total - held - cache.pages_of(count) >= cache.pages_of(longest)
+        pages = cache.take(count) if room else None
         if pages is None:
+            why = f"{cache.free_pages} pages and {cache.free_slots} slots are free."
+            if not room:
+                why = f"A generation that runs may come to need {cache.pages_of(longest)} of its {cache.total} pages."
             raise OutOfMemoryError(
                 f"The cache has no room for {count} bound tokens now.",
-                f"{cache.free_pages} pages and {cache.free_slots} slots are free.",
+                why,
                 "Close other bound sessions, wait until generations end, or use a smaller context.",
             )
         try:

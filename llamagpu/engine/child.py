@@ -68,8 +68,9 @@ class Child:
         else:
             self._prepared = prepare(path, given.pop("dtype"), given.pop("head"))
             self._session = Session(self._prepared, progress=self._progress, **given)
-        adapters = self._session.digests if isinstance(self._session, Session) else {}
-        facts = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes, "adapters": adapters}
+        facts: dict[str, Any] = {"adapter": str(self._session.device.adapter), "sizes": self._session.sizes}
+        if isinstance(self._session, Session):
+            facts |= {"adapters": self._session.digests, "counters": self._session.counters}
         channel.send(messages.Opened(facts))
 
     def serve(self) -> None:
@@ -87,7 +88,9 @@ class Child:
 
     def answer(self, id: int, event: Any, cached: int | None = None) -> None:
         """Send an event."""
-        self._channel.send(messages.Event(id, sendable(event) if isinstance(event, Exception) else event, cached))
+        counters = self._session.counters if isinstance(self._session, Session) else None
+        event = sendable(event) if isinstance(event, Exception) else event
+        self._channel.send(messages.Event(id, event, cached, counters))
 
     def _handle(self, message: messages.Submit | messages.Cancel | messages.Encode) -> None:
         if isinstance(message, messages.Submit):

@@ -68,7 +68,7 @@ class Engine:
             OutOfMemoryError: the cache has no room now.
             DeviceLostError: the model is closed.
         """
-        return self._thread.call(lambda: self._bound.bind(tensors))
+        return self._thread.call(lambda: self._bound.bind(tensors, self.scheduler.longest))
 
     def run(self, prompt: BoundPrompt) -> None:
         """Submit a run of bound tensors, and wait for nothing. From any thread."""
@@ -230,8 +230,7 @@ class Engine:
 
     def _verify(self, drafts: list[Draft]) -> None:
         for draft, outcomes in zip(drafts, self._runner.verify(drafts), strict=True):
-            if draft.pace is not None:
-                draft.pace.judged(len(draft.tokens), len(outcomes) - 1)
+            self.scheduler.judged(draft, len(outcomes) - 1)
             self._take([draft.sequence] * len(outcomes), outcomes)
 
     def _batch(self) -> tuple[Sequence, ...]:

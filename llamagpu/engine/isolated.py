@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.engine import messages
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.messages import Channel
 from llamagpu.engine.request import Request, Sequence, Token
 from llamagpu.errors import DeviceLostError
@@ -104,6 +105,7 @@ class Supervisor:
     Attributes:
         facts: what the process says of its model.
         deaths: processes that died and were replaced.
+        counters: of a decoder, as of the last event, those of processes that died included.
 
     Raises:
         LlamaGPUError: the model cannot be loaded there.
@@ -119,6 +121,8 @@ class Supervisor:
         self.deaths = 0
         self._process, self._channel = self._start()
         self.facts = self._opened(progress)
+        self._counted_before = Counters()
+        self.counters: Counters = self.facts.get("counters", Counters())
         self._reader = threading.Thread(target=self._read, name="llamagpu-supervisor", daemon=True)
         self._reader.start()
 
@@ -205,6 +209,8 @@ class Supervisor:
                 continue
             self._log(message)
             if isinstance(message, messages.Event):
+                if message.counters is not None:
+                    self.counters = message.counters.after(self._counted_before)
                 with self._lock:
                     item = self._pending.get(message.id)
                     if item is not None and item.take(message.event, message.cached):
@@ -224,6 +230,8 @@ class Supervisor:
             with self._lock:
                 self._process, self._channel = self._start()
                 self.facts = self._opened()
+                self._counted_before = self.counters
+                self.counters = self.facts.get("counters", Counters()).after(self._counted_before)
                 for id, item in list(self._pending.items()):
                     message = item.message(id)
                     if message is None:

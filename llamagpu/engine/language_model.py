@@ -10,6 +10,7 @@ from typing import Any, cast
 from llamagpu import gpu
 from llamagpu.engine.arguments import adapter_name, checked_adapters, items, whole_in, whole_number
 from llamagpu.engine.bound import Bindings, Bound, check_bindings, named_tensors
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.drafts import PROMPT
 from llamagpu.engine.places import Places
 from llamagpu.engine.prompts import Prompts
@@ -115,6 +116,11 @@ class LanguageModel(Unique):
         return MemoryUse.of(self.device, self.sizes)
 
     @property
+    def counters(self) -> Counters:
+        """What the engine counted since the model was loaded, and how full the cache is now. It waits for nothing."""
+        return self._session.counters
+
+    @property
     def dtype(self) -> str:
         """The dtype of the weights as it was asked for: ``auto``, ``float16``, …"""
         return self._prepared.layout.dtype
@@ -195,7 +201,8 @@ class LanguageModel(Unique):
             UsageError: a name is bound twice, missing or unknown, or a tensor has the wrong dtype or shape, or shares
                 memory with another one.
             ContextFullError: there are more ids than the context has tokens.
-            OutOfMemoryError: the cache has no room for the ids now.
+            OutOfMemoryError: the cache has no room for the ids now, beside what the longest running generation may come
+                to need. One that begins later gets what is left, and ends with this error if it needs more.
             KernelError: a tensor is on another device, or was freed.
             DeviceLostError: the model is closed.
         """

@@ -1,7 +1,7 @@
 """Messages between a process that holds a model and the process that uses it: pickled objects over two pipes.
 
 To the model: ``Open``, then ``Submit``, ``Cancel`` and ``Encode``; the end of the pipe ends it. From the model:
-``Opened`` or ``Refused``, then ``Event`` and ``Encoded``, and at any time ``Progressed`` and ``Logged``.
+``Opened`` or ``Refused``, then ``Event``, and at any time ``Progressed`` and ``Logged``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.request import Request
 from llamagpu.errors import LlamaGPUError
 from llamagpu.model.packs import Encoded
@@ -68,11 +69,13 @@ class Encode:
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a request and ``Events.cached``, or the vectors or the error of an ``Encode``."""
+    """An event of a request with ``Events.cached`` and the counters of a decoder, or the vectors or the error of an
+    ``Encode``."""
 
     id: int
     event: Any
     cached: int | None = None
+    counters: Counters | None = None
 
 
 @dataclass(frozen=True)

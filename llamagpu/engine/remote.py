@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.isolated import Supervisor
 from llamagpu.engine.request import Request
 from llamagpu.engine.request import Sequence as Running
@@ -93,6 +94,11 @@ class RemoteSession(Unique):
     def sizes(self) -> Any:
         """The bytes of the model, and its chosen sizes."""
         return self.model.sizes
+
+    @property
+    def counters(self) -> Counters:
+        """What the engine there counted, as of its last event."""
+        return self._supervisor.counters
 
     def add_adapter(self, name: str, path: str) -> NoReturn:
         """Refuse: the adapters of an isolated model are those that it was loaded with."""

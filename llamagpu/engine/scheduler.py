@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from llamagpu.engine.request import Sequence
+from llamagpu.engine.counters import Counters
+from llamagpu.engine.request import Draft, Sequence
+from llamagpu.model.cache import PagedCache
+
+_SHORT = 4  # a prompt is short beside one that has so many times its tokens left
 
 
 class Scheduler:
@@ -14,13 +18,24 @@ class Scheduler:
     Attributes:
         waiting: not admitted yet; the first one is admitted next.
         active: with a slot and pages; those that ran least recently come first.
-        preemptions: sequences that lost their pages to older ones.
+        preemptions, drafted, accepted: see ``Counters``.
     """
 
     def __init__(self) -> None:
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []
-        self.preemptions = 0
+        self.preemptions = self.drafted = self.accepted = 0
+        self._short_first = False  # whether the last pass was one of short prompts
+
+    def counters(self, cache: PagedCache) -> Counters:
+        """What was counted, and how full the cache is. From any thread."""
+        used = cache.total - cache.free_pages
+        return Counters(self.preemptions, self.drafted, self.accepted, cache.total, used)
+
+    @property
+    def longest(self) -> int:
+        """The most positions that one of the sequences may come to take."""
+        return max((s.request.most for s in (*self.active, *self.waiting)), default=0)
 
     @property
     def ready(self) -> list[Sequence]:
@@ -28,9 +43,18 @@ class Scheduler:
         return [s for s in self.active if s.prefilled and not s.request.want_logits]
 
     def prompts(self) -> list[Sequence]:
-        """Sequences whose prompts are not complete, the oldest first. One that must run alone is the only one."""
+        """Sequences whose prompts are not complete, the oldest first. One that must run alone is the only one.
+
+        Every other time these are the short ones alone, if the oldest is long: they do not wait for its end, and it
+        waits for each pass of theirs once.
+        """
         found = sorted((s for s in self.active if s.length < s.prefill_end), key=lambda s: s.number)
-        return next(([s] for s in found if s.alone), found)
+        if alone := [s for s in found if s.alone]:
+            return alone[:1]
+        left = [s.prefill_end - s.length for s in found]
+        short = [s for s, n in zip(found, left, strict=True) if _SHORT * n <= left[0]]
+        self._short_first = bool(short) and not self._short_first
+        return short if self._short_first else found
 
     def replaying(self) -> Sequence | None:
         """The oldest sequence whose tokens must be replayed."""
@@ -56,6 +80,13 @@ class Scheduler:
         sequence.restart()
         self.waiting.appendleft(sequence)
         self.preemptions += 1
+
+    def judged(self, draft: Draft, right: int) -> None:
+        """``right`` tokens of a draft were right."""
+        if draft.pace is not None:
+            draft.pace.judged(len(draft.tokens), right)
+            self.drafted += len(draft.tokens)
+            self.accepted += right
 
     def restart(self) -> None:
         """Send all sequences back to wait, in their order, without pages."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llamagpu import gpu
+from llamagpu.engine.counters import Counters
 from llamagpu.engine.draft_model import ModelDrafter, prepare_draft
 from llamagpu.engine.drafts import PROMPT, Drafter, PromptLookup
 from llamagpu.engine.encoding import EncoderEngine
@@ -195,6 +196,11 @@ class Session(Loaded):
     def sizes(self) -> Sizes:
         """The bytes of weights, cache and activations, and the chosen context, pool and cache dtype."""
         return self.model.sizes
+
+    @property
+    def counters(self) -> Counters:
+        """What the engine counted, and how full the cache is."""
+        return self.engine.scheduler.counters(self.model.cache)
 
     @property
     def digests(self) -> dict[str, str]:

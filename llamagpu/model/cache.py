@@ -128,6 +128,10 @@ class PagedCache:
         """Sequences that can still be admitted."""
         return len(self._slots)
 
+    def pages_of(self, tokens: int) -> int:
+        """Pages that a sequence of this many tokens holds."""
+        return pages_for(held_tokens(self._config, tokens, self._rows))
+
     def take(
         self,
         tokens: int,
@@ -145,9 +149,8 @@ class PagedCache:
         and values depend on: 0, or a negative number.
         """
         most = max(tokens, most)
-        held, in_turns = pages_for(tokens), held_tokens(self._config, most, self._rows) < most
-        if in_turns:
-            held = pages_for(held_tokens(self._config, most, self._rows))
+        in_turns = held_tokens(self._config, most, self._rows) < most
+        held = self.pages_of(most) if in_turns else pages_for(tokens)
         shared = [] if in_turns else self._find(prefix, exact, root)
         fresh = held - len(shared)
         if not self._slots or fresh + spare > len(self._free) - sum(page in self._free for page in shared):

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 from pydantic import FailFast, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from llamagpu.server.errors import BAD_REQUEST, RequestError
 
@@ -52,6 +53,14 @@ def check_stops(stop: str | list[str] | None, ids: list[int] | None) -> None:
     check_most("stop", stops, _MOST_STOPS, "strings")
     check_most("stop", max(stops, key=len, default=None), _MOST_STOP, "characters in a string")
     check_most("stop_token_ids", ids, _MOST_STOP_IDS, "ids")
+
+
+def text_alone(given: Any) -> Any:
+    """A field as it is, unless it holds token ids: those of another tokenizer would be taken for other words."""
+    if isinstance(given, list) and given and isinstance(given[0], (int, list)):
+        why = "it has token ids, which another tokenizer may have made."
+        raise PydanticCustomError("token_ids", f"{why} Send text (LangChain: check_embedding_ctx_length=False)")
+    return given
 
 
 def without_further(data: Any, fields: Collection[str]) -> Any:

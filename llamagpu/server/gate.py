@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 
-from llamagpu.errors import BusyError
+from llamagpu.errors import BusyError, UsageError
 
 _LONGEST_WAIT = 60  # seconds, of Retry-After
 
@@ -36,9 +36,18 @@ class Gate:
         """Let a request in; its sequences count from now on. All of them are let in, or none.
 
         Raises:
-            BusyError: it is; ``retry_after`` estimates when it will not be.
+            UsageError: they are more than may ever run and wait together.
+            BusyError: they are more than may run and wait beside the others now; ``retry_after`` estimates when there
+                is room.
         """
-        if self.running + self.waiting >= self._places + self._queue:
+        most = self._places + self._queue
+        if count > most:
+            raise UsageError(
+                f"The request asks for {count} texts.",
+                f"{self._places} run at once and {self._queue} may wait.",
+                f"Ask for {most} at most, or start the server with a larger --queue.",
+            )
+        if self.running + self.waiting + count > most:
             raise BusyError.full(self.running, self.waiting, "Send the request again later.", self._retry_after())
         return Admission(self, count)
 

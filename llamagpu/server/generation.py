@@ -93,7 +93,8 @@ class Generation:
         served = self._models.get(body.model)
         settings = await asyncio.to_thread(lambda: served.checked(body.options()))
         with ExitStack() as stack:
-            admission = stack.enter_context(served.gate.admit(body.texts))
+            with about("n" if body.choices > 1 else field):
+                admission = stack.enter_context(served.gate.admit(body.texts))
             with about(field):
                 prompts = await prompts_of(served)
             shape = kind(served.name, body.wanted)

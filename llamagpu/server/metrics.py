@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from llamagpu.engine import LLM
 
 if TYPE_CHECKING:
     from llamagpu.engine import Result
@@ -36,12 +38,39 @@ class _Gates:
         yield waiting
 
 
+class _Engines:
+    """Reads the counters of models that generate text."""
+
+    def __init__(self, models: Models):
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        """The counters, and how full each cache is."""
+        preempted = _family("vllm:num_preemptions", "Times that a sequence gave up its part of the cache.")
+        drafted = _family("vllm:spec_decode_num_draft_tokens", "Tokens that were guessed.")
+        accepted = _family("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.")
+        usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Used part of the cache: 1 is all of it.", labels=_MODEL)
+        for served in tuple(self._models.served.values()):
+            if isinstance(served.model, LLM):
+                found = served.model.counters
+                preempted.add_metric([served.name], found.preemptions)
+                drafted.add_metric([served.name], found.drafted)
+                accepted.add_metric([served.name], found.accepted)
+                usage.add_metric([served.name], found.cache_usage)
+        yield from (preempted, drafted, accepted, usage)
+
+
+def _family(name: str, text: str) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, labels=_MODEL)
+
+
 class Metrics:
     """The metrics of one server."""
 
     def __init__(self, models: Models):
         self._registry = CollectorRegistry()
         self._registry.register(_Gates(models))
+        self._registry.register(_Engines(models))
         self._prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts and of embedded texts.")
         self._made = self._counter("vllm:generation_tokens", "New tokens.")
         self._success = self._counter("vllm:request_success", "Finished sequences.", "finished_reason")

@@ -6,9 +6,9 @@ Every other field is an error. Fields of OpenAI's that are not supported are her
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from llamagpu.engine.chat_options import TEMPLATE_OPTIONS, TOOL_OPTIONS
 from llamagpu.engine.params import DEFAULTS
@@ -20,6 +20,7 @@ from llamagpu.server.bounds import (
     Texts,
     check_most,
     check_stops,
+    text_alone,
     without_further,
 )
 from llamagpu.server.errors import BAD_REQUEST, UNSUPPORTED, RequestError
@@ -250,7 +251,7 @@ class CompletionBody(Sampled):
 class EmbeddingsBody(Body):
     """POST /v1/embeddings."""
 
-    input: str | Texts
+    input: Annotated[str | Texts, BeforeValidator(text_alone)]
     dimensions: int | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
