@@ -42,7 +42,8 @@ def fails(code: int, *arguments: str, stdin: bytes | None = None, **environment:
 def fails_here(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Like ``fails``, but in this process."""
     assert run_here(arguments) == code
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
     assert err.startswith("error: ")
     assert len(err.splitlines()) <= 4
     return err
@@ -138,7 +139,7 @@ def test_generate_json() -> None:
     assert value["text"]
 
 
-def test_usage_errors() -> None:
+def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         ("generate",),
         ("generate", "a", "-p", "b"),
@@ -157,9 +158,10 @@ def test_usage_errors() -> None:
         ("perplexity", "--window", "1", "README.md"),
         ("nonsense",),
     ):
-        fails(2, *arguments)
+        fails_here(2, capsys, *arguments)
+    fails(2, "generate", "a", "--nonsense")
     assert "UTF-8" in fails(2, "generate", "-", stdin=b"\xff\xfe")
-    err = fails(2, "generate", "word " * 600)
+    err = fails_here(2, capsys, "generate", "word " * 600)
     assert "the context holds 512" in err
     assert "Nothing was cut" in err
 
