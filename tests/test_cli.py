@@ -262,18 +262,6 @@ def test_a_terminal_that_is_not_utf8() -> None:
 
 
 @pytest.mark.slow
-def test_doctor(tmp_path: Path) -> None:
-    done = run("doctor", "--json", "--report", str(tmp_path / "report.md"))
-    report = json.loads(done.stdout)
-    assert done.returncode == 0
-    assert "All" in (tmp_path / "report.md").read_text()
-    assert report["adapters"]
-    assert report["reason"]
-    assert len(report["kernels"]) > 10
-    assert all(k["ok"] for k in report["kernels"])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code"),
     [
