@@ -120,6 +120,7 @@ def page(found: dict[str, Any]) -> str:
         "    name: str",
         '    kind: Literal["cat", "dog"]',
         "",
+        "",
         'result = llm.chat([{"role": "user", "content": "Invent a pet."}], json_schema=Pet)',
         "pet = Pet(**json.loads(result.text))",
         "```",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from llamagpu.gpu import Program
 from llamagpu.model import load_model, prepare
 from llamagpu.model.cases import model_cases
 
+EVERY = dict(kernels.REGISTRY)
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
@@ -21,6 +24,19 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(kernels, "REGISTRY", {"add": kernels.REGISTRY["add"]})
     monkeypatch.chdir(tmp_path)
     return tmp_path / "llamagpu-doctor.md"
+
+
+@pytest.mark.slow
+def test_json(small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kernel with a case of its own. The README's example, which tests/test_project.py runs, checks them all."""
+    monkeypatch.setattr(kernels, "REGISTRY", {n: replace(k, cases=k.cases[:1]) for n, k in EVERY.items()})
+    assert run(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "All" in small.read_text()
+    assert report["adapters"]
+    assert report["reason"]
+    assert {k["kernel"] for k in report["kernels"]} == EVERY.keys()
+    assert all(k["ok"] for k in report["kernels"])
 
 
 def test_cases_that_do_not_fit_in_memory_are_counted(

@@ -216,8 +216,12 @@ def test_models_compile_with_the_default_tunings(tint: Compile, device: gpu.Devi
 
 @pytest.fixture(scope="module")
 def programs(device: gpu.Device, tmp_path_factory: pytest.TempPathFactory) -> set[Program]:
-    """All programs: the registry's, those of a model in every format and form, and those of every architecture."""
-    folder = tmp_path_factory.mktemp("models")
+    """All programs: the registry's, those of a model in every format and form, and those of every architecture. The
+    device's thread collects them, so that it is not asked for every buffer."""
+    return device.call(lambda: all_programs(device, tmp_path_factory.mktemp("models")))
+
+
+def all_programs(device: gpu.Device, folder: Path) -> set[Program]:
     found = registry_programs(device)
     even = model(folder / "even", random_models.config(intermediate_size=128))
     for dtype, kv_dtype, fused in product(set(DTYPES) - {"auto"}, KV_DTYPES, (True, False)):

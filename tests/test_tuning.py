@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import random_models
-from test_cli import run
 
 from llamagpu import LLM, gpu, kernels
+from llamagpu.cli.main import run
 from llamagpu.gpu import Lanes, TunedLanes, Tuning, store_tuning, tuning_path
 from llamagpu.gpu.tuning_store import stored_tuning
 from llamagpu.model import prepare, prepare_shape
@@ -216,17 +216,16 @@ def bits(llm: LLM, prompts: list[list[int]]) -> list[list[tuple]]:
 
 
 @pytest.mark.slow
-def test_tune_command(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    done = run("tune", "--json", LLAMAGPU_CACHE=str(kept))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_tune_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's example, which tests/test_project.py runs, checks all kernels, too."""
+    monkeypatch.setattr("llamagpu.model.tuner.passes", lambda *_: True)
+    monkeypatch.setenv("LLAMAGPU_CACHE", str(tmp_path / "kept"))
+    assert run(["tune", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["tuning"].keys() == asdict(Tuning()).keys()
-    assert (kept / "tuning.json").is_file()
-    done = run("tune", LLAMAGPU_CACHE="/proc/nowhere")
-    assert done.returncode == 1
-    assert b"cannot be kept" in done.stderr
-    done = run("tune", "--shape", "smollm2-135m", "-m", "weights/stories")
-    assert done.returncode == 2
-    assert b"exclude one another" in done.stderr
-    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "kept" / "tuning.json").is_file()
+    monkeypatch.setenv("LLAMAGPU_CACHE", "/proc/nowhere")
+    assert run(["tune"]) == 1
+    assert "cannot be kept" in capsys.readouterr().err
+    assert run(["tune", "--shape", "smollm2-135m", "-m", "weights/stories"]) == 2
+    assert "exclude one another" in capsys.readouterr().err

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from llamagpu.gpu import Device, Program, ReadTuning, Tensor, Tuning
 from llamagpu.kernels.entry import F64, Bench, Dims, Expected, Kernel, Output, Outputs
 
 T = TypeVar("T")
 _TINY = np.finfo(np.float32).tiny
+_BLOCK = 1 << 15  # elements that are compared at once, so that what is computed of them stays in the processor's caches
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,29 @@ def check(kernel: Kernel, device: Device, dims: Dims, seed: int = 0, tuning: Tun
     return Report(kernel, dims, seed, errors[worst], worst, guards, frozenset(read.fields))
 
 
-def host_outputs(outputs: Outputs) -> dict[str, F64]:
-    """What a kernel returned, by name, as float64; a single output has the name ""."""
+def host_outputs(outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
+    """What a kernel returned, by name; a single output has the name ""."""
     found: Mapping[str, Output] = by_name(outputs)
-    return {name: (t.numpy() if isinstance(t, Tensor) else t).astype(np.float64) for name, t in found.items()}
+    return {name: t.numpy() if isinstance(t, Tensor) else t for name, t in found.items()}
 
 
-def relative_error(got: F64, expected: Expected) -> float:
+def relative_error(got: npt.NDArray[Any], expected: Expected) -> float:
     """The largest error, in units of its scale; infinity if a value is not finite and should be."""
     if got.shape != expected.value.shape:
         raise AssertionError(f"an output has the shape {got.shape}, expected {expected.value.shape}")
+    flat = got.reshape(-1), expected.value.reshape(-1), np.broadcast_to(expected.scale, got.shape).reshape(-1)
+    blocks = range(0, got.size, _BLOCK)
+    return float(np.max([_worst(*(a[begin : begin + _BLOCK] for a in flat)) for begin in blocks]))
+
+
+def _worst(got: npt.NDArray[Any], value: F64, scale: F64) -> float:
+    """The largest error of a block of elements."""
+    got = got.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        difference = np.abs(got - expected.value)
+        difference = np.abs(got - value)
         # WGSL allows subnormal numbers to become 0
-        ratio = np.where(difference <= _TINY, 0.0, difference / np.maximum(expected.scale, _TINY))
-    free = np.isinf(expected.scale)
-    return float(np.max(np.where(free, 0.0, np.where(np.isfinite(got), ratio, np.inf))))
+        ratio = np.where(difference <= _TINY, 0.0, difference / np.maximum(scale, _TINY))
+    return float(np.max(np.where(np.isinf(scale), 0.0, np.where(np.isfinite(got), ratio, np.inf))))
 
 
 def programs(kernel: Kernel, device: Device, dims: Dims, tuning: Tuning | None = None) -> tuple[Program, ...]:

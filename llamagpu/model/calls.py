@@ -48,7 +48,7 @@ def _store(r: References, step: Step, key: Key, a: Arrays, d: dict[str, Any]) ->
         part = a | r.weights(key, first, rows.stop - first) | ({"bias": a["bias"][rows]} if d["bias"] else {})
         sizes = d | {"n": rows.stop - first}
         values = got[:, rows]
-        error = relative_error(values.astype(np.float64), by_name(REGISTRY["store"].reference(part, sizes))[""])
+        error = relative_error(values, by_name(REGISTRY["store"].reference(part, sizes))[""])
         found.append((error, ("store", part, sizes, {"": (name, values)})))
     return max(found, key=lambda f: f[0])[1]
 

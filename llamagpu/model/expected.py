@@ -117,7 +117,7 @@ class References:
         if name == "cache":
             pairs = self._cache_parts(step, got, expected, a)
         tolerance, label = REGISTRY[kernel].tolerance, step.program.label
-        errors = [relative_error(values.astype(np.float64), e) for _, values, e in pairs]
+        errors = [relative_error(values, e) for _, values, e in pairs]
         return [
             Intermediate(p[0], self._layer, kernel, label, error, tolerance)
             for p, error in zip(pairs, errors, strict=True)

@@ -69,3 +69,9 @@ def without_further(data: Any, fields: Collection[str]) -> Any:
         return data
     unknown = islice((name for name in data if name not in fields), 1)
     return {name: data[name] for name in (*unknown, *fields) if name in data}
+
+
+def check_likely(name: str, value: int) -> None:
+    """Refuse a number of likeliest tokens that the engine does not give."""
+    if not 0 <= value <= 20:
+        raise RequestError(BAD_REQUEST, f"{name} is {value}.", "It must be from 0 to 20.", param=name)

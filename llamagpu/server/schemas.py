@@ -18,6 +18,7 @@ from llamagpu.server.bounds import (
     Biases,
     Items,
     Texts,
+    check_likely,
     check_most,
     check_stops,
     text_alone,
@@ -179,7 +180,7 @@ class ChatBody(Sampled):
         """See ``Body.check``."""
         super().check()
         if self.top_logprobs is not None:
-            _check_likely("top_logprobs", self.top_logprobs)
+            check_likely("top_logprobs", self.top_logprobs)
             if not self.logprobs:
                 raise RequestError(BAD_REQUEST, "top_logprobs needs logprobs.", param="top_logprobs")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
@@ -241,7 +242,7 @@ class CompletionBody(Sampled):
             what = f"The request asks for {self.texts} texts."
             raise RequestError(BAD_REQUEST, what, f"At most {_MOST_CHOICES} are made.", param="prompt")
         if self.logprobs is not None:
-            _check_likely("logprobs", self.logprobs)
+            check_likely("logprobs", self.logprobs)
 
     def options(self) -> dict[str, Any]:
         """See ``Sampled.options``. OpenAI's limit is 16 tokens."""
@@ -294,8 +295,3 @@ def _token(key: str) -> int:
     if not (key.isascii() and key.isdecimal() and len(key) < 20):
         raise RequestError(BAD_REQUEST, f"logit_bias has the key {key[:60]!r}.", "Keys are ids.", param="logit_bias")
     return int(key)
-
-
-def _check_likely(name: str, value: int) -> None:
-    if not 0 <= value <= 20:
-        raise RequestError(BAD_REQUEST, f"{name} is {value}.", "It must be from 0 to 20.", param=name)
