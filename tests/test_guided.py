@@ -87,8 +87,14 @@ def guessing(device: gpu.Device) -> Iterator[LLM]:
         yield llm
 
 
-def test_only_allowed_tokens_come_alone_and_in_company(story: LLM, guessing: LLM) -> None:
-    """Requests with and without grammars, of all kinds: the same tokens alone, together, and with drafts."""
+def test_only_allowed_tokens_come_alone_and_in_company(
+    story: LLM, guessing: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests with and without grammars, of all kinds: the same tokens alone, together, with drafts, and where the
+    next logits are computed before the masks."""
+    monkeypatch.setattr("llamagpu.engine.rate.Rate.landed", lambda *_: None)
+    for llm in (story, guessing):
+        monkeypatch.setattr(llm._session.engine._runner._rate, "step_seconds", 1.0)
     asked = [(s, allowed) for s in KINDS for allowed in (RUN, None, listed(FEW, FEW))]
     alone = [finish(start(story, *a)) for a in asked]
     for (_, allowed), (tokens, reason) in zip(asked, alone, strict=True):
@@ -97,8 +103,10 @@ def test_only_allowed_tokens_come_alone_and_in_company(story: LLM, guessing: LLM
             assert reason == "stop"
             assert not allowed(ids)
             assert all(token in allowed(ids[:i]) for i, token in enumerate(ids))
-    for llm in (story, guessing):
+    for llm, seconds in ((story, 1.0), (guessing, 1.0), (story, 0.0001)):
+        monkeypatch.setattr(llm._session.engine._runner._rate, "step_seconds", seconds)
         assert [finish(s) for s in [start(llm, *a) for a in asked]] == alone
+        assert [finish(start(llm, *a)) for a in asked[::4]] == alone[::4]
 
 
 def test_the_draw_is_the_best_of_the_allowed(story: LLM) -> None:

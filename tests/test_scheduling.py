@@ -63,11 +63,9 @@ def test_steps_that_share_a_submission_change_nothing(story: LLM, monkeypatch: p
     engine, steps = story._session.engine, []
     original, found = engine._runner.launch, []
     monkeypatch.setattr(engine._runner, "launch", lambda batch, n: steps.append(n) or original(batch, n))
+    monkeypatch.setattr("llamagpu.engine.rate.Rate.landed", lambda *_: None)
     for seconds in (1.0, 0.0001):
-        monkeypatch.setattr(
-            "llamagpu.engine.rate.Rate.stepped", lambda rate, *_, s=seconds: setattr(rate, "step_seconds", s)
-        )
-        engine._runner._rate.step_seconds = seconds
+        monkeypatch.setattr(engine._runner._rate, "step_seconds", seconds)
         found.append([facts(r) for r in together(story, requests)])
     assert found[0] == found[1]
     assert steps[0] == 1

@@ -27,6 +27,7 @@ class Rate:
         """``kind``: the kind of the adapter."""
         self.work = _ASSUMED[kind]
         self.step_seconds: float | None = None
+        self._landed = 0.0
 
     @property
     def paced(self) -> float:
@@ -49,10 +50,13 @@ class Rate:
         most = self.segment_work
         plan.run(read=read, segment_work=most if plan.work > most and times == 1 else None, times=times)
 
-    def stepped(self, seconds: float, steps: int) -> None:
-        """Learn what steps took that followed others."""
-        each = seconds / steps
-        self.step_seconds = each if self.step_seconds is None else 0.75 * self.step_seconds + 0.25 * each
+    def landed(self, follows: bool, steps: int) -> None:
+        """Note that the results of steps came, and learn what they took if they followed the ones before."""
+        now = time.perf_counter()
+        if follows:
+            each = (now - self._landed) / steps
+            self.step_seconds = each if self.step_seconds is None else 0.75 * self.step_seconds + 0.25 * each
+        self._landed = now
 
     def run_prompt(self, plan: Plan, cancelled: Callable[[], bool]) -> None:
         """Run a plan in submissions of about ``PACE_SECONDS``, and learn the rate from a long one."""

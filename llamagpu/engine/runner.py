@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Iterable
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ class Runner:
         self._model, self._forward, self._state = model, model.forward, model.forward.state
         self._settled: tuple[Sequence, ...] = ()  # sequences whose states the first rows of the decode buffers hold
         self._rate = Rate(device.adapter.kind)
-        self._landed = 0.0  # when the last results came
+        self._begun: tuple[Sequence, ...] = ()  # sequences whose next logits were submitted before their masks
 
     def begin(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence its slot, pages for its tokens so far, and its bias; False if the cache has no room now, or
@@ -203,10 +202,7 @@ class Runner:
         """Wait for launched steps; returns the tokens or errors of each, in the order of its batch. The sequences
         advance from step to step."""
         results = self._state.read(flight.reading)
-        now = time.perf_counter()
-        if flight.follows:
-            self._rate.stepped(now - self._landed, len(results))
-        self._landed = now
+        self._rate.landed(flight.follows, len(results))
         for sampled in results:
             for sequence in flight.batch:
                 sequence.in_flight -= 1
@@ -227,7 +223,9 @@ class Runner:
             for i, token in enumerate((s.tokens[s.length], *d.tokens)):
                 rows.append(replace(s.row(), token=token, position=s.length + i))
                 owners.append(s)
+        follows = self.follows(tuple(owners))
         results, out, first = self._outcomes(self._verified(drafts, rows, tuple(owners))), [], 0
+        self._rate.landed(follows, 1)
         for d in drafts:
             out.append(d.agreed(results[first : first + len(d.tokens) + 1]))
             d.sequence.length += len(out[-1])
@@ -237,15 +235,27 @@ class Runner:
     def _verified(self, drafts: Iterable[Draft], rows: list[Row], owners: tuple[Sequence, ...]) -> Flight:
         """The step of ``verify``. If it needs masks, they are made while the device computes the logits."""
         size, positions, plain = bucket(len(rows), BATCHES), max(s.request.most for s in owners), self._plain(owners)
+        single, lora = not any(d.tokens for d in drafts), adapted(owners)
+        begun = self._begun == owners and self.follows(owners) and single
+        self._begun = ()
         if not self.follows(owners):
             self._write_state(owners, rows, size)
-        if any(d.tokens for d in drafts):
+        if not single:
             self._settled = ()  # rows of one sequence do not follow one another
         if not guided(owners):
-            return self._submit(owners, self._forward.decode(size, positions, plain, adapted(owners)))
-        self._rate.run_step(self._forward.trunk(size, positions, adapted(owners)))
+            return self._submit(owners, self._forward.decode(size, positions, plain, lora))
+        trunk = self._forward.trunk(size, positions, lora)
+        if not begun:
+            self._rate.run_step(trunk)
         self._state.write_masks(masks_of(drafts, self._model.config.vocab_size))
-        return self._submit(owners, self._forward.masked(size, plain))
+        flight = self._submit(owners, self._forward.masked(size, plain))
+        # The next logits need nothing of the host. Where steps are short, they are computed while it takes the tokens,
+        # in vain if the grammar forces the next ones.
+        more = single and all(s.made + 1 < s.request.limit for s in owners)
+        if more and self._rate.burst > 1 and all(self.reserve(s, 2) for s in owners):
+            self._rate.run_step(trunk)
+            self._begun = owners
+        return flight
 
     def room(self, batch: Iterable[Sequence]) -> int:
         """Rows of a step for guesses, beside the rows of a batch."""
