@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ from llamagpu import LLM  # noqa: E402
 from llamagpu.version import __version__  # noqa: E402
 
 BATCH = 8
+ROUNDS = 7  # of the comparison of masked and free tokens
 DRAWS = {"greedy": {}, "sampled": {"temperature": 1.0, "seed": 1}}
 RANDOM = config(vocab_size=384, max_position_embeddings=1024)
 
@@ -82,6 +84,22 @@ def measure(llm: LLM, label: str, names: list[str], tokens: int) -> list[dict[st
         )
         print({k: v for k, v in out[-1].items() if k != "cut_by_kind"}, file=sys.stderr)
     return out
+
+
+def cost(llm: LLM, label: str) -> dict[str, Any]:
+    """The time of a token whose grammar allows all, beside that of a token without one: medians of interleaved rounds,
+    and their ratio."""
+    kinds: dict[str, dict[str, Any]] = {"free": {}, "masked": {"regex": r"[\s\S]*"}}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for round in range(ROUNDS + 1):
+        for kind, settings in kinds.items():
+            result = llm.generate("Once upon a time", max_tokens=64, ignore_eos=True, **settings)
+            if round:  # the first one compiles
+                seconds[kind].append(result.timings.decode_s / (result.completion_tokens - 1))
+    free, masked = (statistics.median(seconds[kind]) for kind in kinds)
+    found = {"model": label, "free_ms": 1e3 * free, "masked_ms": 1e3 * masked, "ratio": masked / free}
+    print(found, file=sys.stderr)
+    return found
 
 
 def _kinds() -> list[str]:
@@ -140,6 +158,17 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {r['model']} | {r['draw']} | {r['batch']} | {counts} |")
     lines += [
         "",
+        "## The cost of a mask",
+        "",
+        "A grammar that allows every token, beside no grammar: milliseconds of a token, medians of interleaved rounds.",
+        "",
+        "| model | without | with a mask | ratio |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for c in found["costs"]:
+        lines.append(f"| {c['model']} | {c['free_ms']:.2f} | {c['masked_ms']:.2f} | {c['ratio']:.2f} |")
+    lines += [
+        "",
         f"llamagpu {found['version']} on {found['adapter']}. Made by `python scripts/check_shapes.py docs --gguf FILE "
         f"--every {found['every']} --tokens {found['tokens']}`; `--every` holds for the GGUF model.",
     ]
@@ -160,10 +189,14 @@ def main() -> None:
         with LLM(model) as llm:
             adapter = str(llm.device.adapter)
             rows += measure(llm, "random Llama", list(SCHEMAS), given.tokens)
+    with LLM() as llm:
+        costs = [cost(llm, "the bundled model")]
     if given.gguf is not None:
         with LLM(given.gguf) as llm:
+            costs.append(cost(llm, given.gguf.stem))
             rows += measure(llm, given.gguf.stem, list(SCHEMAS)[:: given.every], given.tokens)
-    found = {"version": __version__, "adapter": adapter, "tokens": given.tokens, "every": given.every, "rows": rows}
+    found = {"version": __version__, "adapter": adapter, "tokens": given.tokens, "every": given.every}
+    found |= {"rows": rows, "costs": costs}
     (given.out / "structured-output.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (given.out / "structured-output.md").write_text(page(found), encoding="utf-8")
 

@@ -8,11 +8,13 @@ a drawn token depends on the seed and the position alone, so that the tokens are
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from dataclasses import replace
 from typing import Protocol
 
 from llamagpu.engine.pace import Pace
 from llamagpu.engine.request import Draft, Sequence
 from llamagpu.engine.runner import Runner
+from llamagpu.model.forward import BATCHES, bucket
 
 PROMPT = "prompt"  # the drafter that looks in the text so far
 _LONGEST, _SHORTEST = 4, 2  # tokens that prompt look-up searches for
@@ -67,10 +69,24 @@ def guess(drafter: Drafter | None, batch: Tokens[Sequence], runner: Runner) -> l
     due = [s for s in batch if drafter is not None and _may_guess(s)]
     guided = [s for s in batch if s.guide is not None]
     found = _found(drafter, due, guided, runner.room(batch), runner) if due or guided else {}
+    found = _fitted(found, len(batch))
     for s in batch:
         if s.pace is not None and s not in found:
             s.pace.stepped()
     return [found.get(s, Draft(s)) for s in batch] if found or guided else []
+
+
+def _fitted(found: dict[Sequence, Draft], batch: int) -> dict[Sequence, Draft]:
+    """The drafts without the tokens for which a step of ``batch`` rows would take the next larger plan, to fill less
+    than three quarters of it: padding rows cost what others do."""
+    rows = batch + sum(len(d.tokens) for d in found.values())
+    size = bucket(rows, BATCHES)
+    surplus = rows - size // 2 if size > bucket(batch, BATCHES) and 4 * rows < 3 * size else 0
+    out = dict(found)
+    for _ in range(surplus):
+        longest = max(out.values(), key=lambda d: len(d.tokens))
+        out[longest.sequence] = replace(longest, tokens=longest.tokens[:-1])
+    return {s: d for s, d in out.items() if d.tokens}
 
 
 def _may_guess(sequence: Sequence) -> bool:
