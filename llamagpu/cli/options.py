@@ -154,7 +154,8 @@ def read_text(file: Path, kind: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"The {kind} {file} cannot be read.", str(e)) from None
+        why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise UsageError(f"The {kind} {file} cannot be read.", why, "Give the path of a text file in UTF-8.") from None
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
