@@ -45,7 +45,7 @@ _SEEDS = 2**32
 @click.command()
 @model_options
 @speculate_option
-@adapter_option
+@adapter_option("The first is used.")
 @adapter_scale_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")

@@ -46,7 +46,7 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file; - is standard input.")
 @model_options
 @speculate_option
-@adapter_option
+@adapter_option("The first is used; rows of --input may name others.")
 @adapter_scale_option
 @click.option(
     "-n", "--max-tokens", type=int, default=256, show_default=True, help="Most new tokens; -1 is as many as fit."

@@ -71,15 +71,18 @@ def _adapters(_context: click.Context, _option: click.Parameter, values: tuple[s
     return out
 
 
-adapter_option = click.option(
-    "--adapter",
-    "adapters",
-    metavar="[NAME=]PATH",
-    multiple=True,
-    callback=_adapters,
-    help="A LoRA adapter to use: a directory that PEFT wrote, or a GGUF file. Of several, the first is used; rows of "
-    "--input may name others.",
-)
+def adapter_option(use: str) -> Callable[[F], F]:
+    """The option of LoRA adapters; ``use`` says which of them is used."""
+    return click.option(
+        "--adapter",
+        "adapters",
+        metavar="[NAME=]PATH",
+        multiple=True,
+        callback=_adapters,
+        help=f"A LoRA adapter: a directory that PEFT wrote, or a GGUF file; can be given several times. {use}",
+    )
+
+
 adapter_scale_option = click.option(
     "--adapter-scale", type=float, default=1.0, show_default=True, help="A factor of the adapter's change."
 )
