@@ -113,6 +113,8 @@ def page(found: dict[str, Any]) -> str:
         "- Tokens of which there is only one way, such as the keys of an object, share a step.",
         "- A model that cannot write a shape refuses it and names the characters that its vocabulary lacks.",
         "- `grammar` is llguidance's variant of Lark, `regex` the syntax of Rust's regex, without look-around.",
+        "- In `regex`, `\\d`, `\\w` and `\\s` match ASCII only (`\\p{Nd}` matches the digits of all scripts). So do",
+        "  `\\d` and `\\w` in a schema's `pattern`. In `grammar` they match all scripts; write `[0-9]` there.",
         "",
         "```python",
         "@dataclass",
