@@ -16,6 +16,7 @@ from llamagpu.cli.jobs import job_options, run_job, take_job_options
 from llamagpu.cli.options import (
     adapter_option,
     adapter_scale_option,
+    choose_adapter,
     load_options,
     model_options,
     shape_options,
@@ -99,7 +100,7 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
     given = {"a prompt": text or prompt, "--file": file, "--echo": echo, "--json": as_json, "--prompt-cache": kept}
     load = load_options(options)
     options |= take_shape(options)
-    options["adapter"] = next(iter(load["adapters"]), None)
+    choose_adapter(load, options)
     check_prompt_cache(kept)
     if options["max_tokens"] == -1:
         options["max_tokens"] = _UNTIL_FULL

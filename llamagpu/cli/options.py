@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,3 +165,14 @@ def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of loading from a command's options, and return them."""
     names = ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context", "speculate", "adapters")
     return {k: options.pop(k) for k in names if k in options}
+
+
+def choose_adapter(load: Mapping[str, Any], options: dict[str, Any]) -> None:
+    """Use the first adapter of the options of loading in those of generation.
+
+    Raises:
+        UsageError: there is a scale, but no adapter.
+    """
+    if not load["adapters"] and options["adapter_scale"] != 1:
+        raise UsageError("--adapter-scale needs an adapter.", "None is loaded.", "Give one: --adapter PATH.")
+    options["adapter"] = next(iter(load["adapters"]), None)
