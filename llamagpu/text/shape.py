@@ -23,6 +23,7 @@ _MOST_CHOICES = 10_000
 # What a schema is given, so that its JSON has the spaces of ``json.dumps``.
 SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _ATTRIBUTES = re.compile(r"^\s*\w+\s*\[([^\]\n]*)\]\s*:", re.M)  # of the rules of a grammar
+_VERBOSE = re.compile(r"(?<!\\)\(\?[a-zA-Z]*x")
 _REFUSED = ("max_tokens", "stop", "temperature")
 
 
@@ -132,6 +133,7 @@ def _json_object(_: Any) -> Shape:
 def _regex(given: Any) -> Shape:
     pattern = _bounded("regex", _text("regex", given))
     check_regex("regex", pattern)
+    _check_written(pattern)
     grammar = library().LLMatcher.grammar_from_regex
     try:
         return Shape("regex", _valid("regex", grammar(ascii_classes(pattern))))
@@ -140,12 +142,23 @@ def _regex(given: Any) -> Shape:
         raise
 
 
+def _check_written(pattern: str) -> None:
+    """Refuse what the library would write into its grammar as something else."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise UsageError("regex ends with a backslash.", "It escapes nothing.", "For a backslash, write two.")
+    if "\n" in pattern and _VERBOSE.search(pattern):
+        why = "Its line breaks would be matched, and its comments would not end."
+        raise UsageError("regex is verbose, (?x), and has several lines.", why, "Write it in one line.")
+
+
 def _choices(given: Any) -> Shape:
     allowed = f"1 to {_MOST_CHOICES} strings, none of them empty"
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UsageError(f"choices are {shown(given)}.", f"They must be {allowed}.")
+    if len(given) > _MOST_CHOICES:
+        raise UsageError(f"There are {len(given)} choices.", f"They must be {allowed}.")
     texts = [_text("a choice", c) for c in given]
-    if not 0 < len(texts) <= _MOST_CHOICES or not all(texts):
+    if not texts or not all(texts):
         raise UsageError(f"choices are {shown(given)}.", f"They must be {allowed}.")
     _bounded("choices", "".join(texts))
     pattern = "|".join(map(_escaped, dict.fromkeys(texts)))  # faster than alternatives of a grammar
