@@ -53,6 +53,7 @@ def test_shapes_are_checked_before_a_model_is_loaded(capsys: pytest.CaptureFixtu
     generate = ("generate", "Hi", "-m", "nowhere")
     assert "schema nowhere.json cannot be read" in fails_here(2, capsys, *generate, "--schema", "nowhere.json")
     assert "regex and choices exclude" in fails_here(2, capsys, *generate, "--regex", "a", "--choice", "b")
+    assert "needs an adapter" in fails_here(2, capsys, *generate, "--adapter-scale", "2")
 
 
 @pytest.mark.slow

@@ -200,7 +200,9 @@ def test_names_and_memory(tmp_path: Path, device: gpu.Device, monkeypatch: pytes
     """Names are unique, an adapter in use stays, and one that does not fit changes nothing."""
     base, c = write_base(tmp_path / "model"), random_models.CONFIGS["gqa"]
     a, ids = write_random(tmp_path / "a", c, SETTINGS, 1), random_models.prompt(c, 9, 1)
+    before = device.ledger.by_purpose().get("adapters", 0)
     with LLM(base, device=device, adapters={"a": a}) as llm:
+        assert llm.memory.estimate["adapters"] == device.ledger.by_purpose()["adapters"] - before
         expected = llm.generate(ids, adapter="a", **GREEDY).token_ids
         with pytest.raises(UsageError, match="already"):
             llm.add_adapter("a", a)
@@ -218,13 +220,15 @@ def test_names_and_memory(tmp_path: Path, device: gpu.Device, monkeypatch: pytes
             next(stream)
             with pytest.raises(UsageError, match="cannot be removed"):
                 llm.remove_adapter("a")
-        before = device.ledger.by_purpose()
+        held = device.ledger.by_purpose()["adapters"]
         monkeypatch.setattr(device.ledger, "limit", device.ledger.held() + 20_000)
         with pytest.raises(OutOfMemoryError):
             llm.add_adapter("b", a)
+        with pytest.raises(OutOfMemoryError, match=r"LoRA adapters 0\.\d MB"):
+            LLM(base, device=device, adapters={"a": a})
         monkeypatch.setattr(device.ledger, "limit", None)
         assert list(llm.adapters) == ["a"]
-        assert device.ledger.by_purpose()["adapters"] == before["adapters"]
+        assert device.ledger.by_purpose()["adapters"] == held
         assert llm.generate(ids, adapter="a", **GREEDY).token_ids == expected
     with pytest.raises(LlamaGPUError, match="closed"):
         llm.add_adapter("c", a)

@@ -17,11 +17,14 @@ import random_encoders
 import random_models
 import serving
 from prometheus_client.parser import text_string_to_metric_families
+from random_adapters import matrices, write_adapter
 from serving import CHAT, HEADERS, KEY, MESSAGES, error, events, eventually
 
 from llamagpu import LLM, CrossEncoder, Embedder, gpu
+from llamagpu.errors import UsageError
 from llamagpu.kernels.kv_write import PAGE
 from llamagpu.server.guard import Access
+from llamagpu.server.models import Models
 
 TEXT = "Once upon a time"
 
@@ -173,6 +176,34 @@ def test_models_and_health(client: httpx.Client) -> None:
     assert listed[0]["max_model_len"] == 512
     assert error(client.get("/v1/models/../etc"))["code"] in ("not_found", "model_not_found")
     assert client.get("/health", headers={"Authorization": ""}).json() == {"status": "ok"}  # needs no key
+
+
+def test_adapters_are_models(story: LLM, device: gpu.Device, tmp_path: Path) -> None:
+    settings = {"r": 4, "lora_alpha": 4, "target_modules": ["down_proj"]}
+    config = json.loads((story.directory / "config.json").read_text())
+    path = write_adapter(tmp_path / "odd", settings, matrices(config, settings, 1, gain=3))
+    with pytest.raises(UsageError, match="have the name odd"):
+        Models([f"odd={story.directory}"], {}, 2, 2, {"odd": str(path)})
+    models = Models([], {"device": device}, 2, 2, {"odd": str(path)})
+    with serving.running(models) as url, httpx.Client(base_url=url, timeout=30) as client:
+        base, odd = client.get("/v1/models").json()["data"]
+        assert [base[key] for key in ("id", "root", "parent")] == ["stories", "stories", None]
+        assert [odd[key] for key in ("id", "root", "parent")] == ["odd", "stories", "stories"]
+        assert str(tmp_path) not in json.dumps(odd)
+        plain = complete(client)["choices"][0]["text"]
+        assert complete(client, model="stories")["choices"][0]["text"] == plain
+        found = complete(client, model="odd")
+        expected = models.served["stories"].llm.generate(TEXT, max_tokens=8, adapter="odd").text
+        assert (found["model"], found["choices"][0]["text"]) == ("odd", expected)
+        assert expected != plain
+        chat = {"model": "odd", "messages": MESSAGES, "max_tokens": 3, "stream": True}
+        with client.stream("POST", CHAT, json=chat) as response:
+            assert {chunk["model"] for chunk in events(response)} == {"odd"}
+        assert client.post("/v1/completions", json={"model": "even", "prompt": TEXT}).status_code == 404
+        told = client.get("/metrics").text
+        assert 'vllm:generation_tokens_total{model_name="odd"} 11.0' in told
+        assert 'vllm:num_requests_running{model_name="stories"}' in told
+        assert 'vllm:num_requests_running{model_name="odd"}' not in told
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -378,6 +409,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_embeddings_and_ranks(story: LLM, encoders: Path) -> None:
+    with pytest.raises(UsageError, match="takes no adapters"):
+        Models([str(encoders / "ranker")], {}, 1, 1, {"odd": "path"}).load()
     texts = ["a1 a2 a3", "a4", "a5 a6"]
     with Embedder(encoders / "embedder") as embedder, CrossEncoder(encoders / "ranker") as ranker:
         models = serving.Borrowed(stories=story, embedder=embedder, ranker=ranker)

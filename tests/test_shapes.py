@@ -8,10 +8,12 @@ import json
 import pickle
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
 import tokenizers
@@ -134,6 +136,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"json_object": 1}, "json_object is 1"),
     ({"json_schema": 5}, "5 has no JSON schema"),
     ({"json_schema": "{"}, "not JSON"),
+    ({"json_schema": "[" * 200_001}, "json_schema has 200001 characters"),
     ({"json_schema": "[1]"}, "json_schema is"),
     ({"json_schema": {"a": {1, 2}}}, "not JSON"),
     ({"json_schema": {"type": "strng"}}, "strng"),
@@ -154,7 +157,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"json_schema": DEEP}, "deeply nested"),
     ({"json_schema": {"properties": {f"p{i}": {} for i in range(10_000)}}}, "too large|characters"),
     ({"regex": 5}, "regex is 5"),
-    ({"regex": "(a"}, "unclosed"),
+    ({"regex": r"\d(a"}, r"unclosed group: \d(a"),
+    ({"regex": r"\ba"}, "not supported"),
+    ({"regex": "a\\"}, "ends with a backslash"),
+    ({"regex": "(?x)a # b\n c"}, "verbose"),
     ({"regex": "a" * 10**6}, "1000000 characters"),
     ({"regex": "(a{1000}){1000}"}, "too large"),
     ({"regex": "\ud800"}, "whole Unicode"),
@@ -162,6 +168,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"choices": []}, "choices are"),
     ({"choices": ["a", ""]}, "choices are"),
     ({"choices": ["a", 5]}, "a choice is 5"),
+    ({"choices": ["a"] * 10_001}, "10001 choices"),
     ({"grammar": "start: nothing"}, "nothing"),
     ({"grammar": ""}, "start"),
     ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "nested"),
@@ -171,8 +178,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda v: None if isinstance(v, dict) else v[:20])
 def test_what_cannot_be_a_shape_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(message).replace(r"\|", "|")):
+    with pytest.raises(UsageError, match=re.escape(message).replace(r"\|", "|")) as refused:
         shape_of(**options)
+    assert len(str(refused.value).splitlines()) <= 3
 
 
 @pytest.mark.slow
@@ -190,6 +198,25 @@ TEXTS: dict[str, dict[str, Any]] = {
     r"ab*c": {"grammar": 'start: "a" x\nx: "b" x | "c"'},
     r"\.\*\(\n\"|x": {"choices": ['.*(\n"', "x"]},
 }
+
+
+@pytest.mark.parametrize("pattern", [r"\d\D", r"\w\W", r"\s\S", r"[a\d][^\w]", r"(?i)\\d\w"])
+def test_classes_of_a_regex_match_ascii(pattern: str) -> None:
+    ours, characters = re.compile(pattern, re.ASCII), "5٣éa_ \u00a0\\d"
+    start = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), shape(regex=pattern).grammar)
+    for text in map("".join, [*product(characters, repeat=2), *product(r"\\\\", "dD", characters)]):
+        matcher, ids = start.deep_copy(), list(text.encode())
+        fits = matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+        assert fits == bool(ours.fullmatch(text)), text
+
+
+def test_many_properties_may_be_optional(guides: Guides) -> None:
+    properties = {f"p{i}": {"type": "integer"} for i in range(800)}
+    guide = guides.guide(shape(json_schema={"type": "object", "properties": properties}))
+    masks = empty_masks(1, guides.vocab_size)
+    for _ in range(3):
+        guide.masks(masks, [])
+        guide.take(int(allowed(masks[0])[0]))
 
 
 def check_texts(tokenizer: Tokenizer) -> None:

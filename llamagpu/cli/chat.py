@@ -14,6 +14,7 @@ from llamagpu.cli.conversation import Message, fit, load, save
 from llamagpu.cli.options import (
     adapter_option,
     adapter_scale_option,
+    choose_adapter,
     load_options,
     model_options,
     read_text,
@@ -45,7 +46,7 @@ _SEEDS = 2**32
 @click.command()
 @model_options
 @speculate_option
-@adapter_option
+@adapter_option("The first is used.")
 @adapter_scale_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
@@ -87,7 +88,7 @@ def chat(
     load, kept = load_options(options), options.pop("prompt_cache")
     check_prompt_cache(kept)
     options |= take_shape(options)
-    options["adapter"] = next(iter(load["adapters"]), None)
+    choose_adapter(load, options)
     settings = {k: v for k, v in options.items() if v is not None}
     sampling_params(**settings)
     if template_file is not None:

@@ -16,6 +16,7 @@ from llamagpu.cli.jobs import job_options, run_job, take_job_options
 from llamagpu.cli.options import (
     adapter_option,
     adapter_scale_option,
+    choose_adapter,
     load_options,
     model_options,
     shape_options,
@@ -46,7 +47,7 @@ _UNTIL_FULL = 2**31 - 1  # more tokens than any context has
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file; - is standard input.")
 @model_options
 @speculate_option
-@adapter_option
+@adapter_option("The first is used; rows of --input may name others.")
 @adapter_scale_option
 @click.option(
     "-n", "--max-tokens", type=int, default=256, show_default=True, help="Most new tokens; -1 is as many as fit."
@@ -99,7 +100,7 @@ def generate(text: str | None, prompt: str | None, file: Path | None, echo: bool
     given = {"a prompt": text or prompt, "--file": file, "--echo": echo, "--json": as_json, "--prompt-cache": kept}
     load = load_options(options)
     options |= take_shape(options)
-    options["adapter"] = next(iter(load["adapters"]), None)
+    choose_adapter(load, options)
     check_prompt_cache(kept)
     if options["max_tokens"] == -1:
         options["max_tokens"] = _UNTIL_FULL

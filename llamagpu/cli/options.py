@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,15 +71,18 @@ def _adapters(_context: click.Context, _option: click.Parameter, values: tuple[s
     return out
 
 
-adapter_option = click.option(
-    "--adapter",
-    "adapters",
-    metavar="[NAME=]PATH",
-    multiple=True,
-    callback=_adapters,
-    help="A LoRA adapter to use: a directory that PEFT wrote, or a GGUF file. Of several, the first is used; rows of "
-    "--input may name others.",
-)
+def adapter_option(use: str) -> Callable[[F], F]:
+    """The option of LoRA adapters; ``use`` says which of them is used."""
+    return click.option(
+        "--adapter",
+        "adapters",
+        metavar="[NAME=]PATH",
+        multiple=True,
+        callback=_adapters,
+        help=f"A LoRA adapter: a directory that PEFT wrote, or a GGUF file; can be given several times. {use}",
+    )
+
+
 adapter_scale_option = click.option(
     "--adapter-scale", type=float, default=1.0, show_default=True, help="A factor of the adapter's change."
 )
@@ -154,10 +157,22 @@ def read_text(file: Path, kind: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"The {kind} {file} cannot be read.", str(e)) from None
+        why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise UsageError(f"The {kind} {file} cannot be read.", why, "Give the path of a text file in UTF-8.") from None
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of loading from a command's options, and return them."""
     names = ("model", "revision", "device", "max_memory", "dtype", "kv_dtype", "context", "speculate", "adapters")
     return {k: options.pop(k) for k in names if k in options}
+
+
+def choose_adapter(load: Mapping[str, Any], options: dict[str, Any]) -> None:
+    """Use the first adapter of the options of loading in those of generation.
+
+    Raises:
+        UsageError: there is a scale, but no adapter.
+    """
+    if not load["adapters"] and options["adapter_scale"] != 1:
+        raise UsageError("--adapter-scale needs an adapter.", "None is loaded.", "Give one: --adapter PATH.")
+    options["adapter"] = next(iter(load["adapters"]), None)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llamagpu.cli.options import (
+    adapter_option,
     device_option,
     dtype_option,
     kv_dtype_option,
@@ -66,6 +67,7 @@ _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
     help="Seconds for running requests after SIGTERM or Ctrl-C.",
 )
 @speculate_option
+@adapter_option("It belongs to the first -m; requests name it as their model.")
 @click.option(
     "--isolate/--no-isolate",
     default=True,
@@ -92,7 +94,8 @@ def serve(models: tuple[str, ...], **options: Any) -> int:
     )
     access.check()
     port, grace, connections = (options.pop(name) for name in ("port", "grace", "max_connections"))
-    found = Models(models, places=options.pop("max_batch"), queue=options.pop("queue"), options=options)
+    places, queue, adapters = (options.pop(name) for name in ("max_batch", "queue", "adapters"))
+    found = Models(models, options, places, queue, adapters)
     with ExitStack() as loading:
         progress = loading.enter_context(progress_bar("loading"))
 

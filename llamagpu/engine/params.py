@@ -52,7 +52,8 @@ class GenerateOptions(TypedDict, total=False):
     json_schema: the text is JSON that is valid by a schema: a dictionary, its text, a Pydantic model, a dataclass or
         another type with hints.
     json_object: the text is a JSON object.
-    regex: the text matches a regular expression (the syntax of Rust's regex, without look-around).
+    regex: the text matches a regular expression (the syntax of Rust's regex, without look-around; ``\\d``,
+        ``\\w`` and ``\\s`` match ASCII only).
     choices: the text is one of these strings.
     grammar: the text follows a grammar (llguidance's variant of Lark).
     """

@@ -150,17 +150,20 @@ class Session(Loaded):
         adapters: Mapping[str, str] | None = None,
     ):
         def need(capacity: gpu.Capacity) -> object:
-            return plan_sizes(prepared.layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
+            return plan_sizes(prepared.layout, capacity, context, kv_dtype, fused=fused, at_once=at_once, loras=loras)
 
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
-            self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
+            self.model = load_model(
+                prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once, loras=loras
+            )
             self.model.loras.add(self.adapters)
             self.engine = Engine(self.device, self.model, self._drafter(speculate))
 
         self.adapters: dict[str, Lora] = {
             name: read_lora(path, prepared.layout) for name, path in (adapters or {}).items()
         }
+        loras = self.adapters.values()
         self._draft: Prepared | None = None
         if speculate not in (None, PROMPT):
             self._draft = prepare_draft(str(speculate), prepared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamagpu.errors import OutOfMemoryError
 from llamagpu.gpu import Capacity, Device
@@ -14,23 +14,26 @@ STAGING = 4_096  # results of steps on their way to the host
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by purpose: weights, cache, activations, params of recorded kernels, results on their way to the host."""
+    """Bytes by purpose: weights, cache, activations, params of recorded kernels, results on their way to the host, and
+    LoRA adapters."""
 
     weights: int
     kv: int
     activations: int
     params: int
     staging: int
+    adapters: int = field(default=0, kw_only=True)
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.weights + self.kv + self.activations + self.params + self.staging
+        return self.weights + self.kv + self.activations + self.params + self.staging + self.adapters
 
     def by_purpose(self) -> dict[str, int]:
-        """The bytes under the names of the ledger's purposes, and their ``total``."""
-        names = ("weights", "kv", "activations", "params", "staging", "total")
-        return {name: getattr(self, name) for name in names}
+        """The bytes under the names of the ledger's purposes, and their ``total``. Adapters are there if there are
+        some."""
+        names = ("weights", "kv", "activations", "params", "staging", "adapters", "total")
+        return {name: getattr(self, name) for name in names if name != "adapters" or self.adapters}
 
     def fits(self, capacity: Capacity) -> bool:
         """Whether all of it fits the free memory, as far as that is known."""
@@ -49,6 +52,8 @@ class Estimate:
             f"Weights {self.weights / 1e6:,.1f} MB, cache for {cache} {self.kv / 1e6:,.1f} MB, "
             f"activations {self.activations / 1e6:,.1f} MB."
         )
+        if self.adapters:
+            why += f" LoRA adapters {self.adapters / 1e6:,.1f} MB."
         if largest > capacity.binding:
             why += f" A buffer of {largest / 1e6:,.1f} MB exceeds a binding, which holds {capacity.binding / 1e6:,.1f}."
         return TooLargeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import OutOfMemoryError, UsageError, shown
-from llamagpu.gpu import Part, Recorder, Tensor, row_items
+from llamagpu.gpu import Part, Recorder, Tensor, row_items, tensor_bytes
 from llamagpu.kernels.lora import RECORD_WORDS, SLOT_WORDS, Adapters, block, block_places, lora_down, lora_up, record
 from llamagpu.kernels.product import Source
 from llamagpu.model.layout import Key, Layout
 from llamagpu.model.lora import Lora, columns_of
+from llamagpu.model.sources.lora import Pair
 from llamagpu.model.weights import Weights
 
 _PLACE = 16  # bytes of a vec4 of a pool
@@ -196,7 +197,7 @@ class LoraStack:
         """The records of the adapters for every product, and scratch memory."""
         if not keys:
             return
-        capacity = -(-(1 + max(h.number for h in held.values())) // 4) * 4  # so that windows begin at 256 bytes
+        capacity = _capacity(1 + max(h.number for h in held.values()))
         words = np.zeros((len(keys), capacity, RECORD_WORDS), np.uint32)
         ranks: dict[Key, int] = {}
         for h in held.values():
@@ -205,7 +206,7 @@ class LoraStack:
                 assert key.layer is not None
                 pairs, k = h.lora.pairs[key], self._layout.matrices[key].columns
                 words[keys.index(key), h.number] = record(pairs, k, ends[key.layer])
-                ranks[key] = max(ranks.get(key, 0), sum(p.rank for p in pairs if p is not None))
+                ranks[key] = max(ranks.get(key, 0), _rank(pairs))
                 ends[key.layer] += block_places(pairs, columns_of(self._layout.matrices[key]), k)
         table = self._empty((len(keys) * capacity, RECORD_WORDS), new, "u32")
         table.write(words.reshape(-1, RECORD_WORDS))
@@ -226,6 +227,28 @@ class LoraStack:
         tensor = self._device.empty(shape, dtype, purpose=_PURPOSE)
         new.made.append(tensor)
         return tensor
+
+
+def stack_bytes(loras: Collection[Lora], slots: int, rows: int) -> int:
+    """Bytes that a ``LoraStack`` takes for adapters which are added together; ``slots`` and ``rows`` are its own."""
+    if not loras:
+        return 0
+    matrices = next(iter(loras)).layout.matrices
+    changed = [(matrices[key], pairs) for lora in loras for key, pairs in lora.pairs.items()]
+    blocks = sum(block_places(pairs, columns_of(matrix), matrix.columns) for matrix, pairs in changed)
+    records = len({key for lora in loras for key in lora.pairs}) * _capacity(len(loras))
+    scratch = max(_rank(pairs) for _, pairs in changed), max(matrix.rows for matrix, _ in changed)
+    shapes = ((blocks, 4), (slots, SLOT_WORDS), (records, RECORD_WORDS), *((rows, columns) for columns in scratch))
+    return sum(tensor_bytes(*shape) for shape in shapes)
+
+
+def _capacity(adapters: int) -> int:
+    """Records of a product: windows begin at 256 bytes."""
+    return -(-adapters // 4) * 4
+
+
+def _rank(pairs: tuple[Pair | None, ...]) -> int:
+    return sum(p.rank for p in pairs if p is not None)
 
 
 def unknown(name: str, known: Iterable[str]) -> UsageError:

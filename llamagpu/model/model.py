@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from llamagpu.model.find import find_model, open_source
 from llamagpu.model.forward import Forward, make_arena
 from llamagpu.model.hub import Fit
 from llamagpu.model.layout import DTYPES, FLOATS, Layout
+from llamagpu.model.lora import Lora
 from llamagpu.model.lora_stack import LoraStack
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
@@ -124,6 +126,7 @@ def load_model(
     fused: bool = True,
     at_once: int = 0,
     sizes: Sizes | None = None,
+    loras: Collection[Lora] = (),
 ) -> Model:
     """Put a prepared model on a device.
 
@@ -132,12 +135,13 @@ def load_model(
         fused: the form of the forward pass (``operations``).
         at_once: see ``plan_sizes``.
         sizes: those of an earlier load, in place of a choice.
+        loras: adapters that will be added; there must be room for them.
     """
     config, layout = prepared.config, prepared.layout
     woven = tuning.order == "woven"
     capacity = replace(device_capacity(device), woven=woven)
     if sizes is None:
-        sizes = plan_sizes(layout, capacity, context, kv_dtype, fused=fused, at_once=at_once)
+        sizes = plan_sizes(layout, capacity, context, kv_dtype, fused=fused, at_once=at_once, loras=loras)
         _report(layout, sizes)
     if isinstance(prepared.source, RandomWeights):
         weights = random_weights(layout, device, woven)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from llamagpu.errors import OutOfMemoryError, UsageError, shown
@@ -12,6 +13,8 @@ from llamagpu.model.estimate import PARAMS, STAGING, Estimate
 from llamagpu.model.families import smaller_models
 from llamagpu.model.forward import HEAD_ROWS, ROW_BUCKETS, arena_bytes, arena_shapes, bucket
 from llamagpu.model.layout import Layout
+from llamagpu.model.lora import Lora
+from llamagpu.model.lora_stack import stack_bytes
 
 DEFAULT_CONTEXT = 4096
 KV_DTYPES = {"float32": "f32", "float16": "f16"}
@@ -43,6 +46,7 @@ class _Planner:
     kv_dtype: str
     fused: bool
     batch: int
+    loras: Collection[Lora] = ()
 
     @property
     def kv(self) -> str:
@@ -59,6 +63,7 @@ class _Planner:
             activations=arena_bytes(c, rows, tokens, self.fused, self.batch) + rotations,
             params=PARAMS,
             staging=STAGING,
+            adapters=stack_bytes(self.loras, self.batch + 1, rows),
             context=tokens,
             wanted=tokens,
             pool=pool,
@@ -137,6 +142,7 @@ def plan_sizes(
     fused: bool = True,
     at_once: int = 0,
     batch: int = SLOTS,
+    loras: Collection[Lora] = (),
 ) -> Sizes:
     """Choose context and cache dtype, and add up their bytes. Without a context it is the model's, up to
     ``most_context``, or the largest that fits.
@@ -144,12 +150,13 @@ def plan_sizes(
     Args:
         at_once: the least capacity of the cache, in tokens of all sequences together.
         batch: the most sequences at once.
+        loras: the adapters that are loaded with the model.
 
     Raises:
         UsageError: the context is longer than the model's.
         OutOfMemoryError: it does not fit; the message has the numbers, and choices that would fit.
     """
-    planner = _Planner(layout, capacity, kv_dtype, fused, batch)
+    planner = _Planner(layout, capacity, kv_dtype, fused, batch, loras)
     most = layout.config.max_position_embeddings
     if context is not None and not 1 <= context <= most:
         raise UsageError(f"A context of {shown(context)} tokens is not possible.", f"It must be from 1 to {most}.")

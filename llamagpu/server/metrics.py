@@ -31,7 +31,7 @@ class _Gates:
         """The gauges."""
         running = GaugeMetricFamily("vllm:num_requests_running", "Sequences given to the engine.", labels=_MODEL)
         waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Sequences that wait for a place.", labels=_MODEL)
-        for served in tuple(self._models.served.values()):
+        for served in self._models.bases:
             running.add_metric([served.name], served.gate.running)
             waiting.add_metric([served.name], served.gate.waiting)
         yield running
@@ -50,7 +50,7 @@ class _Engines:
         drafted = _family("vllm:spec_decode_num_draft_tokens", "Tokens that were guessed.")
         accepted = _family("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.")
         usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Used part of the cache: 1 is all of it.", labels=_MODEL)
-        for served in tuple(self._models.served.values()):
+        for served in self._models.bases:
             if isinstance(served.model, LLM):
                 found = served.model.counters
                 preempted.add_metric([served.name], found.preemptions)

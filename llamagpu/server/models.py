@@ -28,13 +28,23 @@ DOES: dict[type, str] = {LLM: "generates text", Embedder: "embeds texts", CrossE
 
 @dataclass(eq=False)
 class Served:
-    """A model that is served. ``lost`` is whether its device was lost and did not come back."""
+    """A model that is served, or one of its LoRA adapters.
+
+    Attributes:
+        base: the model of an adapter, with which it shares ``model`` and ``gate``.
+        lost: whether the device was lost and did not come back; known of bases.
+    """
 
     name: str
     model: Model
     gate: Gate
     created: int = field(default_factory=lambda: int(time.time()))
+    base: Served | None = None
     lost: bool = False
+
+    def with_adapter(self, name: str) -> Served:
+        """One of the model's adapters."""
+        return Served(name, self.model, self.gate, self.created, self)
 
     @property
     def llm(self) -> LLM:
@@ -64,12 +74,13 @@ class Served:
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
         """Note whether the device of what runs in the block was lost and did not come back."""
+        base = self.base or self
         try:
             yield
         except DeviceLostError:
-            self.lost = True
+            base.lost = True
             raise
-        self.lost = False
+        base.lost = False
 
     async def ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt."""
@@ -97,7 +108,8 @@ class Served:
         except UsageError as e:
             what = "response_format cannot be used."
             raise RequestError(BAD_REQUEST, what, f"{e.what} {e.why}", e.hint, param="response_format") from None
-        settings = {**self.llm.chat_settings, **options}
+        adapter = None if self.base is None else self.name
+        settings = {**self.llm.chat_settings, **options, "adapter": adapter}
         sampling_params(self.llm.config.vocab_size, **settings)
         return settings
 
@@ -138,25 +150,33 @@ class Served:
 
 
 class Models:
-    """The served models by name; none until ``load`` is done. ``names`` has all of them at once.
+    """The served models and adapters by name; none until ``load`` is done. ``names`` has all of them at once.
 
     Args:
         given: names, paths and hub ids as ``-m`` takes them; none is the bundled model.
         options: of ``LLM``, and of the others as far as they have them.
         places, queue: of each model's ``Gate``.
+        adapters: paths of LoRA adapters of the first model, by their names in requests.
 
     Raises:
-        UsageError: two models have the same name.
+        UsageError: two models or adapters have the same name.
     """
 
-    def __init__(self, given: Sequence[str], options: Mapping[str, Any], places: int, queue: int):
+    def __init__(
+        self,
+        given: Sequence[str],
+        options: Mapping[str, Any],
+        places: int,
+        queue: int,
+        adapters: Mapping[str, str] | None = None,
+    ):
         self._given = [named(text) for text in given or (DEFAULT_MODEL,)]
-        self.names = [name for name, _ in self._given]
+        self._adapters = dict(adapters or {})
+        self.names = [*(name for name, _ in self._given), *self._adapters]
         for name in self.names:
             if self.names.count(name) > 1:
-                raise UsageError(
-                    f"Two models have the name {name}.", "A request names one.", "Give names: -m NAME=PATH."
-                )
+                hint = "Give others: -m NAME=PATH, --adapter NAME=PATH."
+                raise UsageError(f"Two models or adapters have the name {name}.", "A request names one.", hint)
         self._options, self._places, self._queue = dict(options), places, queue
         self.served: dict[str, Served] = {}
         self.loaded = False
@@ -168,9 +188,11 @@ class Models:
             LlamaGPUError: one cannot be loaded. Those before it are closed.
         """
         try:
-            for name, model in self._given:
-                found = open_model(model, self._options, progress)
-                self.served[name] = Served(name, found, Gate(self._places, self._queue))
+            for i, (name, model) in enumerate(self._given):
+                adapters = {} if i else self._adapters
+                found = open_model(model, {**self._options, "adapters": adapters}, progress)
+                base = self.served[name] = Served(name, found, Gate(self._places, self._queue))
+                self.served |= {adapter: base.with_adapter(adapter) for adapter in adapters}
         except BaseException:
             self.close()
             raise
@@ -179,12 +201,17 @@ class Models:
     def close(self) -> None:
         """Close all models."""
         self.loaded = False
-        for served in self.served.values():
+        for served in self.bases:
             served.model.close()
         self.served.clear()
 
+    @property
+    def bases(self) -> list[Served]:
+        """The models without their adapters."""
+        return [served for served in tuple(self.served.values()) if served.base is None]
+
     def get(self, name: str | None) -> Served:
-        """The model of a request; without a name, the only one.
+        """The model or adapter of a request; without a name, the only model.
 
         Raises:
             RequestError: there is none of that name, or the models are being loaded.
@@ -192,8 +219,8 @@ class Models:
         self.check_loaded()
         known = f"Served: {', '.join(self.served)}."
         if name is None:
-            if len(self.served) == 1:
-                return next(iter(self.served.values()))
+            if len(self.bases) == 1:
+                return self.bases[0]
             raise RequestError(BAD_REQUEST, "The request names no model.", known, param="model")
         if name not in self.served:
             raise RequestError(NO_MODEL, f"There is no model {name[:200]}.", known, param="model")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.engine import LLM, CrossEncoder, Embedder
+from llamagpu.errors import UsageError
 from llamagpu.model import find_model
 from llamagpu.model.encoder_config import is_encoder
 from llamagpu.model.find import open_source
@@ -40,6 +41,7 @@ def open_model(model: str, options: Mapping[str, Any], progress: Progress | None
 
     Raises:
         LlamaGPUError: it cannot be loaded; see ``LLM``.
+        UsageError: there are adapters for a model that does not generate text.
     """
     given = dict(options)
     load = Load(**{name: given[name] for name in _FIT if given.get(name) is not None})
@@ -48,6 +50,9 @@ def open_model(model: str, options: Mapping[str, Any], progress: Progress | None
     encoder = is_encoder(source.config())
     if not encoder and not (path.is_dir() and (path / "modules.json").is_file()):
         return LLM(model, progress=progress, **given)
+    if given.pop("adapters", None):
+        what = f"The model {model} takes no adapters."
+        raise UsageError(what, "It does not generate text.", "Give the adapters' model as the first -m.")
     for name in ("kv_dtype", "speculate"):
         given.pop(name, None)
     context = given.pop("context", None)

@@ -38,7 +38,7 @@ class Information:
         """Whether requests can be answered: 503 while the models are being loaded, or after a device was lost and did
         not come back."""
         self._models.check_loaded()
-        lost = [served.name for served in self._models.served.values() if served.lost]
+        lost = [served.name for served in self._models.bases if served.lost]
         if lost:
             raise DeviceLostError(f"The device of {', '.join(lost)} was lost.", "It did not come back.", "Start again.")
         return JSONResponse({"status": "ok"})
@@ -81,13 +81,16 @@ class Information:
 
 
 def _entry(served: Served) -> dict[str, Any]:
-    """A model in OpenAI's shape, with ``max_model_len`` as vLLM has it, and what a chat page shows."""
-    model = served.model
+    """A model or adapter in OpenAI's shape, with ``parent`` and ``max_model_len`` as vLLM has them, and what a chat
+    page shows. ``root`` is the base's name, because no path is told."""
+    model, base = served.model, served.base or served
     entry: dict[str, Any] = {
         "id": served.name,
         "object": "model",
         "created": served.created,
         "owned_by": "llamagpu",
+        "root": base.name,
+        "parent": None if served.base is None else base.name,
     }
     more = {"does": DOES[type(model)], "adapter": str(model.device.adapter), "dtype": model.dtype}
     if isinstance(model, LLM):

@@ -14,7 +14,17 @@ T = TypeVar("T")
 _STACK = 512 * 2**20  # bytes of address space; pages that are not touched cost nothing
 _LEXER_STATES = 50_000
 _SYMBOLS = 200_000
+_ITEMS = 30_000  # of the parser's state; an object has four for each property that may come next
+_MOST_MESSAGE = 300  # characters of the library's messages, which may hold all of a grammar
 _MOST_REPEATED = 20_000  # copies of the parts of a regular expression
+_ASCII_CLASSES = {
+    "d": "[[:digit:]]",
+    "D": "[[:^digit:]]",
+    "w": "[[:word:]]",
+    "W": "[[:^word:]]",
+    "s": "[[:space:]]",
+    "S": "[[:^space:]]",
+}
 _stack_size = threading.Lock()
 
 
@@ -35,14 +45,31 @@ def library() -> Any:
 def limits() -> Any:
     """What a grammar may cost: a few seconds, and some hundred MB."""
     return library().LLParserLimits(
-        max_lexer_states=_LEXER_STATES, max_grammar_size=_SYMBOLS, precompute_large_lexemes=False, verbose_errors=False
+        max_items_in_row=_ITEMS,
+        max_lexer_states=_LEXER_STATES,
+        max_grammar_size=_SYMBOLS,
+        precompute_large_lexemes=False,
+        verbose_errors=False,
     )
 
 
 def objection(grammar: str) -> str:
-    """What the library says against a grammar; empty if nothing."""
+    """What the library says against a grammar, in a line; empty if nothing."""
     validate = library().LLMatcher.validate_grammar_with_warnings
-    return " ".join(with_room(lambda: validate(grammar, limits=limits()))[1])
+    return _line(" ".join(with_room(lambda: validate(grammar, limits=limits()))[1]))
+
+
+def _line(message: str) -> str:
+    """What a message says, without the drawing of the place: of a regular expression, its error and itself."""
+    said = re.search(r"regex parse error:\n +(.*)\n[ ^]*\nerror: (.*)", message)
+    line = f"{said[2]}: {said[1]}" if said else next(iter(message.splitlines()), "")
+    return line if len(line) <= _MOST_MESSAGE else line[:_MOST_MESSAGE] + "…"
+
+
+def ascii_classes(pattern: str) -> str:
+    """A regular expression in which the classes ``\\d``, ``\\w`` and ``\\s`` match ASCII only. In Rust's ``regex``
+    they match the digits, letters and spaces of all scripts, of which a model may choose odd ones."""
+    return re.sub(r"\\(.)", lambda found: _ASCII_CLASSES.get(found[1], found[0]), pattern, flags=re.S)
 
 
 def compiled(grammar: str, tokenizer: Any) -> Any:

@@ -132,7 +132,9 @@ class Guide:
             self._over = True
             return
         if self._over or token in self._stop_ids or not self._consumes(token):
-            raise LlamaGPUError(f"Token {token} does not fit the output's grammar.", self._error())
+            if self._error():
+                raise LlamaGPUError("The output's grammar became too complex.", self._error(), "Simplify its shape.")
+            raise LlamaGPUError(f"Token {token} does not fit the output's grammar.")
         self._bare = False
         if self._forced[:1] == [token]:
             del self._forced[0]

@@ -51,6 +51,8 @@ def tools_of(given: Any) -> list[dict[str, Any]] | None:
     Raises:
         UsageError: a tool has no name, or a function has no schema.
     """
+    if callable(given):
+        raise UsageError(f"{shown(given)} is not a list of tools.", "It is one function.", "Put it into a list.")
     if isinstance(given, (list, tuple)):
         given = [function_schema(g) if callable(g) else g for g in given]
     tools = dictionaries(given, "tools")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from llamagpu.errors import UsageError, shown
-from llamagpu.text.grammar import check_regex, library, objection
+from llamagpu.text.grammar import ascii_classes, check_regex, library, objection
 from llamagpu.text.hints import schema_of
 from llamagpu.text.json_schema import JSON_OBJECT, check_end, check_schema, literals
 
@@ -22,8 +22,8 @@ _MOST_TEXT = 200_000  # characters of a schema, regex or grammar
 _MOST_CHOICES = 10_000
 # What a schema is given, so that its JSON has the spaces of ``json.dumps``.
 SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
-_MOST_MESSAGE = 500  # characters of the library's messages, which may hold all of a grammar
 _ATTRIBUTES = re.compile(r"^\s*\w+\s*\[([^\]\n]*)\]\s*:", re.M)  # of the rules of a grammar
+_VERBOSE = re.compile(r"(?<!\\)\(\?[a-zA-Z]*x")
 _REFUSED = ("max_tokens", "stop", "temperature")
 
 
@@ -50,7 +50,8 @@ def shape_of(
     Args:
         json_schema: a JSON schema as a dictionary or text, a Pydantic model, or a type with hints (a dataclass).
         json_object: any JSON object.
-        regex: a regular expression in the syntax of Rust's ``regex``, which the whole output matches.
+        regex: a regular expression in the syntax of Rust's ``regex``, which the whole output matches. ``\\d``, ``\\w``
+            and ``\\s`` match ASCII only.
         choices: strings, of which the output is one.
         grammar: a context-free grammar in llguidance's variant of Lark.
 
@@ -107,8 +108,9 @@ def schema_dict(given: Any) -> dict[str, Any]:
         return plain
     if not isinstance(given, str):
         return schema_of(given)
+    text = _bounded("json_schema", given)
     try:
-        schema = json.loads(_bounded("json_schema", given))
+        schema = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UsageError("json_schema is not JSON.", str(e)) from None
     if not isinstance(schema, dict):
@@ -131,15 +133,32 @@ def _json_object(_: Any) -> Shape:
 def _regex(given: Any) -> Shape:
     pattern = _bounded("regex", _text("regex", given))
     check_regex("regex", pattern)
-    return Shape("regex", _valid("regex", library().LLMatcher.grammar_from_regex(pattern)))
+    _check_written(pattern)
+    grammar = library().LLMatcher.grammar_from_regex
+    try:
+        return Shape("regex", _valid("regex", grammar(ascii_classes(pattern))))
+    except UsageError:
+        _valid("regex", grammar(pattern))  # its error shows what was given
+        raise
+
+
+def _check_written(pattern: str) -> None:
+    """Refuse what the library would write into its grammar as something else."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise UsageError("regex ends with a backslash.", "It escapes nothing.", "For a backslash, write two.")
+    if "\n" in pattern and _VERBOSE.search(pattern):
+        why = "Its line breaks would be matched, and its comments would not end."
+        raise UsageError("regex is verbose, (?x), and has several lines.", why, "Write it in one line.")
 
 
 def _choices(given: Any) -> Shape:
     allowed = f"1 to {_MOST_CHOICES} strings, none of them empty"
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UsageError(f"choices are {shown(given)}.", f"They must be {allowed}.")
+    if len(given) > _MOST_CHOICES:
+        raise UsageError(f"There are {len(given)} choices.", f"They must be {allowed}.")
     texts = [_text("a choice", c) for c in given]
-    if not 0 < len(texts) <= _MOST_CHOICES or not all(texts):
+    if not texts or not all(texts):
         raise UsageError(f"choices are {shown(given)}.", f"They must be {allowed}.")
     _bounded("choices", "".join(texts))
     pattern = "|".join(map(_escaped, dict.fromkeys(texts)))  # faster than alternatives of a grammar
@@ -170,7 +189,7 @@ def _valid(name: str, grammar: str) -> str:
     """The grammar, if the library can use it and says nothing against it."""
     message = objection(grammar)
     if message:
-        raise UsageError(f"{name} cannot be used.", message[:_MOST_MESSAGE])
+        raise UsageError(f"{name} cannot be used.", message)
     return grammar
 
 

@@ -66,10 +66,8 @@ def tool_use(
     given = tools_of(tools) or []
     offered = _checked(given)
     if named not in ("auto", "none") and named not in (*([CHOICES[2]] if offered else []), *offered):
-        names = ", ".join(offered) or "none"
-        raise UsageError(
-            f"tool_choice is {shown(named)}.", f"It must be one of {', '.join(CHOICES)}, or a tool: {names}."
-        )
+        why = f"It must be one of {', '.join(CHOICES)}, or a tool: {', '.join(offered)}."
+        raise UsageError(f"tool_choice is {shown(named)}.", why if offered else "There are no tools.")
     if template is None or not offered or named == "none":
         return None
     form = _form(template)

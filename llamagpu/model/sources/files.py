@@ -31,7 +31,9 @@ def present(path: Path) -> bool:
 
 def broken(path: Path, why: str) -> UnsupportedModelError:
     """The error for a file that contradicts its format."""
-    return UnsupportedModelError(f"{path.name} is broken: {why}.", f"In {path.parent}.", "Download the file again.")
+    return UnsupportedModelError(
+        f"{path.name} is broken: {why}.", f"In {path.parent.resolve()}.", "Download the file again."
+    )
 
 
 def pickled(path: Path) -> UnsupportedModelError:
