@@ -7,6 +7,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import random_models
 
@@ -14,6 +15,9 @@ from llamagpu import LLM, gpu, kernels
 from llamagpu.cli.main import run
 from llamagpu.gpu import Lanes, TunedLanes, Tuning, store_tuning, tuning_path
 from llamagpu.gpu.tuning_store import stored_tuning
+from llamagpu.kernels.prenorm import prenorm_columns
+from llamagpu.kernels.product import normed, product, store
+from llamagpu.kernels.quantization import quantize
 from llamagpu.model import prepare, prepare_shape
 from llamagpu.model.tuner import _Tuner, cuts_for, passes, shapes_of, tune
 
@@ -168,6 +172,36 @@ def test_a_wrong_variant_does_not_pass(device: gpu.Device, monkeypatch: pytest.M
     assert passes(device, device.tuning, ("matvec",))
     monkeypatch.setitem(kernels.REGISTRY, "matvec", replace(kernels.REGISTRY["matvec"], tolerance=1e-12))
     assert not passes(device, device.tuning, ("matvec",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "bits", "lanes", "wide"),
+    [("f32", 0, 32, False), ("f16", 0, 32, True), ("bf16", 0, 128, False), ("f32", 8, 64, True), ("f32", 4, 128, True)],
+)
+def test_variants_of_a_division_keep_every_bit(
+    dtype: str, bits: int, lanes: int, wide: bool, device: gpu.Device
+) -> None:
+    """8 × 8 sums, more pieces ahead, transposed shuffles and weights in pairs change no bit, alone and in a batch."""
+    columns, rng = 704, np.random.default_rng(1)
+    w = device.tensor(rng.standard_normal((97, columns)).astype("f4"), dtype)
+    w = quantize(w, bits, 32) if bits else w
+    x = rng.random((19, prenorm_columns(columns)), np.float32)
+    reduce = "subgroup" if "subgroup" in device.features and lanes < 128 else "workgroup"
+    plain = replace(GPU, reduce=reduce, all_lanes=Lanes(lanes, wide, 2, 4, 256))
+    cut = replace(plain.lanes_for("f32", 1, 1), ahead=8, block=8)
+    found = []
+    for tuning in (plain, replace(plain, gather="transposed", digits="halves", all_lanes=cut)):
+        with device.using(tuning):
+            for m in (1, 19):
+                out = device.empty((m, 97))
+                product(normed(device.tensor(x[:m]), columns, 1e-5), w, None, store(out))
+                found.append(out.numpy())
+    assert np.array_equal(found[0], found[2])
+    assert np.array_equal(found[1], found[3])
+    assert np.array_equal(found[0][0], found[3][0])
+    assert np.isfinite(found[1]).all()
+    assert np.abs(found[1]).min() > 0
 
 
 @pytest.mark.slow
