@@ -19,7 +19,8 @@ from llamagpu.kernels.prenorm import prenorm_columns
 from llamagpu.kernels.product import normed, product, store
 from llamagpu.kernels.quantization import quantize
 from llamagpu.model import prepare, prepare_shape
-from llamagpu.model.tuner import _Tuner, cuts_for, passes, shapes_of, tune
+from llamagpu.model.layout import Matrix
+from llamagpu.model.tuner import Shape, _Tuner, cuts_for, passes, shapes_of, tune
 
 GPU = Tuning(matvec="lanes", matmul="tiled", attention="whole", trusted=True)
 FULL = frozenset({"shader-f16", "subgroup"})
@@ -138,6 +139,27 @@ def test_models_on_a_shared_device_keep_their_tunings(device: gpu.Device, tmp_pa
                 shaders = {d.program.shader for d in plan.dispatches}
                 assert f"product_{tuning.matvec}" in shaders
                 assert llm._session.model.weights.head.woven == (tuning.order == "woven")
+
+
+@pytest.mark.slow
+def test_larger_blocks_are_chosen_only_where_they_are_faster(
+    device: gpu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The divisions keep their order of additions. A block that is slower, or does not run, is not chosen."""
+    shape = Shape(Matrix.bare(96, 64, "f16"), 1, True)
+    base = replace(GPU, lanes=(shape.tuned(Lanes(32, True)),))
+    tuner = _Tuner(device, [shape], print)
+    tuner._start = 0.0
+    (measured,) = tuner._blocks(base)
+    assert measured.cut.order == base.lanes[0].cut.order
+    for seconds, expected in (({4: 1.0, 8: 0.9}, 8), ({4: 1.0, 8: 1.1}, 4), ({4: 1.0}, 4)):
+
+        def given(_: object, options: list[Tuning], *__: object, took: dict = seconds, **___: object) -> dict:
+            return {t: took[t.lanes_for("", 0, 0).block] for t in options if t.lanes_for("", 0, 0).block in took}
+
+        monkeypatch.setattr(tuner, "_measure", given)
+        (found,) = tuner._blocks(base)
+        assert found.cut == replace(base.lanes[0].cut, block=expected)
 
 
 def test_trust_needs_every_kernel_that_models_run(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:

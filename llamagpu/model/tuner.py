@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llamagpu.errors import KernelError, OutOfMemoryError
-from llamagpu.gpu import Device, Lanes, Plan, Tensor, TunedLanes, Tuning, default_tuning, variants
+from llamagpu.gpu import Affine, Device, Lanes, Plan, Tensor, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.timing import time_plans
 from llamagpu.kernels import REGISTRY, check
 from llamagpu.kernels.noise import noise
@@ -151,7 +151,11 @@ class _Tuner:
     def _same_bits(self, kind: Tuning) -> Iterator[Tuning]:
         """A variant for GPUs with each choice that changes no bit."""
         for gather in ("whole", "transposed") if kind.reduce == "subgroup" else ("whole",):
-            for digits in ("integers", "halves") if any(s.matrix.affine for s in self._shapes) else ("integers",):
+            for digits in (
+                ("integers", "halves")
+                if any(isinstance(s.matrix.format, Affine) for s in self._shapes)
+                else ("integers",)
+            ):
                 yield replace(kind, gather=gather, digits=digits)
 
     @property
