@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -269,6 +271,18 @@ def bits(llm: LLM, prompts: list[list[int]]) -> list[list[tuple]]:
     """Every token of prompts that run together, with the log-probabilities of the likeliest tokens."""
     streams = [llm.stream(p, max_tokens=6, ignore_eos=True, logprobs=5) for p in prompts]
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
+
+
+@pytest.mark.slow
+def test_the_measurement_of_changes_runs(tmp_path: Path) -> None:
+    """The smoke test of ``scripts/bench_gpu --only changes``; no part of it may fail."""
+    script = Path(__file__).resolve().parent.parent / "scripts" / "bench_gpu.py"
+    subprocess.run([sys.executable, script, "--only", "changes", "--short", tmp_path], check=True, timeout=300)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["failed"] == {}
+    assert [c["change"] for c in found["changes"][0]["steps"]] == ["trusted=False", "attention=whole"]
+    assert found["bursts"][0]["bursts"].keys() == {"1", "8"}
+    assert {a["kind"] for a in found["attention"]} == {"whole", "blocks"}
 
 
 @pytest.mark.slow
