@@ -2,6 +2,7 @@
 
     scripts/bench_gpu OUT            everything; some minutes on a large GPU
     scripts/bench_gpu --short OUT    a smoke test: the smallest shape, few repetitions
+    scripts/bench_gpu --only changes OUT    the kernels' variants, each beside the tuning: under nine minutes
 
 Writes OUT/gpu.json after every part, and OUT/gpu.md at the end. Both name the parts that failed.
 """
@@ -23,10 +24,12 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from gpu_changes import LIMITS, Budget, attention_alone, bursts, changes, gaps, llama_bench
+from gpu_page import page
+
 from llamagpu import gpu
 from llamagpu.bench import Subject, measure, profile, yardsticks
 from llamagpu.gpu.timing import time_plans
-from llamagpu.kernels import add
 from llamagpu.kernels.matmul import matmul_nt
 from llamagpu.kernels.matvec import matvec
 from llamagpu.kernels.noise import noise
@@ -50,11 +53,14 @@ ROTATE_BYTES = 300_000_000  # weights that a chain cycles through: over four tim
 class Bench:
     """Measurements by section. ``short`` makes them a smoke test."""
 
-    def __init__(self, folder: Path, short: bool, device: str, shapes: Sequence[str] = ()):
+    def __init__(
+        self, folder: Path, short: bool, device: str, shapes: Sequence[str] = (), llama_bench: Sequence[str] = ()
+    ):
         self.folder, self.short, self.asked, self.start = folder, short, device, time.perf_counter()
         self.out: dict[str, Any] = {"failed": {}, "models": []}
         every = ["smollm2-135m"] if short else ["llama-3.2-1b", "smollm2-135m", "llama-3.2-3b"]
         self.shapes = list(shapes) or every
+        self.llama_bench = llama_bench
 
     def say(self, line: str) -> None:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {line}", file=sys.stderr, flush=True)
@@ -88,6 +94,26 @@ class Bench:
                     self.model(shape, dtype)
         with self.part("torch"):
             self.out["torch"] = self.torch()
+        return self.out
+
+    def run_changes(self) -> dict[str, Any]:
+        """Each variant on and off, within the seconds of ``LIMITS``."""
+        self.out |= {"changes": [], "bursts": [], "attention": [], "llama_bench": []}
+        shape = self.shapes[0]
+        with gpu.open(self.asked) as device, self.part("machine"):
+            self.out["machine"] = machine(device)
+        with self.part("attention"), gpu.open(self.asked) as device:
+            self.out["attention"] = attention_alone(device, Budget(LIMITS["attention"]), self.short)
+        dtypes = ("int4",) if self.short else tuple(DTYPES)
+        for dtype in dtypes:
+            with self.part(f"changes {dtype}"):
+                limit = LIMITS["changes"] / len(dtypes)
+                self.out["changes"] += changes(self.asked, shape, DTYPES[dtype], Budget(limit), self.short, self.say)
+            with self.part(f"bursts {dtype}"):
+                found = bursts(self.asked, shape, DTYPES[dtype], self.short)
+                self.out["bursts"].append({"shape": shape, "dtype": dtype, "bursts": found})
+        with self.part("llama-bench"):
+            self.out["llama_bench"] = llama_bench(self.llama_bench, LIMITS["llama_bench"])
         return self.out
 
     def products(self, device: gpu.Device) -> None:
@@ -247,113 +273,19 @@ def machine(device: gpu.Device) -> dict[str, Any]:
     return out
 
 
-def gaps(device: gpu.Device, count: int) -> dict[str, float]:
-    """Seconds that a small dispatch adds if it waits for the previous one, and if it is independent."""
-    x, y, z = (device.tensor(np.ones((1, 256), np.float32)) for _ in range(3))
-    outs = [device.empty((1, 256)) for _ in range(count)]
-    plans = {
-        "waiting": device.record(lambda: [add(x, y, z) if i % 2 else add(z, y, x) for i in range(count)]),
-        "independent": device.record(lambda: [add(x, y, out) for out in outs]),
-    }
-    return {name: seconds / count for name, seconds in time_plans(device, plans).items()}
-
-
-def table(head: str, rows: list[list[str]]) -> list[str]:
-    """A Markdown table after an empty line. A heading that begins with > aligns its column to the right."""
-    names = [name.strip() for name in head.split("|")]
-    rule = ["---:" if name.startswith(">") else "---" for name in names]
-    return ["", *("| " + " | ".join(row) + " |" for row in ([n.lstrip(">") for n in names], rule, *rows))]
-
-
-def page(r: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    m, gap = r["machine"], r["gap"]
-    lines = [
-        f"# {m['adapter']}",
-        "",
-        f"Driver {m['driver']}, {m['versions']}, llamagpu {m['llamagpu']}; {r['seconds']:.0f} s in all.",
-        "",
-        f"Copy {r['copy_bytes_per_s'] / 1e9:,.0f} GB/s (bytes read and written); multiply-adds "
-        f"{r['multiply_adds_per_s'] / 1e12:.2f} T/s; a small dispatch takes {gap['waiting'] * 1e6:.2f} µs if it "
-        f"waits for the previous one, {gap['independent'] * 1e6:.2f} µs if not.",
-    ]
-    rows = [
-        [
-            f"{v['rows']} × {v['columns']}",
-            v["format"],
-            f"{v['seconds'] * 1e6:.1f}",
-            f"{v['bytes_per_s'] / 1e9:,.0f}",
-            f"{v['of_copy']:.0%}",
-        ]
-        for v in r.get("matvec", [])
-    ]
-    lines += table("matvec | format | >µs | >GB/s | >of copy", rows)
-    rows = [
-        [
-            f"{v['rows']} × {v['columns']}",
-            v["format"],
-            f"{v['seconds'] * 1e6:.0f}",
-            f"{v['multiply_adds_per_s'] / 1e12:.2f}",
-            f"{v['of_peak']:.0%}",
-        ]
-        for v in r.get("matmul", [])
-    ]
-    lines += table("matmul of 512 vectors | format | >µs | >T multiply-adds/s | >of peak", rows)
-    return "\n".join([*lines, *_models(r), *(f"\nFailed: {name}: {why}" for name, why in r["failed"].items())]) + "\n"
-
-
-def _models(r: dict[str, Any]) -> list[str]:
-    beside, lines = r.get("torch", {"runs": []}), []
-    peer = {(t["shape"], d["batch"], d["depth"]): d["tokens_per_s"] for t in beside["runs"] for d in t["decode"]}
-    if peer:
-        how = "with CUDA graphs" if beside["graphs"] else "without graphs"
-        lines += [
-            "",
-            f"torch {beside['version']} on {beside['device']} {how}, {beside['runs'][0]['dtype']}, in this run.",
-        ]
-    rows = []
-    for row in r["models"]:
-        for d in row["decode"]:
-            other = peer.get((row["shape"], d["batch"], d["depth"]))
-            idle = f"{d['idle']:.1%}" if "idle" in d else "GPU steps only"
-            speed = [f"{d['tokens_per_s']:,.0f}", idle, f"{other:,.0f}" if other else ""]
-            rows.append([row["shape"], row["dtype"], str(d["batch"]), str(d["depth"]), *speed])
-    lines += table("model | dtype | >sequences | >depth | >tokens/s | >GPU idle | >torch", rows)
-    rows = []
-    for row in r["models"]:
-        p = row["prompt"]
-        first = f"{p['first_token_s'] * 1e3:.1f} ms"
-        speed = [str(p["tokens"]), f"{p['tokens_per_s']:,.0f}", first, f"{row['tune_s']:.1f} s"]
-        rows.append([row["shape"], row["dtype"], *speed])
-    lines += table("model | dtype | >prompt | >tokens/s | >first token | >tuned in", rows)
-    if r["models"]:
-        lines += _profiles([row for row in r["models"] if row["shape"] == r["models"][0]["shape"]])
-    return lines
-
-
-def _profiles(models: list[dict[str, Any]]) -> list[str]:
-    """The time of one token by kernel."""
-    lines = ["", f"One token of {models[0]['shape']} after 128, by timestamps, which add some µs to every dispatch:"]
-    rows = []
-    for model in models:
-        for line in model["profile"]:
-            each = line["seconds"] / line["calls"]
-            read = f"{line['read_bytes'] / line['seconds'] / 1e9:,.0f}" if line["read_bytes"] else ""
-            share = [f"{each * 1e6:.1f}", f"{line['share']:.1%}", read]
-            rows.append([model["dtype"], line["kernel"], str(line["calls"]), *share])
-    return lines + table("dtype | kernel | >dispatches | >µs each | >share | >GB/s", rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a directory for gpu.json and gpu.md")
     parser.add_argument("--short", action="store_true", help="a smoke test: the smallest shape, few repetitions")
     parser.add_argument("--device", default="auto", help="the adapter, as for llamagpu")
     parser.add_argument("--shapes", default="", help="default: llama-3.2-1b,smollm2-135m,llama-3.2-3b")
+    parser.add_argument("--only", choices=["changes"], help="measure variants of kernels only")
+    parser.add_argument("--llama-bench", nargs="+", default=(), metavar="PATH", help="llama-bench, then GGUF files")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     shapes = options.shapes.split(",") if options.shapes else ()
-    results = Bench(options.out, options.short, options.device, shapes).run()
+    bench = Bench(options.out, options.short, options.device, shapes, options.llama_bench)
+    results = bench.run_changes() if options.only else bench.run()
     (options.out / "gpu.md").write_text(page(results), encoding="utf-8")
     print(page(results))
 

@@ -14,7 +14,8 @@ class Lanes:
 
     ``lanes`` neighbours share a row of the weights. Each loads ``ahead`` pieces at once for ``rows`` rows and a single
     vector, or ``several`` pieces for four rows and several vectors; ``wide`` pieces are twice as long. ``lanes`` and
-    ``wide`` change the order of additions, so they are chosen once for a format and a number of columns.
+    ``wide`` change the order of additions, so they are chosen once for a format and a number of columns. If
+    ``block`` is 8, ``product_block`` multiplies eight rows with eight vectors, in the same order.
     """
 
     lanes: int = 32
@@ -23,6 +24,7 @@ class Lanes:
     ahead: int = 4
     workgroup: int = 128
     several: int = 1
+    block: int = 4
 
     @property
     def order(self) -> tuple[int, bool]:
@@ -57,6 +59,9 @@ class Tuning:
         share: ``none`` or ``subgroup``: whether eight neighbours share their loads of x (needs subgroups of eight).
         order: ``plain`` or ``woven``: the order of weight rows in memory, chosen when weights are loaded.
         merged_runs: attention runs that the output projection merges; 1 merges in a dispatch of its own.
+        gather: ``whole`` or ``transposed``: whether a team's shuffles carry four sums or one. The bits are the same.
+        digits: ``integers`` or ``halves``: whether quantized weights become floats singly or in pairs. The bits are the
+            same.
         trusted: shaders without bounds checks and loop bounds.
         lanes: measured divisions of ``product_lanes``.
         all_lanes: one division for all products, instead of ``lanes`` and the rule.
@@ -71,6 +76,8 @@ class Tuning:
     share: str = "none"
     order: str = "plain"
     merged_runs: int = 4
+    gather: str = "whole"
+    digits: str = "integers"
     trusted: bool = False
     lanes: tuple[TunedLanes, ...] = ()
     all_lanes: Lanes | None = None
@@ -135,6 +142,7 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
 
 # Divisions of product_lanes that together take every path through it.
 _CUTS = (Lanes(32, False, 4, 2, 128, 2), Lanes(64, True, 2, 1, 256, 1), Lanes(128, True, 4, 4, 256, 1))
+_BLOCK = Lanes(32, True, 1, 8, 256, block=8), Lanes(128, False, 2, 8, 256, block=8)
 
 
 def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
@@ -147,4 +155,8 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
     if SHADER_F16 in features:
         out += [replace(t, f16="native") for t in out if t.reduce == "workgroup"]
     out.append(replace(out[0], order="woven"))
-    return [*out, *(replace(out[1], all_lanes=cut, tiles=1) for cut in _CUTS)]
+    out += [replace(out[1], all_lanes=cut, tiles=1) for cut in _CUTS]
+    blocks = [replace(out[1], all_lanes=cut, digits="halves") for cut in _BLOCK]
+    if SUBGROUP in features:
+        blocks[0] = replace(blocks[0], reduce="subgroup", gather="transposed")
+    return [*out, *blocks]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llamagpu.gpu import Part, Program, Tensor
+from llamagpu.gpu import Part, Program, Tensor, Tuning
 from llamagpu.kernels.arguments import (
     Consts,
     Pairs,
@@ -26,12 +26,14 @@ from llamagpu.kernels.scores import PLAIN, RUN, Scores
 
 MAX_VECTORS = 8  # vectors that an invocation of product_rows or product_lanes takes
 MERGED_RUNS = 4  # attention runs that a product can merge; more take a dispatch of their own
-_PIECE_BYTES = {"f32": 16, "f16": 8, "f16_wide": 16, "bf16": 8} | {  # lib/pieces
-    "affine8": 4,
-    "affine8_wide": 8,
-    "affine4": 4,
-    "affine4_wide": 8,
+# lib/pieces: bytes, and vec4s of x that a piece is multiplied with
+_SIZES = {"f32": (16, 1), "f16": (8, 1), "f16_wide": (16, 2), "bf16": (8, 1)} | {
+    "affine8": (4, 1),
+    "affine8_wide": (8, 2),
+    "affine4": (4, 2),
+    "affine4_wide": (8, 4),
 }
+_STAGE = 512  # most vec4s of x that product_block keeps in workgroup memory: 8 KiB, beside what lib/gather needs
 _PIECES = {"f16_native": "f16", "affine4_g16": "affine4"}  # formats that share the pieces of another
 
 
@@ -167,26 +169,41 @@ def _tiled(source: Source, w: Tensor) -> _Division:
 
 
 def _lanes(source: Source, w: Tensor) -> _Division:
+    tuning = w.device.tuning
     libs, consts = weights_libs(w)
     chosen = dict(libs)
     format = chosen.pop("weights")
     pieces = _PIECES.get(format, format)
-    a = w.device.tuning.lanes_for(pieces, w.columns, w.rows)
-    vectors = 1 << (min(source.m, MAX_VECTORS) - 1).bit_length()
-    rows, ahead = (a.rows, a.ahead) if vectors == 1 else (4, a.several)
-    teams = a.workgroup // a.lanes
-    if a.wide and f"{pieces}_wide" in _PIECE_BYTES:
+    a = tuning.lanes_for(pieces, w.columns, w.rows)
+    if a.wide and f"{pieces}_wide" in _SIZES:
         pieces += "_wide"
+    nbytes, loads = _SIZES[pieces]
+    vectors = 1 << (min(source.m, MAX_VECTORS) - 1).bit_length()
+    teams, block = a.workgroup // a.lanes, vectors == MAX_VECTORS and a.block == 8
     gathered = teams * (vectors + (-(-vectors // 4) if source.norm == "rms" else 0))
-    own = {"VECTORS": vectors, "LANES": a.lanes, "ROWS": rows, "AHEAD": ahead, "WORKGROUP": a.workgroup}
+    own = {"VECTORS": vectors, "LANES": a.lanes, "WORKGROUP": a.workgroup, "GATHERED": gathered}
+    if block:
+        staged = max(1, min(vectors, _STAGE // (a.lanes * loads)))
+        rows, own = 4, own | {"STAGED": staged, "SHARED": staged * a.lanes * loads}
+    else:
+        rows, ahead = (a.rows, a.ahead) if vectors == 1 else (4, a.several)
+        own |= {"AHEAD": ahead, "SHARED": 0}
+    choices = {"pieces": pieces, "scaling": chosen.pop("fold")} | chosen | {"gather": _gather(tuning)}
+    if w.affine is not None:
+        choices["digits"] = tuning.digits
     return _Division(
-        "product_lanes",
-        teams * rows,
+        "product_block" if block else "product_lanes",
+        (2 if block else 1) * teams * rows,
         vectors,
-        w.data_bytes // _PIECE_BYTES[pieces],
-        (("pieces", pieces), ("scaling", chosen.pop("fold")), *chosen.items(), ("gather", w.device.tuning.reduce)),
-        (*consts, *own.items(), ("GATHERED", gathered)),
+        w.data_bytes // nbytes,
+        tuple(choices.items()),
+        (*consts, *(own | {"ROWS": rows}).items()),
     )
+
+
+def _gather(tuning: Tuning) -> str:
+    """The file of lib/gather."""
+    return "transposed" if tuning.reduce == "subgroup" and tuning.gather == "transposed" else tuning.reduce
 
 
 def _program(source: Source, bias: Tensor | None, epilogue: Epilogue, division: _Division) -> Program:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llamagpu.errors import KernelError, OutOfMemoryError
-from llamagpu.gpu import Device, Lanes, Plan, Tensor, TunedLanes, Tuning, default_tuning, variants
+from llamagpu.gpu import Affine, Device, Lanes, Plan, Tensor, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.timing import time_plans
 from llamagpu.kernels import REGISTRY, check
 from llamagpu.kernels.noise import noise
 from llamagpu.kernels.prenorm import prenorm_columns
-from llamagpu.kernels.product import MAX_VECTORS, normed, plain, product, store
+from llamagpu.kernels.product import normed, plain, product, store
 from llamagpu.model.layout import Layout, Matrix
 from llamagpu.model.weights import empty_matrix
 
@@ -29,7 +29,8 @@ _PRODUCTS = ("matvec", "matmul", "store", "qkv", "residual", "glu")
 # Divisions of product_lanes to try: lanes, workgroup and pieces ahead, each with 1, 2 or 4 rows. On short rows more
 # lanes would gain little for one vector and lose much for several.
 _SHORT = 6144  # columns
-_TEAMS_SHORT = ((32, 128, 4), (32, 256, 2))
+_SEVERAL = (8, 32)  # vectors for which the block of sums is chosen
+_TEAMS_SHORT = ((32, 128, 4), (32, 256, 2), (32, 128, 8))
 _TEAMS_LONG = ((64, 256, 4), (128, 256, 4))
 
 Progress = Callable[[str], None]
@@ -112,6 +113,7 @@ class _Tuner:
         chosen = self._fastest("a token", self._kinds(), 1, self._shapes if self._soft else (first, last))
         if chosen.matvec == "lanes":
             chosen = replace(chosen, lanes=self._cuts(chosen))
+            chosen = replace(chosen, lanes=tuple(self._blocks(chosen)))
         if not self._soft:
             tiled = [replace(chosen, matmul="tiled", tiles=n) for n in (1, 256, 512, 1024, 1 << 30)]
             # Without the head, because a prompt needs only one row of logits.
@@ -142,8 +144,19 @@ class _Tuner:
             for order in ("plain", "woven") if self._soft else ("plain",):
                 if t.matvec == base.matvec:
                     f16 = t.f16 if halves and self._soft else base.f16
-                    found[replace(base, reduce=t.reduce, f16=f16, share=t.share, order=order)] = None
+                    kind = replace(base, reduce=t.reduce, f16=f16, share=t.share, order=order)
+                    found |= dict.fromkeys([kind] if self._soft else self._same_bits(kind))
         return list(found)
+
+    def _same_bits(self, kind: Tuning) -> Iterator[Tuning]:
+        """A variant for GPUs with each choice that changes no bit."""
+        for gather in ("whole", "transposed") if kind.reduce == "subgroup" else ("whole",):
+            for digits in (
+                ("integers", "halves")
+                if any(isinstance(s.matrix.format, Affine) for s in self._shapes)
+                else ("integers",)
+            ):
+                yield replace(kind, gather=gather, digits=digits)
 
     @property
     def _many(self) -> int:
@@ -178,6 +191,20 @@ class _Tuner:
             found[shape.matrix.format_name, shape.matrix.columns][shape] = measured
         return tuple(tuned for (_, columns), group in found.items() for tuned in self._best_cuts(columns, group))
 
+    def _blocks(self, base: Tuning) -> Iterator[TunedLanes]:
+        """The chosen divisions, with 8 × 8 sums where these are faster for 8 and 32 vectors together."""
+        for shape, tuned in zip(self._tuned_shapes(base), base.lanes, strict=True):
+            plain, block = (replace(base, all_lanes=replace(tuned.cut, block=n)) for n in (4, 8))
+            few, batch = (self._measure(shape, [plain, block], m, few=True) for m in _SEVERAL)
+            wins = block in few and block in batch and few[block] + batch[block] < GAIN * (few[plain] + batch[plain])
+            self._say(f"{tuned.format} {tuned.rows} × {tuned.columns}: {'8' if wins else '4'} rows for several vectors")
+            yield replace(tuned, cut=replace(tuned.cut, block=8 if wins else 4))
+
+    def _tuned_shapes(self, base: Tuning) -> Iterator[Shape]:
+        """The shape of each measured division."""
+        for tuned in base.lanes:
+            yield next(s for s in self._shapes if s.tuned(tuned.cut) == tuned)
+
     def _best_cuts(self, columns: int, measured: dict[Shape, dict[Lanes, float]]) -> Iterator[TunedLanes]:
         """The fastest order of additions for the shapes of one format and number of columns, and in it the fastest
         division of each."""
@@ -193,21 +220,25 @@ class _Tuner:
             self._progress(f"{m.format_name} {m.rows} × {m.columns}: {of[cut] * 1e6:8.1f} µs, {rate:7.1f} GB/s  {cut}")
             yield shape.tuned(cut)
 
-    def _measure(self, shape: Shape, options: Sequence[Tuning], rows: int) -> dict[Tuning, float]:
-        """Seconds of one product under each option, measured as a chain over several copies of the weights."""
+    def _measure(
+        self, shape: Shape, options: Sequence[Tuning], rows: int, few: bool | None = None
+    ) -> dict[Tuning, float]:
+        """Seconds of one product under each option, measured as a chain. ``few``: whether it is a matvec, over several
+        copies of the weights; by default, if there is one row."""
+        few = rows == 1 if few is None else few
         device, out, columns = self._device, {}, shape.matrix.columns
         most = _CHAIN_BYTES.get(device.adapter.kind, 256_000_000)
-        copies = int(max(1, min(_DISPATCHES, (most if rows == 1 else 0) // shape.nbytes)))
+        copies = int(max(1, min(_DISPATCHES, (most if few else 0) // shape.nbytes)))
         for order in dict.fromkeys(t.order for t in options):
             with device.ledger.tracking() as made:
                 weights = [noise(empty_matrix(device, shape.matrix, order == "woven")) for _ in range(copies)]
-                wide = prenorm_columns(columns) if shape.normed and rows == 1 else columns
+                wide = prenorm_columns(columns) if shape.normed and few else columns
                 x = noise(device.empty((rows, wide)), 1)
                 y = device.empty((rows, shape.matrix.rows))
             plans = {}
             for tuning in (t for t in options if t.order == order):
                 try:
-                    plans[tuning] = self._chain(columns, x, weights, y, tuning)
+                    plans[tuning] = self._chain(columns, x, weights, y, tuning, many=not few)
                 except KernelError as e:
                     log.info("a variant does not run here: %s", e)
             for tuning, seconds in time_plans(device, plans, 3, warm=0.05 if self._warm else 0.5).items():
@@ -218,12 +249,12 @@ class _Tuner:
                 device.free(buffer)
         return out
 
-    def _chain(self, columns: int, x: Tensor, weights: Sequence[Tensor], y: Tensor, tuning: Tuning) -> Plan:
+    def _chain(self, columns: int, x: Tensor, weights: Sequence[Tensor], y: Tensor, tuning: Tuning, many: bool) -> Plan:
         source = normed(x, columns, 1e-5) if x.columns != columns else plain(x)
 
         def chain() -> None:
             for w in weights:
-                product(source, w, None, store(y), x.rows > MAX_VECTORS)
+                product(source, w, None, store(y), many)
 
         return self._device.record(chain, tuning)
 

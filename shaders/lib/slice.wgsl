@@ -1,8 +1,13 @@
-//! needs product pieces scaling source chain
-//! const VECTORS ROWS
-// Slice of product_lanes: one piece of each of ROWS (1, 2 or 4) rows of W. slice_load(at): piece `at` of each row.
-// slice_add(sums, s, at): adds the products of the slice with VECTORS (1, 2, 4 or 8) rows of x to their sums.
+//! needs product pieces scaling source chain order
+//! const ROWS
+// Slice of product_lanes and product_block: one piece of each of ROWS (1, 2 or 4) rows of W. slice_rows(base): the rows from
+// base on. slice_load(rows, at): piece `at` of each row. slice_column(sum, w, by, v, at): adds the products with a row of x
+// to their sums.
 // All indices of arrays are constants, so that the arrays stay in registers, even in shaders with bounds checks.
+struct SliceRows {                  // where the rows of W begin
+    pieces: vec4<u32>,
+    scales: vec4<u32>,
+}
 struct Slice {                      // a piece and a scale for each row of W
     p: Piece,
     q: Piece,
@@ -16,26 +21,40 @@ struct SliceGroups {                // weights: the first four of row r in a[r],
     c: mat4x4<f32>,
     d: mat4x4<f32>,
 }
-var<private> slice_first: u32;            // first row of x
-var<private> slice_last: u32;             // last piece of a row
-var<private> slice_begins: vec4<u32>;     // first piece of each row of W
-var<private> slice_scales: vec4<u32>;     // first scale of each row of W
+struct SliceVector {                // what a piece is multiplied with: the first four elements of a row of x in a, …
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+    d: vec4<f32>,
+}
+var<private> slice_first: u32;      // first row of x
+var<private> slice_last: u32;       // last piece of a row
 
-fn slice_load(at: u32) -> Slice {
+fn slice_rows(base: u32) -> SliceRows {
+    var out: SliceRows;
+    for (var i = 0u; i < 4u; i++) {
+        let held = order_row(min(base + i, params.rows - 1u), params.rows);
+        out.pieces[i] = held * params.stride;
+        out.scales[i] = held * params.groups;
+    }
+    return out;
+}
+
+fn slice_load(rows: SliceRows, at: u32) -> Slice {
     let i = min(at, slice_last);
     let group = i * PIECES4 / SCALING_GROUP4;
     var out: Slice;
-    out.p = pieces_load(slice_begins.x + i);
-    out.scales[0] = scaling_load(slice_scales.x + group);
+    out.p = pieces_load(rows.pieces.x + i);
+    out.scales[0] = scaling_load(rows.scales.x + group);
     if (ROWS > 1u) {
-        out.q = pieces_load(slice_begins.y + i);
-        out.scales[1] = scaling_load(slice_scales.y + group);
+        out.q = pieces_load(rows.pieces.y + i);
+        out.scales[1] = scaling_load(rows.scales.y + group);
     }
     if (ROWS > 2u) {
-        out.r = pieces_load(slice_begins.z + i);
-        out.s = pieces_load(slice_begins.w + i);
-        out.scales[2] = scaling_load(slice_scales.z + group);
-        out.scales[3] = scaling_load(slice_scales.w + group);
+        out.r = pieces_load(rows.pieces.z + i);
+        out.s = pieces_load(rows.pieces.w + i);
+        out.scales[2] = scaling_load(rows.scales.z + group);
+        out.scales[3] = scaling_load(rows.scales.w + group);
     }
     return out;
 }
@@ -68,32 +87,8 @@ fn slice_chain(part: vec4<f32>, w: mat4x4<f32>, v: vec4<f32>) -> vec4<f32> {
     return out;
 }
 
-// sum plus the products of piece `at` of each row with vector c of x.
-fn slice_column(sum: vec4<f32>, w: SliceGroups, by: mat4x2<f32>, c: u32, at: u32) -> vec4<f32> {
-    let m = min(slice_first + c, params.m - 1u);
-    let k = min(at, slice_last) * PIECES4;
-    let last = params.k4 - 1u;
-    var v = source_load(m, k);
-    var part = slice_chain(scaling_begin(sum), w.a, v);
-    var total = v;
-    if (PIECES4 > 1u) {
-        v = source_load(m, min(k + 1u, last));
-        part = slice_chain(part, w.b, v);
-        total += v;
-    }
-    if (PIECES4 > 2u) {
-        v = source_load(m, min(k + 2u, last));
-        part = slice_chain(part, w.c, v);
-        total += v;
-        v = source_load(m, min(k + 3u, last));
-        part = slice_chain(part, w.d, v);
-        total += v;
-    }
-    let x_sum = (total.x + total.y) + (total.z + total.w);
-    return select(sum, scaling_end(sum, part, x_sum, by), at <= slice_last);
-}
-
-fn slice_add(sums: ptr<function, array<vec4<f32>, 8>>, s: Slice, at: u32) {
+// All weights of a slice.
+fn slice_weights(s: Slice) -> SliceGroups {
     var w: SliceGroups;
     w.a = slice_groups(s, 0u);
     if (PIECES4 > 1u) {
@@ -103,18 +98,43 @@ fn slice_add(sums: ptr<function, array<vec4<f32>, 8>>, s: Slice, at: u32) {
         w.c = slice_groups(s, 2u);
         w.d = slice_groups(s, 3u);
     }
-    sums[0] = slice_column(sums[0], w, s.scales, 0u, at);
-    if (VECTORS > 1u) {
-        sums[1] = slice_column(sums[1], w, s.scales, 1u, at);
+    return w;
+}
+
+// Index in x of element group u of piece `at`. Rows of x end at a multiple of four, rows of W at the end of a piece.
+fn slice_k(at: u32, u: u32) -> u32 {
+    return min(min(at, slice_last) * PIECES4 + u, params.k4 - 1u);
+}
+
+// What piece `at` is multiplied with in vector c of x.
+fn slice_vector(c: u32, at: u32) -> SliceVector {
+    let m = min(slice_first + c, params.m - 1u);
+    var v: SliceVector;
+    v.a = source_load(m, slice_k(at, 0u));
+    if (PIECES4 > 1u) {
+        v.b = source_load(m, slice_k(at, 1u));
     }
-    if (VECTORS > 2u) {
-        sums[2] = slice_column(sums[2], w, s.scales, 2u, at);
-        sums[3] = slice_column(sums[3], w, s.scales, 3u, at);
+    if (PIECES4 > 2u) {
+        v.c = source_load(m, slice_k(at, 2u));
+        v.d = source_load(m, slice_k(at, 3u));
     }
-    if (VECTORS > 4u) {
-        sums[4] = slice_column(sums[4], w, s.scales, 4u, at);
-        sums[5] = slice_column(sums[5], w, s.scales, 5u, at);
-        sums[6] = slice_column(sums[6], w, s.scales, 6u, at);
-        sums[7] = slice_column(sums[7], w, s.scales, 7u, at);
+    return v;
+}
+
+// sum plus the products of piece `at` of each row with v.
+fn slice_column(sum: vec4<f32>, w: SliceGroups, by: mat4x2<f32>, v: SliceVector, at: u32) -> vec4<f32> {
+    var part = slice_chain(scaling_begin(sum), w.a, v.a);
+    var total = v.a;
+    if (PIECES4 > 1u) {
+        part = slice_chain(part, w.b, v.b);
+        total += v.b;
     }
+    if (PIECES4 > 2u) {
+        part = slice_chain(part, w.c, v.c);
+        total += v.c;
+        part = slice_chain(part, w.d, v.d);
+        total += v.d;
+    }
+    let x_sum = (total.x + total.y) + (total.z + total.w);
+    return select(sum, scaling_end(sum, part, x_sum, by), at <= slice_last);
 }

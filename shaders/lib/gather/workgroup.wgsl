@@ -1,12 +1,13 @@
-//! const LANES GATHERED WORKGROUP
+//! const LANES GATHERED SHARED WORKGROUP
 // Sums vec4s over LANES neighbouring invocations (a power of two) and keeps the sums in workgroup memory, by index. A binary
 // tree adds them.
-// gather_put(index, value, local): stores the sum. Every invocation calls it in uniform control flow; neighbours pass the
-// same index. gather_get(index): the sum, for any invocation after a barrier.
-var<workgroup> gather_sums: array<vec4<f32>, GATHERED>;
+// gather_put(index, value, local, used): stores the sum; the first `used` elements matter. Every invocation calls it in
+// uniform control flow; neighbours pass the same index. gather_get(index): the sum, for any invocation after a barrier.
+// Until the first gather_put, the kernel may use SHARED vec4s of gather_sums, and ends that by a barrier.
+var<workgroup> gather_sums: array<vec4<f32>, max(GATHERED, SHARED)>;
 var<workgroup> gather_scratch: array<vec4<f32>, WORKGROUP>;
 
-fn gather_put(index: u32, value: vec4<f32>, local: u32) {
+fn gather_put(index: u32, value: vec4<f32>, local: u32, used: u32) {
     workgroupBarrier();
     gather_scratch[local] = value;
     workgroupBarrier();

@@ -1,6 +1,6 @@
+//! needs digits
 // Weights in 4 bits, eight to a u32, lowest bits first, in pieces of 4 bytes. pieces_load(at): a piece.
-// pieces_part(piece, u): 1 + q / 16 for its u-th four weights. The bits of q become the fraction of a float, which takes
-// fewer instructions than converting integers; lib/scaling removes the 1.
+// pieces_part(piece, u): 1 + q / 16 for its u-th four weights; lib/scaling removes the 1.
 alias Piece = u32;
 const PIECES4 = 2u;      // groups of four weights in a piece
 const PIECES_UNIT = 16.0;
@@ -11,8 +11,5 @@ fn pieces_load(at: u32) -> Piece {
 }
 
 fn pieces_part(piece: Piece, u: u32) -> vec4<f32> {
-    let low = vec4<u32>(piece << 19u, piece << 15u, piece << 11u, piece << 7u);
-    let high = vec4<u32>(piece << 3u, piece >> 1u, piece >> 5u, piece >> 9u);
-    let at = select(low, high, u == 1u);
-    return bitcast<vec4<f32>>((at & vec4<u32>(0x00780000u)) | vec4<u32>(0x3f800000u));
+    return digits_four(piece, u == 1u);
 }

@@ -1,3 +1,4 @@
+//! needs digits
 // Weights in 4 bits with the layout and the functions of pieces/affine4, in pieces of 8 bytes.
 alias Piece = vec2<u32>;
 const PIECES4 = 4u;      // groups of four weights in a piece
@@ -9,9 +10,5 @@ fn pieces_load(at: u32) -> Piece {
 }
 
 fn pieces_part(piece: Piece, u: u32) -> vec4<f32> {
-    let word = select(piece.x, piece.y, u > 1u);
-    let low = vec4<u32>(word << 19u, word << 15u, word << 11u, word << 7u);
-    let high = vec4<u32>(word << 3u, word >> 1u, word >> 5u, word >> 9u);
-    let at = select(low, high, u % 2u == 1u);
-    return bitcast<vec4<f32>>((at & vec4<u32>(0x00780000u)) | vec4<u32>(0x3f800000u));
+    return digits_four(select(piece.x, piece.y, u > 1u), u % 2u == 1u);
 }

@@ -1,6 +1,6 @@
+//! needs digits
 // Weights in 8 bits, four to a u32, lowest bits first, in pieces of 4 bytes. pieces_load(at): a piece.
-// pieces_part(piece, u): 1 + q / 256 for its u-th four weights. The bits of q become the fraction of a float, which takes
-// fewer instructions than converting integers; lib/scaling removes the 1.
+// pieces_part(piece, u): 1 + q / 256 for its u-th four weights; lib/scaling removes the 1.
 alias Piece = u32;
 const PIECES4 = 1u;      // groups of four weights in a piece
 const PIECES_UNIT = 256.0;
@@ -11,6 +11,5 @@ fn pieces_load(at: u32) -> Piece {
 }
 
 fn pieces_part(piece: Piece, u: u32) -> vec4<f32> {
-    let at = vec4<u32>(piece << 15u, piece << 7u, piece >> 1u, piece >> 9u);
-    return bitcast<vec4<f32>>((at & vec4<u32>(0x007f8000u)) | vec4<u32>(0x3f800000u));
+    return digits_eight(piece);
 }
