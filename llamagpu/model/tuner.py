@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import defaultdict
@@ -139,10 +140,11 @@ class _Tuner:
         halves = any(s.matrix.format == "f16" for s in self._shapes)
         found: dict[Tuning, None] = {}
         for t in variants(device.features, device.subgroup_size):
-            for order in ("plain", "woven") if self._soft else ("plain",):
+            orders = ("plain", "woven") if self._soft else ("plain",)
+            for order, words in itertools.product(orders, dict.fromkeys(("u32", t.words))):
                 if t.matvec == base.matvec:
                     f16 = t.f16 if halves and self._soft else base.f16
-                    found[replace(base, reduce=t.reduce, f16=f16, share=t.share, order=order)] = None
+                    found[replace(base, reduce=t.reduce, f16=f16, share=t.share, words=words, order=order)] = None
         return list(found)
 
     @property
