@@ -36,7 +36,7 @@ class Shown:
     names: dict[str, str] = field(default_factory=dict)
 
 
-WEIGHTS = ("weights", "f32"), ("fold", "plain"), ("order", "plain")
+WEIGHTS = ("weights", "f32"), ("fold", "plain"), ("words", "u32"), ("order", "plain")
 ENDS = ("bias", "none"), ("epilogue", "store")
 UNUSED = ("first", "groups", "sums", "eps", "columns", "heads", "kv_heads", "splits", "window", "cap", "bias_stride")
 PRODUCT_PARAMS = dict.fromkeys(UNUSED, "0") | {

@@ -18,7 +18,7 @@ from llamagpu.cli.main import run
 from llamagpu.errors import NoAdapterError, OutOfMemoryError
 from llamagpu.gpu import Capacity, adapter, limits, probe
 from llamagpu.gpu.adapter import WANTED_FEATURES, Adapter, choose_adapter
-from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP
+from llamagpu.gpu.tuning import SHADER_F16, SHADER_INT64, SUBGROUP
 
 GB = 10**9
 CARD = (0x1002, 0x73BF)
@@ -250,7 +250,7 @@ class Without:
 
 TIMESTAMPS = frozenset(f for f in WANTED_FEATURES if "timestamp" in f)
 MISSING = {
-    "no float16": frozenset({SHADER_F16}),
+    "no float16 or int64": frozenset({SHADER_F16, SHADER_INT64}),
     "no subgroups": frozenset({SUBGROUP}),
     "no timestamps": TIMESTAMPS,
     "all of them": frozenset(WANTED_FEATURES),

@@ -183,6 +183,7 @@ def test_link_puts_libraries_in_front_and_maps_lines() -> None:
         "norm": "none",
         "bias": "none",
         "order": "plain",
+        "words": "u32",
         "epilogue": "store",
     }
     linked = link(Program("product_rows", tuple(choices.items()), (("VECTORS", 2),)))

@@ -23,7 +23,7 @@ from llamagpu.kernels.sampling_reference import gumbel
 from llamagpu.kernels.step import Settings, no_cuts, step_rows
 
 REGISTRY = pytest.mark.parametrize("kernel", kernels.REGISTRY.values(), ids=lambda k: k.name)
-FULL = frozenset({"shader-f16", "subgroup"})
+FULL = frozenset({"shader-f16", "shader-int64", "subgroup"})
 MOST_GROUPS = 65535  # limit of one dimension of a grid
 # Other kernels fold the grids of the same shaders (elementwise, product_rows). A folded copy would exceed a binding.
 # A workgroup of logits_select takes a row of a step, and has far more work than can be repeated so often.

@@ -37,9 +37,10 @@ BROWSER = Path(__file__).resolve().parent / "browser"
 FEATURES = {"enable f16;": "shader-f16", "enable subgroups;": "subgroups"}
 # The defaults of software adapters and of GPUs, the variants that cover every implementation of an interface, and the
 # profiles of exported sites.
-SOFTWARE, GPU = gpu.default_tuning("software", FULL, 8), gpu.default_tuning("discrete", FULL, 32)
+BROWSERS = FULL - {"shader-int64"}
+SOFTWARE, GPU = gpu.default_tuning("software", BROWSERS, 8), gpu.default_tuning("discrete", BROWSERS, 32)
 PROFILES = [p.tuning for quantized in (False, True) for p in site_profiles(quantized)]
-TUNINGS = list(dict.fromkeys([SOFTWARE, GPU, *gpu.variants(FULL, 8), *PROFILES]))
+TUNINGS = list(dict.fromkeys([SOFTWARE, GPU, *gpu.variants(BROWSERS, 8), *PROFILES]))
 CONTEXT = 640
 
 Compile = Callable[[list[dict[str, Any]], str], list[list[str]]]

@@ -54,6 +54,8 @@ def test_stored_tunings_come_back(kept: Path, device: gpu.Device, monkeypatch: p
 def test_unusable_stored_tunings_are_ignored(kept: Path, device: gpu.Device) -> None:
     store_tuning(device.adapter, replace(GPU, reduce="subgroup"))
     assert stored_tuning(device.adapter, frozenset(), 8) is None
+    store_tuning(device.adapter, Tuning(words="u64"))
+    assert stored_tuning(device.adapter, FULL, 8) is None
     store_tuning(device.adapter, Tuning(share="subgroup"))
     assert stored_tuning(device.adapter, FULL, 32) is None
     ((key, values),) = json.loads(kept.read_text()).items()
@@ -96,6 +98,12 @@ def test_the_order_of_additions_depends_on_columns_and_format_alone() -> None:
         assert cut.order == (64, False)
         assert cut.workgroup // cut.lanes * cut.rows % 4 == 0
     assert tuned.lanes_for("f16", 4096, 512).order == Tuning().lanes_for("f16", 4096, 512).order
+
+
+def test_only_software_adapters_with_64_bit_integers_load_them() -> None:
+    wide = FULL | {"shader-int64"}
+    assert [gpu.default_tuning("software", f, 8).words for f in (FULL, wide)] == ["u32", "u64"]
+    assert gpu.default_tuning("discrete", wide, 32).words == "u32"
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_naga_takes_and_refuses_what_the_article_says() -> None:
 
 def _product(kind: str) -> Callable[[Device, dict[str, float]], None]:
     def call(device: Device, s: dict[str, float]) -> None:
-        with device.using(replace(device.tuning, matmul=kind, share="none")):
+        with device.using(replace(device.tuning, matmul=kind, share="none", words="u32")):
             matmul_nt(device.empty((s["m"], s["k"])), device.empty((s["n"], s["k"])))
 
     return call

@@ -127,7 +127,7 @@ def line_name(dispatch: Dispatch) -> str:
 
 def short_name(program: Program) -> str:
     """A program's shader and its choices, without the common ones."""
-    dull = {"plain", "none", "woven", "subgroup", "workgroup", "store", "neighbours"}
+    dull = {"plain", "none", "woven", "subgroup", "workgroup", "store", "neighbours", "u32", "u64"}
     entry = [] if program.entry == "main" else [program.entry]
     return " ".join([program.shader, *entry, *(choice for _, choice in program.libs if choice not in dull)])
 

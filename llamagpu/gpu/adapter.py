@@ -11,7 +11,7 @@ from typing import Any
 from llamagpu.errors import NoAdapterError, OutOfMemoryError
 from llamagpu.gpu import native
 from llamagpu.gpu.limits import Capacity, adapter_capacity
-from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP
+from llamagpu.gpu.tuning import SHADER_F16, SHADER_INT64, SUBGROUP
 
 log = logging.getLogger("llamagpu")
 VARIABLE = "LLAMAGPU_DEVICE"
@@ -20,7 +20,7 @@ Need = Callable[[Capacity], object]
 _KIND_ORDER = {"discrete": 0, "integrated": 1, "other": 2, "software": 3}
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
 _BACKEND_ORDER = {"Metal": 0, "Vulkan": 0, "D3D12": 1}  # auto never chooses OpenGL
-WANTED_FEATURES = (SHADER_F16, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
+WANTED_FEATURES = (SHADER_F16, SHADER_INT64, SUBGROUP, "timestamp-query", "timestamp-query-inside-passes")
 # WebGPU's defaults. Every kernel keeps within them, so only the buffer sizes are raised.
 DEFAULT_LIMITS = {
     "max-bind-groups": 4,

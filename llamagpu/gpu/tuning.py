@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-SHADER_F16, SUBGROUP = "shader-f16", "subgroup"
+SHADER_F16, SHADER_INT64, SUBGROUP = "shader-f16", "shader-int64", "subgroup"
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Tuning:
         tiles: workgroups that ``product_tiled`` must have before it takes larger tiles.
         attention: ``blocks`` or ``whole``: a run of decode attention in blocks of positions, or at once.
         share: ``none`` or ``subgroup``: whether eight neighbours share their loads of x (needs subgroups of eight).
+        words: ``u32`` or ``u64``: the integers of a load of 16 bytes; u64 needs shader-int64.
         order: ``plain`` or ``woven``: the order of weight rows in memory, chosen when weights are loaded.
         merged_runs: attention runs that the output projection merges; 1 merges in a dispatch of its own.
         gather: ``whole`` or ``transposed``: whether a team's shuffles carry four sums or one. The bits are the same.
@@ -74,6 +75,7 @@ class Tuning:
     tiles: int = 512
     attention: str = "blocks"
     share: str = "none"
+    words: str = "u32"
     order: str = "plain"
     merged_runs: int = 4
     gather: str = "whole"
@@ -130,7 +132,13 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
     if kind == "software":
         # Trusted shaders measured 1.1 to 3 times as fast here. The host checks or clamps every index read from data,
         # and these drivers mask accesses outside a binding.
-        return Tuning(share="subgroup" if subgroup_size == 8 else "none", order="woven", merged_runs=1, trusted=True)
+        return Tuning(
+            share="subgroup" if subgroup_size == 8 else "none",
+            words="u64" if SHADER_INT64 in features else "u32",
+            order="woven",
+            merged_runs=1,
+            trusted=True,
+        )
     return Tuning(
         reduce="subgroup" if SUBGROUP in features else "workgroup",
         f16="native" if SHADER_F16 in features else "unpack",
@@ -151,7 +159,7 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
     if SUBGROUP in features:
         out.append(replace(out[1], reduce="subgroup"))
     if subgroup_size == 8:
-        out.append(replace(out[0], share="subgroup"))
+        out.append(replace(out[0], share="subgroup", words="u64" if SHADER_INT64 in features else "u32"))
     if SHADER_F16 in features:
         out += [replace(t, f16="native") for t in out if t.reduce == "workgroup"]
     out.append(replace(out[0], order="woven"))

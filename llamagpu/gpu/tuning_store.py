@@ -12,7 +12,7 @@ import platformdirs
 
 from llamagpu.gpu import native
 from llamagpu.gpu.adapter import Adapter
-from llamagpu.gpu.tuning import SHADER_F16, SUBGROUP, Lanes, TunedLanes, Tuning
+from llamagpu.gpu.tuning import SHADER_F16, SHADER_INT64, SUBGROUP, Lanes, TunedLanes, Tuning
 from llamagpu.version import __version__
 
 T = TypeVar("T", Lanes, TunedLanes, Tuning)
@@ -52,6 +52,7 @@ def stored_tuning(adapter: Adapter, features: frozenset[str], subgroup_size: int
     missing = tuning is not None and (
         (tuning.f16 == "native" and SHADER_F16 not in features)
         or (tuning.reduce == "subgroup" and SUBGROUP not in features)
+        or (tuning.words == "u64" and SHADER_INT64 not in features)
         or (tuning.share == "subgroup" and subgroup_size != 8)
     )
     return None if missing else tuning

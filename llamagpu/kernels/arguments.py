@@ -94,11 +94,12 @@ def weights_libs(tensor: Tensor) -> tuple[Pairs, Consts]:
     """The implementations of the ``weights`` interface that read a tensor, and their constants."""
     a = tensor.affine
     order, woven = (("order", "woven"), (("WOVEN", WOVEN_ROWS),)) if tensor.woven else (("order", "plain"), ())
+    words = "words", tensor.device.tuning.words
     if a is None:
-        return (("weights", float_format(tensor)), ("fold", "plain"), order), woven
+        return (("weights", float_format(tensor)), ("fold", "plain"), words, order), woven
     data = f"affine{a.bits}" + ("_g16" if (a.bits, a.group) == (4, 16) else "")
     meta, zero = (a.scales, ()) if a.zero is None else (f"{a.scales}_zero", (("ZERO", a.zero),))
-    libs = (("weights", data), ("fold", "affine"), ("meta", meta), order)
+    libs = (("weights", data), ("fold", "affine"), ("meta", meta), words, order)
     return libs, (("GROUP", a.group), *zero, *woven)
 
 

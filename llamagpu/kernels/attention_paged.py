@@ -141,7 +141,7 @@ def _decode_form(cache: Cache, group: int) -> tuple[str, tuple[tuple[str, str], 
     """The shader of ``attention_decode``, the libraries that read the cache, and the heads that share one read."""
     d, libs = cache.head_dim, _libs(cache)
     if cache.data.device.tuning.attention == "whole" and d % _wide(cache) == 0:
-        return "attention_decode_whole", (("kv_wide", cache.data.dtype),), min(group, 4, _WHOLE_QUERIES // d)
+        return "attention_decode_whole", _wide_libs(cache), min(group, 4, _WHOLE_QUERIES // d)
     most = _held_queries(d) if libs[0][1] == "neighbours" else min(8, QUERY_BYTES // (4 * d))
     return "attention_decode", libs, min(group, most)
 
@@ -151,9 +151,13 @@ def _wide(cache: Cache) -> int:
     return 8 if cache.data.dtype == "f16" else 4
 
 
+def _wide_libs(cache: Cache) -> tuple[tuple[str, str], ...]:
+    return ("kv_wide", cache.data.dtype), ("words", cache.data.device.tuning.words)
+
+
 def _libs(cache: Cache) -> tuple[tuple[str, str], ...]:
     if cache.data.device.tuning.share == "subgroup" and cache.head_dim % _wide(cache) == 0:
-        return ("flash", "neighbours"), ("kv_wide", cache.data.dtype)
+        return ("flash", "neighbours"), *_wide_libs(cache)
     return ("flash", "workgroup"), ("kv", float_format(cache.data))
 
 

@@ -134,7 +134,7 @@ def lora_down(source: Source, adapters: Adapters, rows: Tensor, t: Tensor) -> No
     require_rows("lora_down", rows)
     require(source.libs == (("source", "plain"),), "lora_down: the source must be plain or normed")
     require(rows.rows == t.rows == source.m and t.columns >= adapters.rank, "lora_down: t must be [m, rank]")
-    libs = (*source.libs, ("norm", source.norm), ("reduce", device.tuning.reduce))
+    libs = (*source.libs, ("norm", source.norm), ("reduce", device.tuning.reduce), ("words", device.tuning.words))
     device.dispatch(
         Program("lora_down", libs, (("WORKGROUP", WORKGROUP), ("LANES", LANES))),
         source.m * -(-adapters.rank * LANES // WORKGROUP),

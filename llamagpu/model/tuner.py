@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import defaultdict
@@ -141,10 +142,11 @@ class _Tuner:
         halves = any(s.matrix.format == "f16" for s in self._shapes)
         found: dict[Tuning, None] = {}
         for t in variants(device.features, device.subgroup_size):
-            for order in ("plain", "woven") if self._soft else ("plain",):
+            orders = ("plain", "woven") if self._soft else ("plain",)
+            for order, words in itertools.product(orders, dict.fromkeys(("u32", t.words))):
                 if t.matvec == base.matvec:
                     f16 = t.f16 if halves and self._soft else base.f16
-                    kind = replace(base, reduce=t.reduce, f16=f16, share=t.share, order=order)
+                    kind = replace(base, reduce=t.reduce, f16=f16, share=t.share, words=words, order=order)
                     found |= dict.fromkeys([kind] if self._soft else self._same_bits(kind))
         return list(found)
 

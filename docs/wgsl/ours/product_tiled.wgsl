@@ -29,15 +29,25 @@ const FOLD4 = 8u;   // vec4s in a stretch
 fn fold_join(sum: f32, part: f32, x_sum: f32, group: u32) -> f32 {
     return sum + part;
 }
-//! needs fold
+// Loads of 16 bytes as four u32. words_of(load): the four u32; words_floats(load): the same bits as floats.
+alias Words = vec4<u32>;
+
+fn words_of(load: Words) -> vec4<u32> {
+    return load;
+}
+
+fn words_floats(load: Words) -> vec4<f32> {
+    return bitcast<vec4<f32>>(load);
+}
+//! needs fold words
 // Weights as float32. weights_raw(at): a load of 16 bytes.
 // weights_part(raw, u): the u-th four weights of a load. weights_load(i): elements 4i to 4i + 3.
 alias WeightsRaw = vec4<f32>;
 const WEIGHTS_WIDE = 1u;     // groups of four weights in a load
-@group(1) @binding(0) var<storage, read> weights_data: array<vec4<f32>>;
+@group(1) @binding(0) var<storage, read> weights_data: array<Words>;
 
 fn weights_raw(at: u32) -> WeightsRaw {
-    return weights_data[at];
+    return words_floats(weights_data[at]);
 }
 
 fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
@@ -45,17 +55,18 @@ fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
 }
 
 fn weights_load(i: u32) -> vec4<f32> {
-    return weights_data[i];
+    return words_floats(weights_data[i]);
 }
 // Index in memory of a row of weights. order_row(row, rows): the row itself.
 fn order_row(row: u32, rows: u32) -> u32 {
     return row;
 }
+//! needs words
 // Source of a product: a buffer. source_load(m, k): elements 4k to 4k + 3 of row m.
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [m, k]
+@group(0) @binding(1) var<storage, read> x: array<Words>;               // [m, k]
 
 fn source_load(m: u32, k: u32) -> vec4<f32> {
-    return x[m * params.x_stride4 + k];
+    return words_floats(x[m * params.x_stride4 + k]);
 }
 // Bias of a product: none. bias_load(m, n): 0.
 fn bias_load(m: u32, n: u32) -> f32 {

@@ -1,12 +1,12 @@
-//! needs fold
+//! needs fold words
 // Weights as float16 pairs in u32, exact, for devices without shader-f16. weights_raw(at): a load of 16 bytes.
 // weights_part(raw, u): the u-th four weights of a load. weights_load(i): elements 4i to 4i + 3.
 alias WeightsRaw = vec4<u32>;
 const WEIGHTS_WIDE = 2u;     // groups of four weights in a load
-@group(1) @binding(0) var<storage, read> weights_data: array<vec4<u32>>;
+@group(1) @binding(0) var<storage, read> weights_data: array<Words>;
 
 fn weights_raw(at: u32) -> WeightsRaw {
-    return weights_data[at];
+    return words_of(weights_data[at]);
 }
 
 fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
@@ -15,5 +15,5 @@ fn weights_part(raw: WeightsRaw, u: u32) -> vec4<f32> {
 }
 
 fn weights_load(i: u32) -> vec4<f32> {
-    return weights_part(weights_data[i / 2u], i % 2u);
+    return weights_part(words_of(weights_data[i / 2u]), i % 2u);
 }
