@@ -154,7 +154,9 @@ class Session(Loaded):
 
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
-            self.model = load_model(prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once)
+            self.model = load_model(
+                prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once, warm=True
+            )
             self.model.loras.add(self.adapters)
             self.engine = Engine(self.device, self.model, self._drafter(speculate))
 
