@@ -106,8 +106,8 @@ def test_budget_of_other_architectures(name: str, more: int, tmp_path: Path, dev
 
 
 def test_budget_of_pipelines() -> None:
-    """A Llama in one format needs few pipelines. Loading makes those of the first token of a short prompt, by a dispatch
-    of no workgroups each, and all others are created on first use."""
+    """A Llama in one format needs few pipelines. Loading makes those of a prompt's first token, by a dispatch of no
+    workgroups each. All others are created on first use."""
     with gpu.open() as device:
         before = len(device.pipelines)
         assert before <= 1  # the one that measures the subgroup size

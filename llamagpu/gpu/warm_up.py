@@ -29,7 +29,7 @@ class WarmUp:
         first: dict[object, Call] = {}
         for call in calls:
             first.setdefault(call.program, call)
-        self._calls, self._queued = list(first.values()), list[Future[None]]()
+        self._calls, self._due, self._queued = list(first.values()), 0, list[Future[None]]()
 
     def advance(self, done: float) -> None:
         """Queue the programs that are due once a share ``done`` of the caller's work is done.
@@ -41,9 +41,12 @@ class WarmUp:
         for future in self._queued:
             if future.done():
                 future.result()
-        due = min(len(self._calls), int(done * len(self._calls)) + 1)
-        for call in self._calls[len(self._queued) : due]:
-            self._queued.append(self._device.thread.post(partial(self._compile, call)))
+        before, self._due = self._due, max(self._due, min(len(self._calls), int(done * len(self._calls)) + 1))
+        for call in self._calls[before : self._due]:
+            if self._device.thread.inside:  # it cannot wait for itself
+                self._compile(call)
+            else:
+                self._queued.append(self._device.thread.post(partial(self._compile, call)))
 
     def finish(self) -> None:
         """Queue the rest, and wait until all pipelines are made.
@@ -60,6 +63,7 @@ class WarmUp:
         """Compile the program of a call, on the device thread."""
         device = self._device
         if not device.pipelines.has(call.program, self._trusted):
+            device.pipelines.get(call.program, self._trusted)  # its errors come before a plan allocates
             plan = Plan(device.memory, device.pipelines, [call], self._trusted)
             plan.compile()
             plan.free()

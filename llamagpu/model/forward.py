@@ -26,7 +26,7 @@ P = TypeVar("P", bound=Recorded)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 BATCHES = (1, 2, 4, 8, 16, 32)  # rows of decode plans
 HEAD_ROWS = BATCHES[-1]  # rows whose logits are computed at once
-_SHORT = 8  # rows of a short prompt; longer ones run the same programs
+_SHORT = 8  # rows of a short prompt of five tokens or more; longer ones run the same programs
 _PARTIAL_RUNS = 16  # attention runs per sequence of a full batch; longer sequences decode in smaller batches
 
 
@@ -166,7 +166,7 @@ class Forward(Generic[P]):
         return self._plan(("masked", batch, plain), lambda: self._sample(self.logits.head(batch), plain, True))
 
     def first_token(self) -> list[Call]:
-        """The kernel calls that make the first token of a short prompt."""
+        """The kernel calls for the first token of a prompt of five tokens or more, without penalties and filters."""
 
         def run() -> None:
             self._prompt(bucket(min(_SHORT, self.state.rows.rows)))

@@ -133,7 +133,7 @@ def load_model(
         fused: the form of the forward pass (``operations``).
         at_once: see ``plan_sizes``.
         sizes: those of an earlier load, in place of a choice.
-        warm: compile what the first token of a short prompt needs, while the weights are loaded.
+        warm: compile what the first token of a prompt needs (``Forward.first_token``) while the weights are loaded.
     """
     config, layout = prepared.config, prepared.layout
     woven = tuning.order == "woven"
