@@ -23,8 +23,8 @@ def broken(program: Program) -> Linked:
 
 @pytest.mark.slow
 def test_loads_that_fail_and_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shader that does not compile is named with its line, and Ctrl-C ends a load; nothing stays behind. Then the model
-    loads, even on the device thread, and prompts of several lengths need no other program."""
+    """A shader that does not compile is named with its line, and Ctrl-C ends a load; nothing stays behind. Then the
+    model loads, even on the device thread, and prompts of several lengths need no other program."""
     config = random_models.config()
     folder = random_models.write_model(tmp_path, config, random_models.tensors(config, 5))
 

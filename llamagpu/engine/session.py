@@ -52,7 +52,7 @@ class Loaded(Unique):
         try:
             try:
                 self._track(load)
-            except gpu.Lost:
+            except DeviceLostError:  # by any of its calls, also those that nobody waits for
                 if not self.device.call(lambda: recovery.losses != before):  # it was not opened again
                     raise
                 before = recovery.losses
