@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from llamagpu.gpu.device import Device
+from llamagpu.gpu.memory import UPLOAD_BYTES
 from llamagpu.gpu.plan import Call, Plan
 from llamagpu.gpu.thread import wait
 
@@ -16,8 +17,10 @@ class WarmUp:
 
     A GPU's driver compiles when a pipeline is made, a software driver at the first dispatch, on a thread of its own. So
     the device thread makes each pipeline and dispatches it once, over the call's buffers and with no workgroups: that
-    compiles everything and runs nothing. The caller's thread prepares uploads meanwhile. An upload waits for what was
-    queued before it, so programs are queued as the caller's own work advances, and never all at once.
+    compiles everything and runs nothing. The caller's thread prepares uploads meanwhile.
+
+    A software driver that compiles holds up every later submission, and so the uploads' waits. There, the programs that
+    the next ``UPLOAD_BYTES`` of uploads have time for are submitted together, right after a wait.
 
     Args:
         calls: in the order of their first use. Programs that the device has compiled before take no time.
@@ -29,10 +32,12 @@ class WarmUp:
         first: dict[object, Call] = {}
         for call in calls:
             first.setdefault(call.program, call)
-        self._calls, self._due, self._queued = list(first.values()), 0, list[Future[None]]()
+        self._calls, self._queued = list(first.values()), list[Future[None]]()
+        self._due, self._submissions = 0, -1  # of the device, after the last programs
+        self._ahead = UPLOAD_BYTES if device.adapter.kind == "software" else 0
 
-    def advance(self, done: float) -> None:
-        """Queue the programs that are due once a share ``done`` of the caller's work is done.
+    def advance(self, done: int, total: int) -> None:
+        """Queue the programs that are due once the caller has uploaded ``done`` of ``total`` bytes.
 
         Raises:
             KernelError: a program that was due before does not compile.
@@ -41,12 +46,16 @@ class WarmUp:
         for future in self._queued:
             if future.done():
                 future.result()
-        before, self._due = self._due, max(self._due, min(len(self._calls), int(done * len(self._calls)) + 1))
-        for call in self._calls[before : self._due]:
+        if self._ahead and done < total and self._submissions == self._device.memory.gate.submissions:
+            return
+        begin, n = self._due, len(self._calls)
+        self._due = max(begin, min(n, n * (done + self._ahead) // total + 1))
+        if calls := self._calls[begin : self._due]:
+            compile = partial(self._compile, calls)
             if self._device.thread.inside:  # it cannot wait for itself
-                self._compile(call)
+                compile()
             else:
-                self._queued.append(self._device.thread.post(partial(self._compile, call)))
+                self._queued.append(self._device.thread.post(compile))
 
     def finish(self) -> None:
         """Queue the rest, and wait until all pipelines are made.
@@ -55,15 +64,18 @@ class WarmUp:
             KernelError: a program does not compile; the message names the shader file and line.
             DeviceLostError: the device was lost, or is closed.
         """
-        self.advance(1.0)
+        self.advance(1, 1)
         for future in self._queued:
             wait(future)
 
-    def _compile(self, call: Call) -> None:
-        """Compile the program of a call, on the device thread."""
+    def _compile(self, calls: list[Call]) -> None:
+        """Compile the programs of calls, on the device thread."""
         device = self._device
-        if not device.pipelines.has(call.program, self._trusted):
+        new = [call for call in calls if not device.pipelines.has(call.program, self._trusted)]
+        for call in new:
             device.pipelines.get(call.program, self._trusted)  # its errors come before a plan allocates
-            plan = Plan(device.memory, device.pipelines, [call], self._trusted)
+        if new:
+            plan = Plan(device.memory, device.pipelines, new, self._trusted)
             plan.compile()
             plan.free()
+        self._submissions = device.memory.gate.submissions

@@ -155,11 +155,11 @@ def _fill(layout: Layout, tensors: dict[Key, Tensor], warm_up: WarmUp, progress:
     """Give the weights their values, and compile meanwhile what runs first."""
 
     def advance(done: int, total: int) -> None:
-        warm_up.advance(done / total)
+        warm_up.advance(done, total)
         if progress is not None:
             progress(done, total)
 
-    warm_up.advance(0.0)
+    warm_up.advance(0, layout.nbytes)
     if isinstance(layout.source, RandomWeights):
         fill_random(layout, tensors)
     else:
