@@ -106,13 +106,23 @@ def test_budget_of_other_architectures(name: str, more: int, tmp_path: Path, dev
 
 
 def test_budget_of_pipelines() -> None:
-    """A Llama in one format needs few pipelines, and creates each one on first use."""
-    with gpu.open() as device, LLM(device=device) as llm:
+    """A Llama in one format needs few pipelines. Loading makes those of a prompt's first token, by a dispatch of no
+    workgroups each. All others are created on first use."""
+    with gpu.open() as device:
         before = len(device.pipelines)
         assert before <= 1  # the one that measures the subgroup size
-        assert stream_census(llm, TOKENS).pipelines <= 24
-        assert len(device.pipelines) <= 24
-        assert stream_census(llm, TOKENS).pipelines == 0
+        with census() as loading:
+            llm = LLM(device=device)
+        with llm:
+            made = len(device.pipelines) - before
+            assert loading.pipelines == loading.dispatches == made
+            assert stream_census(llm, 1).pipelines == 0
+            used = {c.program for plan in llm.loaded.forward._plans.values() for c in plan.calls}
+            assert len(used) == made
+            assert stream_census(llm, TOKENS).pipelines + made <= 24
+            assert stream_census(llm, TOKENS).pipelines == 0
+        with census() as loading, LLM(device=device):  # all are made already
+            assert loading.pipelines == loading.dispatches == 0
 
 
 @pytest.fixture

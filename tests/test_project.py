@@ -137,7 +137,7 @@ def test_the_readme_has_examples() -> None:
     ],
 )
 def test_pages_match_their_measurements(script: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])  # scripts add folders, whose names are those of packages
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])  # where a script finds its neighbours
     spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None

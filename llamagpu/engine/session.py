@@ -52,7 +52,7 @@ class Loaded(Unique):
         try:
             try:
                 self._track(load)
-            except gpu.Lost:
+            except DeviceLostError:  # by any of its calls, also those that nobody waits for
                 if not self.device.call(lambda: recovery.losses != before):  # it was not opened again
                     raise
                 before = recovery.losses
@@ -155,7 +155,7 @@ class Session(Loaded):
         def load() -> None:
             tuning = self._tuned(prepared) if tune else self.device.tuning
             self.model = load_model(
-                prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once, loras=loras
+                prepared, self.device, tuning, context, kv_dtype, progress, fused, at_once, loras=loras, warm=True
             )
             self.model.loras.add(self.adapters)
             self.engine = Engine(self.device, self.model, self._drafter(speculate))

@@ -18,7 +18,7 @@ from llamagpu.gpu.limits import Capacity, adapter_capacity, device_capacity, par
 from llamagpu.gpu.linker import Linked, Program, link, shader_root
 from llamagpu.gpu.native import Lost, version
 from llamagpu.gpu.opening import open_device
-from llamagpu.gpu.plan import Plan
+from llamagpu.gpu.plan import Call, Plan
 from llamagpu.gpu.readback import Readback
 from llamagpu.gpu.recorder import Recorded, Recorder
 from llamagpu.gpu.recovery import Resident
@@ -26,6 +26,7 @@ from llamagpu.gpu.symbolic import Recording, SymbolicDevice
 from llamagpu.gpu.tensor import UPLOAD_ROWS, Tensor, affine_bytes, pack_rows, row_items, tensor_bytes
 from llamagpu.gpu.tuning import Lanes, ReadTuning, TunedLanes, Tuning, default_tuning, variants
 from llamagpu.gpu.tuning_store import adapter_key, cache_folder, store_tuning, tuning_path
+from llamagpu.gpu.warm_up import WarmUp
 
 open = open_device
 
@@ -34,6 +35,7 @@ __all__ = [
     "UPLOAD_ROWS",
     "Adapter",
     "Affine",
+    "Call",
     "Capacity",
     "CommandList",
     "Copy",
@@ -57,6 +59,7 @@ __all__ = [
     "Tensor",
     "TunedLanes",
     "Tuning",
+    "WarmUp",
     "adapter_capacity",
     "adapter_key",
     "affine_bytes",

@@ -30,6 +30,10 @@ class Pipelines:
     def __len__(self) -> int:
         return len(self._made)
 
+    def has(self, program: Program, trusted: bool = False) -> bool:
+        """Whether ``get`` would compile nothing."""
+        return (program, trusted and native.has_trusted) in self._made
+
     def clear(self) -> None:
         """Drop all pipelines."""
         self._made.clear()

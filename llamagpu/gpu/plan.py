@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llamagpu.errors import KernelError
@@ -158,9 +158,16 @@ class Plan:
         """Encode and submit the dispatches ``begin`` to ``end`` alone, on the device thread."""
         self._submit_last(begin, end, None)
 
+    def compile(self) -> None:
+        """Submit all dispatches with no workgroups, on the device thread: software drivers generate the code of a
+        pipeline at its first dispatch, and nothing runs."""
+        encoder = self._memory.encoder()
+        self._encode_pass(encoder, Encoder([replace(d, x=0, y=0) for d in self.dispatches]), 0, None)
+        self._memory.gate.submit(encoder, self.buffers)
+
     def _submit_segment(self, begin: int, end: int) -> Slot:
         encoder = self._memory.encoder()
-        self._encode_pass(encoder, begin, end)
+        self._encode_pass(encoder, self._encoder, begin, end)
         slot = self._memory.copy_fence(encoder)
         self._memory.gate.submit(encoder, self.buffers, slot)
         return slot
@@ -169,16 +176,17 @@ class Plan:
         encoder, at = self._memory.encoder(), 0
         slot, windows = (None, ()) if read is None else read
         for _ in range(times):
-            self._encode_pass(encoder, begin, end)
+            self._encode_pass(encoder, self._encoder, begin, end)
             for part in windows:
                 assert slot is not None
                 encoder.copy_buffer_to_buffer(part.buffer.handle, part.offset, slot.buffer.handle, at, part.size)
                 at += part.size
         self._memory.gate.submit(encoder, self.buffers, slot)
 
-    def _encode_pass(self, encoder: Any, begin: int, end: int) -> None:
+    @staticmethod
+    def _encode_pass(encoder: Any, dispatches: Encoder, begin: int, end: int | None) -> None:
         compute = encoder.begin_compute_pass()
-        self._encoder.encode(compute, begin, end)
+        dispatches.encode(compute, begin, end)
         compute.end()
 
     def _segments(self, work: float | None) -> list[tuple[int, int]]:

@@ -191,6 +191,11 @@ class Recorder(Generic[R]):
 
         The recording keeps the tuning it was made with: ``tuning``, or the one of the calling thread.
         """
+        with self.using(tuning or self.tuning):
+            return self._recorded(self.calls(forward))
+
+    def calls(self, forward: Callable[[], object], tuning: Tuning | None = None) -> list[Call]:
+        """The kernel calls of ``forward``, as ``record`` takes them, without running or compiling them."""
         kernels = self._kernels
         if kernels.recorded is not None:
             raise KernelError("A plan is being recorded already.")
@@ -200,7 +205,7 @@ class Recorder(Generic[R]):
                 forward()
             finally:
                 kernels.recorded = None
-            return self._recorded(calls)
+            return calls
 
     def _run(self, call: Call) -> None:
         """Queue a kernel that is not recorded."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from llamagpu.gpu import Recorded, Recorder, Tensor, Tuning, tensor_bytes
+from llamagpu.gpu import Call, Recorded, Recorder, Tensor, Tuning, tensor_bytes
 from llamagpu.kernels.attention_paged import splits_for
 from llamagpu.kernels.embedding import embedding
 from llamagpu.kernels.sampling import choose
@@ -26,6 +26,7 @@ P = TypeVar("P", bound=Recorded)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 BATCHES = (1, 2, 4, 8, 16, 32)  # rows of decode plans
 HEAD_ROWS = BATCHES[-1]  # rows whose logits are computed at once
+_SHORT = 8  # rows of a short prompt of five tokens or more; longer ones run the same programs
 _PARTIAL_RUNS = 16  # attention runs per sequence of a full batch; longer sequences decode in smaller batches
 
 
@@ -163,6 +164,15 @@ class Forward(Generic[P]):
     def masked(self, batch: int, plain: bool) -> P:
         """The rest of ``decode``: a token that its mask allows for each of ``batch`` sequences."""
         return self._plan(("masked", batch, plain), lambda: self._sample(self.logits.head(batch), plain, True))
+
+    def first_token(self) -> list[Call]:
+        """The kernel calls for the first token of a prompt of five tokens or more, without penalties and filters."""
+
+        def run() -> None:
+            self._prompt(bucket(min(_SHORT, self.state.rows.rows)))
+            self._sample(self._head(1), plain=True)
+
+        return self.device.calls(run, self.tuning)
 
     def free(self) -> None:
         """Free the plans, and the adapters."""

@@ -21,12 +21,15 @@ class Layout(TensorLayout):
 
     Args:
         head: whether logits are computed. Without it, an embedding model needs no matrix for them.
+
+    Attributes:
+        has_head: the argument ``head``.
     """
 
     def __init__(self, config: Config, source: Source, dtype: str = "auto", head: bool = True):
         self._row = ARCHITECTURES[config.model_type]
         super().__init__(source, dtype, self._row.ignored)
-        self.config, self._has_head = config, head
+        self.config, self.has_head = config, head
         self._outer()
         for i in range(config.num_hidden_layers):
             self._layer(i)
@@ -41,12 +44,12 @@ class Layout(TensorLayout):
 
     def with_dtype(self, dtype: str) -> Layout:
         """The same model in another dtype."""
-        return Layout(self.config, self.source, dtype, self._has_head)
+        return Layout(self.config, self.source, dtype, self.has_head)
 
     def _outer(self) -> None:
         c, h = self.config, self.config.hidden_size
         self._matrix(Key("embed"), h, [("embed", np.arange(c.vocab_size))])
-        if self._has_head and not c.tie_word_embeddings:
+        if self.has_head and not c.tie_word_embeddings:
             self._matrix(Key("head"), h, [("head", np.arange(c.vocab_size))])
         self._norm(Key("norm"), [("norm", np.arange(h))])
         if c.outer.embed_norm:

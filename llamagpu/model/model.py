@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llamagpu.errors import UsageError
-from llamagpu.gpu import Device, Plan, Recorded, Recorder, Tuning, device_capacity
+from llamagpu.gpu import Device, Plan, Recorded, Recorder, Tensor, Tuning, WarmUp, device_capacity
 from llamagpu.model.cache import PagedCache
 from llamagpu.model.config import Config, parse_config
 from llamagpu.model.find import find_model, open_source
 from llamagpu.model.forward import Forward, make_arena
 from llamagpu.model.hub import Fit
-from llamagpu.model.layout import DTYPES, FLOATS, Layout
+from llamagpu.model.layout import DTYPES, FLOATS, Key, Layout
 from llamagpu.model.lora import Lora
 from llamagpu.model.lora_stack import LoraStack
 from llamagpu.model.rope_table import rope_table
 from llamagpu.model.sizes import KV_DTYPES, Sizes, plan_sizes
 from llamagpu.model.sources import RandomWeights, Source
-from llamagpu.model.weights import Progress, Weights, load_weights, random_weights
+from llamagpu.model.weights import Progress, Weights, assemble, empty_tensors, fill_random, fill_tensors
 
 log = logging.getLogger("llamagpu")
 P = TypeVar("P", bound=Recorded)
@@ -127,6 +127,7 @@ def load_model(
     at_once: int = 0,
     sizes: Sizes | None = None,
     loras: Collection[Lora] = (),
+    warm: bool = False,
 ) -> Model:
     """Put a prepared model on a device.
 
@@ -136,6 +137,7 @@ def load_model(
         at_once: see ``plan_sizes``.
         sizes: those of an earlier load, in place of a choice.
         loras: adapters that will be added; there must be room for them.
+        warm: compile what the first token of a prompt needs (``Forward.first_token``) while the weights are loaded.
     """
     config, layout = prepared.config, prepared.layout
     woven = tuning.order == "woven"
@@ -143,13 +145,30 @@ def load_model(
     if sizes is None:
         sizes = plan_sizes(layout, capacity, context, kv_dtype, fused=fused, at_once=at_once, loras=loras)
         _report(layout, sizes)
-    if isinstance(prepared.source, RandomWeights):
-        weights = random_weights(layout, device, woven)
-    else:
-        weights = load_weights(layout, device, woven, progress)
+    tensors = empty_tensors(layout, device, woven)
+    weights = assemble(layout, tensors)
     forward, cache = make_forward(device, config, weights, sizes, tuning, fused)
+    warm_up = WarmUp(device, forward.first_token() if warm and layout.has_head else (), tuning.trusted)
+    _fill(layout, tensors, warm_up, progress)
+    device.synchronize()
     forward.loras = LoraStack(device, layout, weights, cache.dump + 1, sizes.rows)
     return Model(device, config, weights, forward, cache, sizes)
+
+
+def _fill(layout: Layout, tensors: dict[Key, Tensor], warm_up: WarmUp, progress: Progress | None) -> None:
+    """Give the weights their values, and compile meanwhile what runs first."""
+
+    def advance(done: int, total: int) -> None:
+        warm_up.advance(done, total)
+        if progress is not None:
+            progress(done, total)
+
+    warm_up.advance(0, layout.nbytes)
+    if isinstance(layout.source, RandomWeights):
+        fill_random(layout, tensors)
+    else:
+        fill_tensors(layout, tensors, advance)
+    warm_up.finish()
 
 
 def make_forward(

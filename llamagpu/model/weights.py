@@ -56,22 +56,36 @@ class Weights:
 
 def load_weights(layout: Layout, device: Recorder[Any], woven: bool, progress: Progress | None = None) -> Weights:
     """A decoder's tensors; see ``load_tensors``."""
-    return _assemble(layout, load_tensors(layout, device, woven, progress))
+    return assemble(layout, load_tensors(layout, device, woven, progress))
 
 
 def load_tensors(
     layout: TensorLayout, device: Recorder[Any], woven: bool, progress: Progress | None = None
 ) -> dict[Key, Tensor]:
-    """Upload everything, slice by slice. ``progress(bytes done, bytes in all)`` is called along the way.
+    """Allocate and upload everything; see ``empty_tensors`` and ``fill_tensors``."""
+    tensors = empty_tensors(layout, device, woven)
+    fill_tensors(layout, tensors, progress)
+    device.synchronize()
+    return tensors
+
+
+def empty_tensors(layout: TensorLayout, device: Recorder[Any], woven: bool) -> dict[Key, Tensor]:
+    """Zeroed memory for the matrices of a layout, and its vectors, which are small, with their values.
 
     Args:
         woven: whether rows are woven, as the model's tuning says.
     """
-    total, done = layout.nbytes, 0
+    matrices = {key: empty_matrix(device, matrix, woven) for key, matrix in layout.matrices.items()}
+    arrays: list[npt.NDArray[np.generic]] = [vector_values(layout, v) for v in layout.vectors.values()]
+    vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
+    return matrices | vectors
 
-    def load(matrix: Matrix) -> Tensor:
-        nonlocal done
-        tensor = empty_matrix(device, matrix, woven)
+
+def fill_tensors(layout: TensorLayout, tensors: dict[Key, Tensor], progress: Progress | None = None) -> None:
+    """Upload all matrices, slice by slice. ``progress(bytes done, bytes in all)`` is called along the way."""
+    total, done = layout.nbytes, 0
+    for key, matrix in layout.matrices.items():
+        tensor = tensors[key]
         step = max(1, _SLICE_VALUES // matrix.columns // UPLOAD_ROWS) * UPLOAD_ROWS
         for first in range(0, matrix.rows, step):
             count = min(step, matrix.rows - first)
@@ -82,34 +96,28 @@ def load_tensors(
             done += count * matrix.row_bytes
             if progress is not None:
                 progress(done, total)
-        return tensor
-
-    matrices = {key: load(matrix) for key, matrix in layout.matrices.items()}
-    arrays: list[npt.NDArray[np.generic]] = [vector_values(layout, v) for v in layout.vectors.values()]
-    vectors = dict(zip(layout.vectors, device.windows(arrays, purpose="weights"), strict=True))
-    device.synchronize()
-    return matrices | vectors
 
 
-def random_weights(layout: Layout, device: Recorder[Any], woven: bool) -> Weights:
-    """Weights of a layout, uniform from -0.03 to 0.03, made on the GPU; norms are ones."""
-    matrices = {key: _random(device, m, seed, woven) for seed, (key, m) in enumerate(layout.matrices.items())}
-    ones = [np.ones(v.size, np.float32) for v in layout.vectors.values()]
-    vectors = dict(zip(layout.vectors, device.windows(list(ones), purpose="weights"), strict=True))
-    device.synchronize()
-    return _assemble(layout, matrices | vectors)
+def fill_random(layout: TensorLayout, tensors: dict[Key, Tensor]) -> None:
+    """Fill all matrices with values from -0.03 to 0.03, made on the GPU."""
+    for seed, (key, matrix) in enumerate(layout.matrices.items()):
+        _random(tensors[key], matrix, seed)
 
 
-def _random(device: Recorder[Any], matrix: Matrix, seed: int, woven: bool) -> Tensor:
-    format, tensor = matrix.format, empty_matrix(device, matrix, woven)
-    if not isinstance(format, Affine):
-        return noise(tensor, seed)
+def _random(tensor: Tensor, matrix: Matrix, seed: int) -> None:
+    format = matrix.format
+    if isinstance(format, Affine):
+        _fill_meta(tensor, matrix, format)
+    noise(tensor, seed)
+
+
+def _fill_meta(tensor: Tensor, matrix: Matrix, format: Affine) -> None:
+    """Scales and biases with which all packed values lie from -0.03 to 0.03."""
     scale = np.float32(0.06 / (2**format.bits - 1))
     pair = format.pack_meta(np.full((1, 1), scale), np.full((1, 1), np.float32(-0.03)))
     rows = np.tile(pair, (1, matrix.columns // format.group))
     for first in range(0, matrix.rows, 4096):
         tensor.write_meta(first, np.repeat(rows, min(4096, matrix.rows - first), axis=0))
-    return noise(tensor, seed)
 
 
 def empty_matrix(device: Recorder[Any], matrix: Matrix, woven: bool) -> Tensor:
@@ -119,7 +127,8 @@ def empty_matrix(device: Recorder[Any], matrix: Matrix, woven: bool) -> Tensor:
     return device.empty((matrix.rows, matrix.columns), matrix.format, purpose="weights", woven=woven)
 
 
-def _assemble(layout: Layout, tensors: dict[Key, Tensor]) -> Weights:
+def assemble(layout: Layout, tensors: dict[Key, Tensor]) -> Weights:
+    """A decoder's tensors by layer and role."""
     layers: list[dict[str, Tensor]] = [{} for _ in layout.config.layers]
     for key, tensor in tensors.items():
         if key.layer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from llamagpu.errors import ModelNotFoundError, UsageError
@@ -108,8 +109,8 @@ class RandomWeights:
         return {name: Stored(shape, "bf16") for name, shape in found.items()}
 
     def rows(self, name: str, rows: Rows) -> npt.NDArray[Any] | Quantized:
-        """Never called: ``weights.random_weights`` makes the values."""
-        raise NotImplementedError(name)
+        """Ones, as bits of bf16. Only the weights of norms are read: ``weights.fill_random`` makes all others."""
+        return np.full(len(rows), 0x3F80, np.uint16)
 
 
 def _layer_shapes(c: Config) -> dict[str, tuple[int, ...]]:
