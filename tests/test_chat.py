@@ -138,7 +138,7 @@ def test_a_conversation_reuses_the_cache(device: gpu.Device, monkeypatch: pytest
         rows: list[int] = []
         forward = llm._session.model.forward
         original = forward.prefill
-        monkeypatch.setattr(forward, "prefill", lambda n: (rows.append(n), original(n))[1])
+        monkeypatch.setattr(forward, "prefill", lambda n, *more: (rows.append(n), original(n, *more))[1])
         messages = [
             {"role": "user", "content": "Once upon a time there was a little dog who liked to run in the park. " * 3}
         ]

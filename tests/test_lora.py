@@ -452,7 +452,7 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (3, ["--adapter", "b/c"], "There is no LoRA adapter b/c"),
         (2, ["--adapter", "b/c", "--adapter", "d/c"], "Two adapters have the name c"),
         (2, ["--adapter", "=b"], "not a name of an adapter"),
-        (2, ["--adapter-scale", "1e9"], "adapter_scale is"),
+        (2, ["--adapter-scale", "2"], "--adapter-scale needs an adapter"),
     ):
         assert run(["generate", "Hello", *more]) == code
         assert message in capsys.readouterr().err

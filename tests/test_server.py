@@ -367,7 +367,7 @@ def test_a_long_prompt_does_not_stall_streams(tmp_path: Path, device: gpu.Device
         prefill, launch = runner.prefill, runner.launch
         patch.setattr(runner, "chunk_rows", lambda beside: chunk)
         patch.setattr(runner, "prefill", lambda pack: passes.append(sum(n for _, n in pack)) or prefill(pack))
-        patch.setattr(runner, "launch", lambda batch: passes.append(-len(batch)) or launch(batch))
+        patch.setattr(runner, "launch", lambda batch, n: passes.append(-len(batch)) or launch(batch, n))
 
         def read(client: httpx.Client, number: int) -> None:
             body = {"prompt": [number], "max_tokens": 2500, "ignore_eos": True, "stream": True}

@@ -87,7 +87,7 @@ class RemoteSession(Unique):
         facts = self._supervisor.facts
         self.device, self.model = RemoteDevice(facts["adapter"]), RemoteModel(facts["sizes"])
         self.engine = RemoteEngine(self._supervisor)
-        self.digests: dict[str, str] = facts["adapters"]
+        self.digests: dict[str, str] = facts.get("adapters", {})  # encoders have none
         self.closed = False
 
     @property

@@ -152,13 +152,10 @@ class _Tuner:
 
     def _same_bits(self, kind: Tuning) -> Iterator[Tuning]:
         """A variant for GPUs with each choice that changes no bit."""
-        for gather in ("whole", "transposed") if kind.reduce == "subgroup" else ("whole",):
-            for digits in (
-                ("integers", "halves")
-                if any(isinstance(s.matrix.format, Affine) for s in self._shapes)
-                else ("integers",)
-            ):
-                yield replace(kind, gather=gather, digits=digits)
+        quantized = any(isinstance(s.matrix.format, Affine) for s in self._shapes)
+        gathers = ("whole", "transposed") if kind.reduce == "subgroup" else ("whole",)
+        for gather, digits in itertools.product(gathers, ("integers", "halves") if quantized else ("integers",)):
+            yield replace(kind, gather=gather, digits=digits)
 
     @property
     def _many(self) -> int:
