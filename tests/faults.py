@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import random_embedders
@@ -166,7 +167,20 @@ def tuning() -> Iterator[Callable[[], Any]]:
         yield run
 
 
-SCENARIOS = {f.__name__: f for f in (load, generate, logits, embed, two_models, two_devices, tuning)}
+def _steady(
+    scenario: Callable[[], contextlib.AbstractContextManager[Callable[[], Any]]],
+) -> Callable[[], contextlib.AbstractContextManager[Callable[[], Any]]]:
+    """A scenario with one step a submission: otherwise the number of its calls depends on the time that steps take."""
+
+    @contextlib.contextmanager
+    def steady() -> Iterator[Callable[[], Any]]:
+        with mock.patch("llamagpu.engine.rate.MOST_STEPS", 1), scenario() as run:
+            yield run
+
+    return steady
+
+
+SCENARIOS = {f.__name__: _steady(f) for f in (load, generate, logits, embed, two_models, two_devices, tuning)}
 
 
 def same(found: Any, expected: Any) -> bool:
