@@ -228,7 +228,11 @@ class Tests:
         def side(reuse: str) -> Callable[[int], float]:
             return lambda number: self._first([*turn, *answer, *self._ids(SECOND, number + 9)], reuse)
 
-        sides = {"without the cache": side("none"), "with it": side("any")}
+        def cached(number: int) -> float:
+            self._plain.generate(turn, max_tokens=ANSWER, ignore_eos=True)  # another test may have taken its pages
+            return side("any")(number)
+
+        sides = {"without the cache": side("none"), "with it": cached}
         name = f"first token of the second turn, after {CHAT + ANSWER:,} tokens"
         return Test(name, self._name, sides, ["without the cache"], "with it", "≥ 5 ×")
 
