@@ -25,8 +25,9 @@ KINDS: list[dict[str, Any]] = [
 
 
 def together(llm: LLM, requests: list[tuple[str, dict[str, Any]]]) -> list[Result]:
-    """The results of requests that are all submitted before the first is waited for."""
-    streams = [llm.stream(prompt, **options) for prompt, options in requests]
+    """The results of requests that are all submitted before the first one runs."""
+    streams: list[Any] = []
+    llm.device.call(lambda: streams.extend(llm.stream(prompt, **options) for prompt, options in requests))
     return [stream.result for stream in streams]
 
 
@@ -79,9 +80,7 @@ def test_prompts_share_a_pass(story: LLM, monkeypatch: pytest.MonkeyPatch) -> No
     runner, packs = story._session.engine._runner, []
     original = runner.prefill
     monkeypatch.setattr(runner, "prefill", lambda pack: packs.append(len(pack)) or original(pack))
-    streams: list[Any] = []
-    story.device.call(lambda: streams.extend(story.stream(p, **options) for p, options in requests))
-    assert [facts(s.result) for s in streams] == alone
+    assert [facts(r) for r in together(story, requests)] == alone
     assert packs == [len(PROMPTS)]
 
 
