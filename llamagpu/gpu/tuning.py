@@ -63,6 +63,8 @@ class Tuning:
         gather: ``whole`` or ``transposed``: whether a team's shuffles carry four sums or one. The bits are the same.
         digits: ``integers`` or ``halves``: whether quantized weights become floats singly or in pairs. The bits are the
             same.
+        chunk: scores of a row that a workgroup of ``sample`` reduces, at least 1024.
+        pickers: invocations of that workgroup.
         trusted: shaders without bounds checks and loop bounds.
         lanes: measured divisions of ``product_lanes``.
         all_lanes: one division for all products, instead of ``lanes`` and the rule.
@@ -80,6 +82,8 @@ class Tuning:
     merged_runs: int = 4
     gather: str = "whole"
     digits: str = "integers"
+    chunk: int = 1024
+    pickers: int = 256
     trusted: bool = False
     lanes: tuple[TunedLanes, ...] = ()
     all_lanes: Lanes | None = None
@@ -137,6 +141,8 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
             words="u64" if SHADER_INT64 in features else "u32",
             order="woven",
             merged_runs=1,
+            chunk=4096,
+            pickers=8,
             trusted=True,
         )
     return Tuning(
@@ -162,7 +168,7 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
         out.append(replace(out[0], share="subgroup", words="u64" if SHADER_INT64 in features else "u32"))
     if SHADER_F16 in features:
         out += [replace(t, f16="native") for t in out if t.reduce == "workgroup"]
-    out.append(replace(out[0], order="woven"))
+    out.append(replace(out[0], order="woven", chunk=4096, pickers=8))
     out += [replace(out[1], all_lanes=cut, tiles=1) for cut in _CUTS]
     blocks = [replace(out[1], all_lanes=cut, digits="halves") for cut in _BLOCK]
     if SUBGROUP in features:

@@ -9,7 +9,7 @@ from llamagpu.gpu import Program, Recorder, Tensor
 from llamagpu.kernels.arguments import owner, parts, require
 from llamagpu.kernels.step import CUT_WORDS, DRAW_WORDS, LIKELY, LIKELY_WORDS, RESULT_WORDS, SETTING_WORDS, STOPS
 
-CHUNK = 1024  # scores that a workgroup of sample reduces
+_LEAST_CHUNK = 1024  # scores of the shortest chunk that a workgroup of sample reduces
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def mask_words(vocab: int) -> int:
 
 def sampler_columns(vocab: int) -> dict[str, int]:
     """Columns of the buffers that have a row for each row of a step."""
-    chunks = -(-vocab // CHUNK)
+    chunks = -(-vocab // _LEAST_CHUNK)
     fixed = {
         "settings": SETTING_WORDS,
         "draws": DRAW_WORDS,
@@ -117,9 +117,10 @@ def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Te
             the token's log-probability.
     """
     device, (count, vocab) = owner("sample", logits=logits, scores=scores, rows=rows), logits.shape
-    chunks = -(-vocab // CHUNK)
+    tuning = device.tuning
+    chunks = -(-vocab // tuning.chunk)
     require(scores.shape == logits.shape, "sample: scores must have the shape of the logits")
-    require(sampler.best.shape == (count, 4 * chunks), f"sample: best must be [{count}, {4 * chunks}]")
+    require(sampler.best.rows == count and sampler.best.columns >= 4 * chunks, "sample: best is too small")
     params = {"rows": count, "vocab": vocab, "stride": logits.stride, "chunks": chunks}
     params["idle"] = sampler.counts.rows - 1
     s = sampler
@@ -133,9 +134,10 @@ def sample(logits: Tensor, scores: Tensor, rows: Tensor, sampler: Sampler) -> Te
         counts=s.counts,
         result=s.result,
     )
-    consts = ("CHUNK", CHUNK), ("STOPS", STOPS)
+    consts = ("CHUNK", tuning.chunk), ("STOPS", STOPS), ("WIDTH", tuning.pickers)
     device.dispatch(Program("sample", consts=consts, entry="partial"), count * chunks, params, windows)
-    device.dispatch(Program("sample", consts=consts, entry="final_"), count, params, windows)
+    if chunks > 1:
+        device.dispatch(Program("sample", consts=consts, entry="final_"), count, params, windows)
     return sampler.result
 
 
