@@ -48,8 +48,8 @@ def others(device: gpu.Device, vocab: int) -> int:
 
 
 def test_budget_of_a_greedy_token(story: LLM) -> None:
-    """Five dispatches a layer and three or four others; one encoder, pass and command buffer, or fewer where steps share
-    them; at most 64 bytes each way."""
+    """Five dispatches a layer and three or four others; one encoder, pass and command buffer, or fewer where steps
+    share them; at most 64 bytes each way."""
     counts = decode_census(story)
     more = others(story.device, story.config.vocab_size)
     assert counts.dispatches == TOKENS * (5 * story.config.num_hidden_layers + more)
