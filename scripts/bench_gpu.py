@@ -35,7 +35,8 @@ from llamagpu.kernels.matvec import matvec
 from llamagpu.kernels.noise import noise
 from llamagpu.model import prepare_shape
 from llamagpu.model.layout import Matrix
-from llamagpu.model.tuner import Shape, tune, tune_shapes
+from llamagpu.model.tuner import tune, tune_shapes
+from llamagpu.model.tuner_products import Shape
 from llamagpu.model.weights import empty_matrix
 from llamagpu.version import __version__
 
