@@ -84,14 +84,14 @@ def _models(r: dict[str, Any]) -> list[str]:
             idle = f"{d['idle']:.1%}" if "idle" in d else "GPU steps only"
             speed = [f"{d['tokens_per_s']:,.0f}", idle, f"{other:,.0f}" if other else ""]
             rows.append([row["shape"], row["dtype"], str(d["batch"]), str(d["depth"]), *speed])
-    lines += table("model | dtype | >sequences | >depth | >tokens/s | >GPU idle | >torch", rows)
+    lines += table("model | dtype | >sequences | >depth | >tokens/s | >GPU idle | >torch", rows) if rows else []
     rows = []
     for row in (row for row in r["models"] if "prompt" in row):
         p = row["prompt"]
         first = f"{p['first_token_s'] * 1e3:.1f} ms"
         speed = [str(p["tokens"]), f"{p['tokens_per_s']:,.0f}", first, f"{row['tune_s']:.1f} s"]
         rows.append([row["shape"], row["dtype"], *speed])
-    lines += table("model | dtype | >prompt | >tokens/s | >first token | >tuned in", rows)
+    lines += table("model | dtype | >prompt | >tokens/s | >first token | >tuned in", rows) if rows else []
     profiled = [row for row in r["models"] if "profile" in row]
     return lines + (_profiles([row for row in profiled if row["shape"] == profiled[0]["shape"]]) if profiled else [])
 

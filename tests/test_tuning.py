@@ -253,6 +253,8 @@ def test_trust_needs_every_kernel_that_models_run(device: gpu.Device, monkeypatc
     assert not tuner._trusts(device.tuning)
     used = ("sample", "softmax", "attention_prefill", "attention_decode", "begin_step", "embedding", "rms_norm", "qkv")
     assert set(used) <= set(checked)
+    tuner._end = 0.0  # the time is over: as built in
+    assert tuner._trusts(device.tuning) == gpu.default_tuning(device.adapter.kind, device.features, 0).trusted
 
 
 def test_shapes_of_a_model() -> None:
