@@ -1,256 +1,213 @@
-"""Measure a GPU in one run: its yardsticks, the kernels' share of them, models, and torch.
+"""Measure a GPU in one run of under nine minutes: its yardsticks, the kernels' share of them, models, other engines.
 
-    scripts/bench_gpu OUT            everything; some minutes on a large GPU
-    scripts/bench_gpu --short OUT    a smoke test: the smallest shape, few repetitions
-    scripts/bench_gpu --only changes OUT    the kernels' variants, each beside the tuning: under nine minutes
+    scripts/bench_gpu OUT                   everything
+    scripts/bench_gpu --only changes OUT    first checks, then the kernels' variants, each beside the tuning
+    scripts/bench_gpu --short OUT           a smoke test: the smallest shape, few repetitions
+    scripts/bench_gpu --llama-bench PROGRAM --gguf FILE [--gguf FILE ...] OUT
+                                            llama.cpp's own benchmark as well; the others take these options too
 
-Writes OUT/gpu.json after every part, and OUT/gpu.md at the end. Both name the parts that failed.
+Every section has its seconds, and what they do not suffice for is named. Writes OUT/gpu.json and OUT/gpu.md after
+every measurement; both name the parts that failed. A part that hangs is ended with the run, when its minutes are over.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from gpu_changes import LIMITS, Budget, attention_alone, bursts, changes, gaps, llama_bench
+import gpu_checks
+import gpu_models
+from gpu_budget import Budget, Schedule
+from gpu_changes import bursts, changes, gaps
+from gpu_models import DTYPES
 from gpu_page import page
+from gpu_peers import llama_bench, torch_runs
 
 from llamagpu import gpu
-from llamagpu.bench import Subject, measure, profile, yardsticks
-from llamagpu.gpu.timing import time_plans
-from llamagpu.kernels.matmul import matmul_nt
-from llamagpu.kernels.matvec import matvec
-from llamagpu.kernels.noise import noise
+from llamagpu.bench import yardsticks
 from llamagpu.model import prepare_shape
-from llamagpu.model.layout import Matrix
-from llamagpu.model.tuner import Shape, tune, tune_shapes
-from llamagpu.model.weights import empty_matrix
 from llamagpu.version import __version__
 
-FORMATS: dict[str, str | gpu.Affine] = {
-    "f32": "f32",
-    "bf16": "bf16",
-    "f16": "f16",
-    "int8": gpu.Affine(8, 64, "f16"),
-    "int4": gpu.Affine(4, 64, "f16"),
-}
-DTYPES = {"f16": "float16", "int8": "int8", "int4": "int4"}
-ROTATE_BYTES = 300_000_000  # weights that a chain cycles through: over four times the largest L2 cache
+# Seconds of each section, in a run of nine minutes.
+LIMITS = {"opening": 20, "yardsticks": 30, "products": 100, "models": 240, "torch": 70, "llama-bench": 60}
+CHANGES_LIMITS = {"opening": 20, "attention": 30, "checks": 80, "tuning": 90}
+CHANGES_LIMITS |= {"changes": 180, "bursts": 50, "llama-bench": 70}
 
 
 class Bench:
-    """Measurements by section. ``short`` makes them a smoke test."""
+    """Measurements by section. ``short`` makes them a smoke test.
+
+    Attributes:
+        out: the results so far.
+    """
 
     def __init__(
-        self, folder: Path, short: bool, device: str, shapes: Sequence[str] = (), llama_bench: Sequence[str] = ()
+        self,
+        folder: Path,
+        short: bool = False,
+        device: str = "auto",
+        shapes: Sequence[str] = (),
+        only: str | None = None,
+        seconds: float = Schedule.FULL,
+        llama_bench: Path | None = None,
+        models: Sequence[Path] = (),
     ):
-        self.folder, self.short, self.asked, self.start = folder, short, device, time.perf_counter()
-        self.out: dict[str, Any] = {"failed": {}, "models": []}
+        self.folder, self.short, self.asked, self._start = folder, short, device, time.perf_counter()
+        self._only, self._program, self._models = only, llama_bench, models
         every = ["smollm2-135m"] if short else ["llama-3.2-1b", "smollm2-135m", "llama-3.2-3b"]
         self.shapes = list(shapes) or every
-        self.llama_bench = llama_bench
+        self._schedule = Schedule(CHANGES_LIMITS if only else LIMITS, seconds)
+        self.out: dict[str, Any] = {"seconds": 0.0, "failed": {}, "models": [], "left_out": self._schedule.left_out}
+        self._part, self._saved = "opening", json.dumps(self.out)
 
     def say(self, line: str) -> None:
-        print(f"[{time.perf_counter() - self.start:6.1f} s] {line}", file=sys.stderr, flush=True)
+        """Print a line on standard error, and save the results so far."""
+        print(f"[{time.perf_counter() - self._start:6.1f} s] {line}", file=sys.stderr, flush=True)
+        self._save()
+
+    def _save(self) -> None:
+        self.out["seconds"] = time.perf_counter() - self._start
+        self._saved = json.dumps(self.out, indent=1) + "\n"
+        _write(self.folder, self._saved)
+
+    def end(self) -> None:
+        """End the process in the middle of a part; the results so far are saved. Call it from another thread."""
+        results = json.loads(self._saved)
+        results["failed"][self._part] = "it was running when the time was over"
+        _write(self.folder, json.dumps(results, indent=1) + "\n")
+        print(page(results), flush=True)
+        os._exit(1)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Run a part, and record its failure instead of stopping the others."""
+        self._part = name
         self.say(name)
         try:
             yield
         except Exception as e:
             traceback.print_exc()
             self.out["failed"][name] = f"{type(e).__name__}: {e}"
-        self.out["seconds"] = time.perf_counter() - self.start
-        (self.folder / "gpu.json").write_text(json.dumps(self.out, indent=1) + "\n", encoding="utf-8")
+        self._save()
 
     def run(self) -> dict[str, Any]:
-        with gpu.open(self.asked) as device:
-            with self.part("machine"):
+        """All sections, or the changes alone; returns the results."""
+        if self._opens():
+            if self._only:
+                self._checks()
+                self._changes()
+            else:
+                self._kernels()
+                self._every_model()
+        if not self._only:
+            with self.part("torch"):
+                torch_runs(self.shapes, self._budget("torch"), self.out.setdefault("torch", {}), self.say)
+        self._llama_bench()
+        return self.out
+
+    def _budget(self, section: str) -> Budget:
+        return self._schedule.budget(section)
+
+    def _opens(self) -> bool:
+        """Describe the machine. Whether its GPU can be opened."""
+        if self._budget("opening").allows("all"):
+            with self.part("machine"), gpu.open(self.asked) as device:
                 self.out["machine"] = machine(device)
-            with self.part("yardsticks"):
-                found = yardsticks(device)
-                self.out |= {"copy_bytes_per_s": found.bandwidth, "multiply_adds_per_s": found.multiply_adds}
-            with self.part("gap per dispatch"):
-                self.out["gap"] = gaps(device, 200 if self.short else 1000)
-            with self.part("products"):
-                self.products(device)
-        for shape in self.shapes:
-            for dtype in DTYPES:
-                with self.part(f"{shape} {dtype}"):
-                    self.model(shape, dtype)
-        with self.part("torch"):
-            self.out["torch"] = self.torch()
-        return self.out
+        return "machine" in self.out
 
-    def run_changes(self) -> dict[str, Any]:
-        """Each variant on and off, within the seconds of ``LIMITS``."""
-        self.out |= {"changes": [], "bursts": [], "attention": [], "llama_bench": []}
-        shape = self.shapes[0]
-        with gpu.open(self.asked) as device, self.part("machine"):
-            self.out["machine"] = machine(device)
-        with self.part("attention"), gpu.open(self.asked) as device:
-            self.out["attention"] = attention_alone(device, Budget(LIMITS["attention"]), self.short)
-        dtypes = ("int4",) if self.short else tuple(DTYPES)
-        for dtype in dtypes:
-            with self.part(f"changes {dtype}"):
-                limit = LIMITS["changes"] / len(dtypes)
-                self.out["changes"] += changes(self.asked, shape, DTYPES[dtype], Budget(limit), self.short, self.say)
-            with self.part(f"bursts {dtype}"):
-                found = bursts(self.asked, shape, DTYPES[dtype], self.short)
-                self.out["bursts"].append({"shape": shape, "dtype": dtype, "bursts": found})
-        with self.part("llama-bench"):
-            self.out["llama_bench"] = llama_bench(self.llama_bench, LIMITS["llama_bench"])
-        return self.out
-
-    def products(self, device: gpu.Device) -> None:
-        """Measure products of 512 vectors, and of one with more weights than caches hold, tuned for each format."""
-        few = [(1536, 576)] if self.short else [(4096, 14336), (128256, 4096)]
-        many = [(576, 1536)] if self.short else [(8192, 2048), (2048, 8192)]
-        vectors = 64 if self.short else 512
-        self.out |= {"matvec": [], "matmul": []}
-        for name, format in FORMATS.items():
-            matrices = {size: Matrix.bare(*size, format) for size in (*many, *few)}
-            tuning = tune_shapes(device, [Shape(m, 1) for m in matrices.values()])
-            for size in few:
-                shape = matrices[size]
-                seconds = self.chain(device, shape, 1, matvec, tuning)
-                speed = shape.nbytes / seconds
-                row = {
-                    "format": name,
-                    "rows": shape.rows,
-                    "columns": shape.columns,
-                    "seconds": seconds,
-                    "bytes_per_s": speed,
-                }
-                row |= {"of_copy": speed / self.out["copy_bytes_per_s"]}
-                row |= {"cut": vars(tuning.lanes_for(shape.format_name, shape.columns, shape.rows))}
-                self.out["matvec"].append(row)
-                self.say(f"  matvec {name} {size}: {speed / 1e9:.0f} GB/s, {row['of_copy']:.0%} {row['cut']}")
-            for size in many:
-                shape = matrices[size]
-                seconds = self.chain(device, shape, vectors, matmul_nt, tuning)
-                rate = vectors * shape.rows * shape.columns / seconds
-                row = {
-                    "format": name,
-                    "rows": shape.rows,
-                    "columns": shape.columns,
-                    "vectors": vectors,
-                    "seconds": seconds,
-                }
-                row |= {"multiply_adds_per_s": rate, "of_peak": rate / self.out["multiply_adds_per_s"]}
-                row |= {"tiles": tuning.tiles}
-                self.out["matmul"].append(row)
-                self.say(f"  matmul {name} {size}: {rate / 1e12:.2f} T/s, {row['of_peak']:.0%}, tiles {tuning.tiles}")
-
-    def chain(
-        self, device: gpu.Device, shape: Matrix, rows: int, product: Callable[..., Any], tuning: gpu.Tuning
-    ) -> float:
-        """Seconds of one product in a chain of at least ten."""
-        copies = 1 if self.short else int(max(1, min(32, -(-ROTATE_BYTES // shape.nbytes))))
-        with device.ledger.tracking() as made:
-            weights = [noise(empty_matrix(device, shape, tuning.order == "woven")) for _ in range(copies)]
-            x = device.tensor(np.random.default_rng(0).standard_normal((rows, shape.columns)).astype(np.float32))
-            y = device.empty((rows, shape.rows))
-        rounds = -(-10 // copies)
-        plan = device.record(lambda: [product(x, w, None, y) for _ in range(rounds) for w in weights], tuning)
-        seconds = time_plans(device, {"": plan}, 5)[""] / (rounds * copies)
-        plan.free()
-        for buffer in made:
-            device.free(buffer)
-        return seconds
-
-    def model(self, shape: str, dtype: str) -> None:
-        """Measure a model's decode and prefill with a tuning measured for it."""
+    def _kernels(self) -> None:
+        """Yardsticks and products."""
         with gpu.open(self.asked) as device:
-            self.model_on(device, shape, dtype)
+            with self.part("yardsticks"):
+                budget = self._budget("yardsticks")
+                if budget.allows("yardsticks"):
+                    found = yardsticks(device)
+                    self.out |= {"copy_bytes_per_s": found.bandwidth, "multiply_adds_per_s": found.multiply_adds}
+                if budget.allows("gap per dispatch"):
+                    self.out["gap"] = gaps(device, 200 if self.short else 1000)
+            with self.part("products"):
+                if "copy_bytes_per_s" in self.out:
+                    sticks = self.out["copy_bytes_per_s"], self.out["multiply_adds_per_s"]
+                    gpu_models.products(device, *sticks, self._budget("products"), self.short, self.out, self.say)
 
-    def model_on(self, device: gpu.Device, shape: str, dtype: str) -> None:
-        """Like ``model``, on an open device."""
-        start = time.perf_counter()
-        tuning = tune(device, prepare_shape(shape, DTYPES[dtype]).layout)
-        row: dict[str, Any] = {"shape": shape, "dtype": dtype, "tune_s": time.perf_counter() - start}
-        context = 1024 if self.short else 4096 + 512
-        sizes = {"context": context, "at_once": 32 * (context - 256)}
-        with (
-            device.using(tuning),
-            measure.open_subject(None, shape, device=device, dtype=DTYPES[dtype], **sizes) as subject,
-        ):
-            row |= {"tuning": str(tuning), "weight_bytes": subject.weight_bytes}
-            self.say(f"  tuned in {row['tune_s']:.1f} s")
-            tokens, repeat = (8, 1) if self.short else (128, 2)
-            depths = (128,) if self.short else (128, 4096)
-            row["decode"] = [self.decode(subject, b, d, tokens, repeat) for d in depths for b in (1, 8, 32)]
-            prompt = measure.run_prompt(subject, 128 if self.short else 512, 1 if self.short else 5)
-            row["prompt"] = {
-                "tokens": prompt.n_prompt,
-                "tokens_per_s": prompt.avg_ts,
-                "first_token_s": prompt.n_prompt / prompt.avg_ts,
-            }
-            found = profile.profile_step(subject, 128, 1, 2 if self.short else 5)
-            row["profile"] = [vars(line) for line in found.lines]
-        self.out["models"].append(row)
-        self.say(f"  {row['decode'][0]['tokens_per_s']:.0f} t/s, prompt {prompt.avg_ts:.0f} t/s")
+    def _every_model(self) -> None:
+        budget, rows = self._budget("models"), [(shape, dtype) for shape in self.shapes for dtype in DTYPES]
+        for i, (shape, dtype) in enumerate(rows):
+            with self.part(f"{shape} {dtype}"), gpu.open(self.asked) as device:
+                row: dict[str, Any] = {"shape": shape, "dtype": dtype, "decode": []}
+                self.out["models"].append(row)
+                gpu_models.model(device, row, budget.share(len(rows) - i), self.short, self.say)
 
-    def decode(self, subject: Subject, batch: int, depth: int, tokens: int, repeat: int) -> dict[str, Any]:
-        """Tokens a second through the engine. For a deep batch, whose prompts would take long, of GPU steps only."""
-        step = profile.step_seconds(subject, depth, batch)
-        row = {"batch": batch, "depth": depth, "step_s": step, "gpu_tokens_per_s": batch / step}
-        if batch > 1 and depth > 1024:
-            return row | {"tokens_per_s": batch / step, "engine": False}
-        run = measure.run_generation(subject, tokens, depth, batch, repeat)
-        idle = 1 - step * run.avg_ts / batch
-        row |= {
-            "tokens_per_s": run.avg_ts,
-            "stddev": run.stddev_ts,
-            "engine": True,
-            "idle": idle,
-            "chain_ts": run.chain_ts,
-        }
-        return row
+    @property
+    def _dtypes(self) -> tuple[str, ...]:
+        return ("int4",) if self.short else tuple(DTYPES)
 
-    def torch(self) -> dict[str, Any]:
-        """The same shapes in torch: float16 with CUDA graphs, or on the CPU without them."""
-        import torch
+    def _checks(self) -> None:
+        """The first checks: attention, then reductions, prefetching and arrivals."""
+        layouts = {d: prepare_shape(self.shapes[0], DTYPES[d]).layout for d in self._dtypes}
+        config = next(iter(layouts.values())).config
+        with gpu.open(self.asked) as device:
+            with self.part("attention"):
+                budget = self._budget("attention")
+                self.out["attention"] = gpu_checks.attention_alone(device, config, budget, self.short)
+            budget = self._budget("checks")
+            with self.part("arrivals"):
+                self.out["arrivals"] = gpu_checks.arrivals(device, budget, self.short)
+            for name in ("prefetching", "reductions"):
+                self.out[name] = []
+                for dtype, layout in layouts.items():
+                    with self.part(f"{name} {dtype}"):
+                        self.out[name] += getattr(gpu_checks, name)(device, layout, budget, self.short)
 
-        sys.path.insert(0, str(Path(__file__).resolve().parent))
-        from torch_llama import TorchLlama
+    def _changes(self) -> None:
+        """A tuning for every dtype, each variant beside it, and steps a submission."""
+        shape, short, chosen = self.shapes[0], self.short, {}
+        self.out |= {"tunings": [], "changes": [], "bursts": []}
+        budget = self._budget("tuning")
+        for i, dtype in enumerate(self._dtypes):
+            with self.part(f"tuning {dtype}"), gpu.open(self.asked) as device:
+                chosen[dtype], row = device.tuning, {"shape": shape, "dtype": dtype}
+                if not short and budget.allows(f"tuning {dtype}"):
+                    seconds = budget.share(len(self._dtypes) - i).left
+                    chosen[dtype] = gpu_models.tuned(device, shape, dtype, seconds, row, self.say)
+                    self.out["tunings"].append(row)
+        budget = self._budget("changes")
+        for i, (dtype, tuning) in enumerate(chosen.items()):
+            with self.part(f"changes {dtype}"), gpu.open(self.asked) as device:
+                share = budget.share(len(chosen) - i)
+                self.out["changes"] += changes(device, shape, DTYPES[dtype], tuning, share, short, self.say)
+        budget = self._budget("bursts")
+        for dtype, tuning in chosen.items():
+            with self.part(f"bursts {dtype}"), gpu.open(self.asked) as device:
+                found = bursts(device, shape, DTYPES[dtype], tuning, budget, short)
+                self.out["bursts"].append({"shape": shape, "dtype": dtype, "bursts": found})
 
-        cuda = torch.cuda.is_available()
-        out: dict[str, Any] = {
-            "version": torch.__version__,
-            "device": "cuda" if cuda else "cpu",
-            "graphs": cuda,
-            "runs": [],
-        }
-        for shape in self.shapes:
-            model = TorchLlama(shape, torch.float16 if cuda else torch.float32, out["device"])
-            row: dict[str, Any] = {"shape": shape, "dtype": str(model.dtype)}
-            row["decode"] = [
-                {"batch": b, "depth": d, "tokens_per_s": model.decode(b, d, 100 if cuda else 3)}
-                for d in ((128, 4096) if cuda else (128,))
-                for b in (1, 8, 32)
-            ]
-            row["prompt_tokens_per_s"] = model.prompt(512 if cuda else 128, 20 if cuda else 1)
-            out["runs"].append(row)
-            self.say(f"  torch {shape}: {row['decode'][0]['tokens_per_s']:.0f} t/s")
-            del model
-            if cuda:
-                torch.cuda.empty_cache()
-        return out
+    def _llama_bench(self) -> None:
+        budget, rows = self._budget("llama-bench"), self.out.setdefault("llama_bench", [])
+        sizes, repeat = ((16, 4, 16), 1) if self.short else ((512, 128, 128), 3)
+        for i, model in enumerate(self._models):
+            if self._program is not None and budget.allows(f"llama-bench {model.name}", 2.0):
+                with self.part(f"llama-bench {model.name}"):
+                    seconds = budget.share(len(self._models) - i).left
+                    llama_bench(self._program, model, seconds, rows, sizes, repeat)
+
+
+def _write(folder: Path, results: str) -> None:
+    """Write results, as JSON's text and as a page."""
+    (folder / "gpu.json").write_text(results, encoding="utf-8")
+    (folder / "gpu.md").write_text(page(json.loads(results)), encoding="utf-8")
 
 
 def machine(device: gpu.Device) -> dict[str, Any]:
@@ -273,20 +230,41 @@ def machine(device: gpu.Device) -> dict[str, Any]:
     return out
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line, checked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a directory for gpu.json and gpu.md")
     parser.add_argument("--short", action="store_true", help="a smoke test: the smallest shape, few repetitions")
     parser.add_argument("--device", default="auto", help="the adapter, as for llamagpu")
     parser.add_argument("--shapes", default="", help="default: llama-3.2-1b,smollm2-135m,llama-3.2-3b")
-    parser.add_argument("--only", choices=["changes"], help="measure variants of kernels only")
-    parser.add_argument("--llama-bench", nargs="+", default=(), metavar="PATH", help="llama-bench, then GGUF files")
-    options = parser.parse_args()
+    parser.add_argument("--only", choices=["changes"], help="first checks and variants of kernels only")
+    parser.add_argument("--minutes", type=float, default=Schedule.FULL / 60, help="of the whole run; 9 by default")
+    parser.add_argument("--llama-bench", type=Path, metavar="PROGRAM", help="llama.cpp's llama-bench, for --gguf")
+    parser.add_argument("--gguf", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
+    options = parser.parse_args(arguments)
+    if bool(options.llama_bench) != bool(options.gguf):
+        parser.error("--llama-bench and --gguf need one another")
+    for path in filter(None, (options.llama_bench, *options.gguf)):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+    if options.minutes <= 0:
+        parser.error("--minutes must be positive")
+    return options
+
+
+def main() -> None:
+    options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     shapes = options.shapes.split(",") if options.shapes else ()
-    bench = Bench(options.out, options.short, options.device, shapes, options.llama_bench)
-    results = bench.run_changes() if options.only else bench.run()
-    (options.out / "gpu.md").write_text(page(results), encoding="utf-8")
+    seconds = 60 * options.minutes
+    bench = Bench(
+        options.out, options.short, options.device, shapes, options.only, seconds, options.llama_bench, options.gguf
+    )
+    watch = threading.Timer(0.98 * seconds, bench.end)
+    watch.daemon = True
+    watch.start()
+    results = bench.run()
+    watch.cancel()
     print(page(results))
 
 

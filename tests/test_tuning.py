@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,9 +18,11 @@ from llamagpu.gpu.tuning_store import stored_tuning
 from llamagpu.kernels.prenorm import prenorm_columns
 from llamagpu.kernels.product import normed, product, store
 from llamagpu.kernels.quantization import quantize
-from llamagpu.model import prepare, prepare_shape
+from llamagpu.model import prepare, prepare_model, prepare_shape
 from llamagpu.model.layout import Matrix
-from llamagpu.model.tuner import Shape, _Tuner, cuts_for, passes, shapes_of, tune
+from llamagpu.model.tuner import _MANY, _Tuner, cuts_for, passes, tune
+from llamagpu.model.tuner_attention import StepAttention
+from llamagpu.model.tuner_products import _CHAIN_BYTES, Shape, shapes_of
 
 GPU = Tuning(matvec="lanes", matmul="tiled", attention="whole", trusted=True)
 FULL = frozenset({"shader-f16", "subgroup"})
@@ -107,7 +107,7 @@ def test_only_software_adapters_with_64_bit_integers_load_them() -> None:
 
 
 @pytest.mark.slow
-def test_tuning_a_model(kept: Path, tmp_path: Path) -> None:
+def test_tuning_a_model(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tuning is measured once, stored, and used by the next device. The greedy text stays the same."""
     config = random_models.config(max_position_embeddings=128)
     random_models.write_model(tmp_path / "model", config, random_models.tensors(config, 0, 1.0))
@@ -118,14 +118,41 @@ def test_tuning_a_model(kept: Path, tmp_path: Path) -> None:
         assert llm.generate([1, 2, 3], max_tokens=8, ignore_eos=True).token_ids == expected
         chosen = llm._session.model.forward.tuning
     assert kept.is_file()
+    monkeypatch.setattr("llamagpu.model.tuner.passes", lambda *_: True)  # the kernels were checked by the first run
     with gpu.open() as device:
         assert device.tuning == chosen
         lines: list[str] = []
         tune(device, prepare(tmp_path / "model").layout, lines.append)
         assert device.tuning == chosen  # measuring does not change the device's own
-        assert any("a token" in line for line in lines)
+        for what in ("a token", "attention", "bounds checks"):
+            assert any(what in line for line in lines), what
         assert any("bounds checks" in line for line in lines)
         assert device.ledger.held("weights") == 0
+
+
+@pytest.mark.slow
+def test_tuning_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that is measured on GPUs alone, with fewer divisions than there; its time may end at any choice."""
+    config = random_models.config(max_position_embeddings=600, num_hidden_layers=1)
+    random_models.write_model(tmp_path, config, random_models.tensors(config, 0, 1.0))
+    monkeypatch.setattr("llamagpu.model.tuner.passes", lambda *_: True)
+    monkeypatch.setattr("llamagpu.model.tuner._TEAMS_SHORT", ((32, 128, 4),))
+    monkeypatch.setitem(_MANY, "discrete", 16)
+    monkeypatch.setitem(_CHAIN_BYTES, "discrete", 1_000_000)
+    layout, lines = prepare_model(tmp_path, None, "float16").layout, []
+    with gpu.open() as device:
+        device.adapter = replace(device.adapter, kind="discrete")
+        chosen = tune(device, layout, lines.append)
+        assert (chosen.matvec, chosen.matmul, chosen.order) == ("lanes", "tiled", "plain")
+        assert {(t.rows, t.columns) for t in chosen.lanes} == {
+            (s.matrix.rows, s.matrix.columns) for s in shapes_of(layout)
+        }
+        for what in ("reduce=", "GB/s", "rows for several", "attention=", "merged_runs=", "tiles=", "bounds checks"):
+            assert any(what in line for line in lines), what
+        late = tune(device, layout, lines.append, 0.0)
+        assert late.lanes == ()
+        assert not late.trusted
+        assert any("left out: divisions" in line for line in lines)
 
 
 def test_models_on_a_shared_device_keep_their_tunings(device: gpu.Device, tmp_path: Path) -> None:
@@ -159,7 +186,6 @@ def test_larger_blocks_are_chosen_only_where_they_are_faster(
     shape = Shape(Matrix.bare(96, 64, "f16"), 1, True)
     base = replace(GPU, lanes=(shape.tuned(Lanes(32, True)),))
     tuner = _Tuner(device, [shape], print)
-    tuner._start = 0.0
     (measured,) = tuner._blocks(base)
     assert measured.cut.order == base.lanes[0].cut.order
     for seconds, expected in (({4: 1.0, 8: 0.9}, 8), ({4: 1.0, 8: 1.1}, 4), ({4: 1.0}, 4)):
@@ -170,6 +196,48 @@ def test_larger_blocks_are_chosen_only_where_they_are_faster(
         monkeypatch.setattr(tuner, "_measure", given)
         (found,) = tuner._blocks(base)
         assert found.cut == replace(base.lanes[0].cut, block=expected)
+
+
+def test_attention_changes_only_where_that_saves_time(device: gpu.Device) -> None:
+    """A gain of less than 3 % changes nothing, nor does a model with too short a context for several runs."""
+
+    class Steps:
+        def __init__(self, whole: float, merged: float, deep: bool = True):
+            self.whole, self.merged, self.deep = whole, merged, deep
+
+        def depths(self, wanted: tuple[int, ...], least: int = 1) -> list[int]:
+            return list(wanted) if least == 1 or self.deep else []
+
+        def seconds(self, options: list[Tuning], depths: list[int]) -> dict[Tuning, float]:
+            if len({t.attention for t in options}) == 2:
+                return {t: self.whole if t.attention == "whole" else 1.0 for t in options}
+            return {t: self.merged if t.merged_runs == 4 else 1.0 for t in options}
+
+    tuner, base = _Tuner(device, []), Tuning(merged_runs=1)
+    for steps, expected in (
+        (Steps(0.9, 1.1), ("whole", 1)),
+        (Steps(0.98, 0.98), ("blocks", 1)),
+        (Steps(1.1, 0.9), ("blocks", 4)),
+        (Steps(1.1, 0.9, deep=False), ("blocks", 1)),
+    ):
+        found = tuner._attention(base, steps)  # type: ignore[arg-type]
+        assert (found.attention, found.merged_runs) == expected
+
+
+def test_a_tuning_may_end_early(device: gpu.Device, tmp_path: Path) -> None:
+    """What no time is left for stays built in, and is named."""
+    config = random_models.config(max_position_embeddings=300)
+    random_models.write_model(tmp_path, config, random_models.tensors(config, 0, 1.0))
+    layout, lines = prepare(tmp_path).layout, []
+    steps = StepAttention(device, layout)
+    assert steps.depths((128, 2000)) == [128, 299]
+    assert steps.depths((128, 2000), 256) == [299]
+    times = steps.seconds([device.tuning, replace(device.tuning, merged_runs=4)], [299])
+    assert min(times.values()) > 0
+    chosen = tune(device, layout, lines.append, 0.0)
+    assert replace(chosen, order=device.tuning.order) == device.tuning
+    left_out = [line.partition("left out: ")[2] for line in lines if "left out" in line]
+    assert left_out == ["attention", "merged_runs", "bounds checks"]
 
 
 def test_trust_needs_every_kernel_that_models_run(device: gpu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +253,8 @@ def test_trust_needs_every_kernel_that_models_run(device: gpu.Device, monkeypatc
     assert not tuner._trusts(device.tuning)
     used = ("sample", "softmax", "attention_prefill", "attention_decode", "begin_step", "embedding", "rms_norm", "qkv")
     assert set(used) <= set(checked)
+    tuner._end = 0.0  # the time is over: as built in
+    assert tuner._trusts(device.tuning) == gpu.default_tuning(device.adapter.kind, device.features, 0).trusted
 
 
 def test_shapes_of_a_model() -> None:
@@ -279,18 +349,6 @@ def bits(llm: LLM, prompts: list[list[int]]) -> list[list[tuple]]:
     """Every token of prompts that run together, with the log-probabilities of the likeliest tokens."""
     streams = [llm.stream(p, max_tokens=6, ignore_eos=True, logprobs=5) for p in prompts]
     return [[(t.id, t.logprob, *t.top) for t in s.result.logprobs or []] for s in streams]
-
-
-@pytest.mark.slow
-def test_the_measurement_of_changes_runs(tmp_path: Path) -> None:
-    """The smoke test of ``scripts/bench_gpu --only changes``; no part of it may fail."""
-    script = Path(__file__).resolve().parent.parent / "scripts" / "bench_gpu.py"
-    subprocess.run([sys.executable, script, "--only", "changes", "--short", tmp_path], check=True, timeout=300)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["failed"] == {}
-    assert [c["change"] for c in found["changes"][0]["steps"]] == ["trusted=False", "attention=whole"]
-    assert found["bursts"][0]["bursts"].keys() == {"1", "8"}
-    assert {a["kind"] for a in found["attention"]} == {"whole", "blocks"}
 
 
 @pytest.mark.slow

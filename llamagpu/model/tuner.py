@@ -7,23 +7,23 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llamagpu.errors import KernelError, OutOfMemoryError
-from llamagpu.gpu import Affine, Device, Lanes, Plan, Tensor, TunedLanes, Tuning, default_tuning, variants
-from llamagpu.gpu.timing import time_plans
+from llamagpu.gpu import Affine, Device, Lanes, TunedLanes, Tuning, default_tuning, variants
+from llamagpu.gpu.tuning import SHADER_F16
 from llamagpu.kernels import REGISTRY, check
-from llamagpu.kernels.noise import noise
-from llamagpu.kernels.prenorm import prenorm_columns
-from llamagpu.kernels.product import normed, plain, product, store
-from llamagpu.model.layout import Layout, Matrix
-from llamagpu.model.weights import empty_matrix
+from llamagpu.kernels.product import MERGED_RUNS
+from llamagpu.kernels.scores import RUN
+from llamagpu.model.layout import Layout
+from llamagpu.model.tuner_attention import DEPTHS, MERGED_DEPTHS, StepAttention
+from llamagpu.model.tuner_products import Products, Shape, shapes_of
 
 log = logging.getLogger("llamagpu")
-GAIN = 0.97  # shaders without bounds checks are chosen if they take less than this share of the time
+# Shaders without bounds checks, larger blocks of sums, and changes of attention are chosen if they take less than this
+# share of the time.
+GAIN = 0.97
 _MANY = {"software": 64}  # rows of x in measurements of matmul; 512 elsewhere
-_CHAIN_BYTES = {"software": 24_000_000}  # weights that a chain reads; 256 MB elsewhere, more than caches hold
-_DISPATCHES = 48  # most dispatches of a chain
 # Kernels that no forward pass runs; all others are checked before shaders are trusted.
 _NOT_RUN = ("copy", "multiply_add", "noise")
 _PRODUCTS = ("matvec", "matmul", "store", "qkv", "residual", "glu")
@@ -35,54 +35,34 @@ _TEAMS_SHORT = ((32, 128, 4), (32, 256, 2), (32, 128, 8))
 _TEAMS_LONG = ((64, 256, 4), (128, 256, 4))
 
 Progress = Callable[[str], None]
+_Measured = tuple[Shape, dict[Lanes, float]]  # seconds of a matrix under each division
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A kind of weight matrix: one of them, and how many a token is multiplied with. Products with ``normed`` matrices
-    scale by a norm."""
-
-    matrix: Matrix
-    count: int
-    normed: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one matrix."""
-        return self.matrix.nbytes
-
-    def tuned(self, cut: Lanes) -> TunedLanes:
-        """A division for this matrix."""
-        return TunedLanes(self.matrix.format_name, self.matrix.columns, self.matrix.rows, cut)
-
-
-def shapes_of(layout: Layout) -> list[Shape]:
-    """The kinds of matrices that a token is multiplied with: first in the layers, last the head."""
-    used = [(key.role in ("qkv", "gate_up"), m) for key, m in layout.matrices.items() if key.layer is not None]
-    groups: dict[tuple[object, ...], list[tuple[bool, Matrix]]] = defaultdict(list)
-    for normed_, m in (*used, (True, layout.head)):
-        groups[m.rows, m.columns, m.format, normed_].append((normed_, m))
-    return [Shape(same[0][1], len(same), same[0][0]) for same in groups.values()]
-
-
-def tune(device: Device, layout: Layout, progress: Progress | None = None) -> Tuning:
-    """Measure the variants for a layout's matrices; returns the fastest. ``gpu.store_tuning`` keeps it for later runs.
+def tune(device: Device, layout: Layout, progress: Progress | None = None, seconds: float | None = None) -> Tuning:
+    """Measure the variants for a layout's matrices and attention; returns the fastest. ``gpu.store_tuning`` keeps it
+    for later runs.
 
     The variants for decode and for prompts are chosen separately. A choice that changes the order of additions is made
-    once for a format and a number of columns, by the total time of the matrices that have them. Shaders without bounds
-    checks are chosen if they save 3 % of the time, and every kernel agrees with its reference on this adapter.
+    once: for products by format and number of columns, by the total time of the matrices that have them; for attention
+    by steps after few and many tokens. Attention changes if that saves 3 % of the time. So do shaders without bounds
+    checks, if every kernel agrees with its reference on this adapter.
 
     The device's own tuning does not change, so no other model is affected.
+
+    Args:
+        seconds: time after which no further choice is measured; the rest stay built in, and ``progress`` names them.
 
     Raises:
         KernelError: no variant runs.
     """
-    return tune_shapes(device, shapes_of(layout), progress)
+    return _Tuner(device, shapes_of(layout), progress, seconds, layout).run()
 
 
-def tune_shapes(device: Device, shapes: Sequence[Shape], progress: Progress | None = None) -> Tuning:
-    """As ``tune``, for any matrices; the last one stands for the head."""
-    return _Tuner(device, shapes, progress or (lambda line: None)).run()
+def tune_shapes(
+    device: Device, shapes: Sequence[Shape], progress: Progress | None = None, seconds: float | None = None
+) -> Tuning:
+    """As ``tune``, for the products with any matrices alone; the last one stands for the head."""
+    return _Tuner(device, shapes, progress, seconds).run()
 
 
 def passes(device: Device, tuning: Tuning, kernels: Iterable[str]) -> bool:
@@ -101,53 +81,89 @@ def passes(device: Device, tuning: Tuning, kernels: Iterable[str]) -> bool:
 
 
 class _Tuner:
-    def __init__(self, device: Device, shapes: Sequence[Shape], progress: Progress):
-        self._device, self._shapes, self._progress = device, shapes, progress
+    def __init__(
+        self,
+        device: Device,
+        shapes: Sequence[Shape],
+        progress: Progress | None = None,
+        seconds: float | None = None,
+        layout: Layout | None = None,
+    ):
+        self._device, self._shapes, self._layout = device, shapes, layout
+        self._progress = progress or (lambda line: None)
         self._soft = device.adapter.kind == "software"
-        self._warm = False
+        self._measure = Products(device).seconds
+        self._start = time.perf_counter()
+        self._end = float("inf") if seconds is None else self._start + seconds
 
     def run(self) -> Tuning:
-        """Choose, without bounds checks, the matvec variant, its divisions and the matmul variant; then whether to keep
-        the checks."""
-        self._start = time.perf_counter()
+        """Choose, without bounds checks, the matvec variant, its divisions, the attention and the matmul variant; then
+        whether to keep the checks."""
         first, last, prompts = self._shapes[0], self._shapes[-1], self._shapes[:-1] or self._shapes
         chosen = self._fastest("a token", self._kinds(), 1, self._shapes if self._soft else (first, last))
         if chosen.matvec == "lanes":
             chosen = replace(chosen, lanes=self._cuts(chosen))
             chosen = replace(chosen, lanes=tuple(self._blocks(chosen)))
-        if not self._soft:
+        if self._layout is not None:
+            chosen = self._attention(chosen, StepAttention(self._device, self._layout))
+        if not self._soft and not self._late("prompts"):
             tiled = [replace(chosen, matmul="tiled", tiles=n) for n in (1, 256, 512, 1024, 1 << 30)]
             # Without the head, because a prompt needs only one row of logits.
             chosen = self._fastest("a prompt", tiled, self._many, prompts)
+        return replace(chosen, trusted=self._trust(chosen, (first, last)))
+
+    def _trust(self, chosen: Tuning, shapes: Sequence[Shape]) -> bool:
+        """Whether to drop the bounds checks."""
+        if self._late("bounds checks"):
+            return self._built_in.trusted
         checked = replace(chosen, trusted=False)
-        times = [self._seconds([checked, chosen], m, (first, last)) for m in (1, self._many)]
+        times = [self._seconds([checked, chosen], m, shapes) for m in (1, self._many)]
         gains = [t[chosen] < GAIN * t[checked] for t in times if len(t) == 2]
         trust = any(gains) and self._trusts(chosen)
         self._say(f"without bounds checks: {'faster, and correct' if trust else 'not chosen'}")
-        return chosen if trust else checked
+        return trust
 
     def _trusts(self, chosen: Tuning) -> bool:
-        """Whether all kernels that models run are correct without bounds checks, in every chosen division."""
+        """Whether all kernels that models run are correct without bounds checks, in every chosen division; as built in,
+        if the time is over before that is known."""
         cuts = [replace(chosen, all_lanes=cut) for cut in dict.fromkeys(t.cut for t in chosen.lanes)]
-        run = [name for name in REGISTRY if name not in _NOT_RUN]
-        return passes(self._device, chosen, run) and all(passes(self._device, t, _PRODUCTS) for t in cuts)
+        checks = [(chosen, name) for name in REGISTRY if name not in _NOT_RUN]
+        checks += [(tuning, name) for tuning in cuts for name in _PRODUCTS]
+        for tuning, name in checks:
+            if self._late(f"the check of {name} without bounds checks"):
+                return self._built_in.trusted
+            if not passes(self._device, tuning, (name,)):
+                return False
+        return True
+
+    def _late(self, what: str) -> bool:
+        """Whether the time is over; then the progress names what is left out."""
+        late = time.perf_counter() > self._end
+        if late:
+            self._say(f"left out: {what}")
+        return late
 
     def _say(self, line: str) -> None:
         self._progress(f"{time.perf_counter() - self._start:5.1f} s  {line}")
 
-    def _kinds(self) -> list[Tuning]:
-        """The built-in tuning with each variant of matvec that suits this kind of adapter."""
+    @property
+    def _built_in(self) -> Tuning:
         device = self._device
-        base = replace(default_tuning(device.adapter.kind, device.features, device.subgroup_size), trusted=True)
+        return default_tuning(device.adapter.kind, device.features, device.subgroup_size)
+
+    def _kinds(self) -> list[Tuning]:
+        """The built-in tuning with each variant of matvec that suits this kind of adapter. On software adapters, shared
+        loads of x and u64 are not compared: they were faster in every measurement (docs/tuning.md)."""
+        device, base = self._device, replace(self._built_in, trusted=True)
         halves = any(s.matrix.format == "f16" for s in self._shapes)
+        if self._soft:
+            native = SHADER_F16 in device.features and halves
+            forms = itertools.product(("unpack", "native") if native else (base.f16,), ("woven", "plain"))
+            return [replace(base, f16=f16, order=order) for f16, order in forms]
         found: dict[Tuning, None] = {}
         for t in variants(device.features, device.subgroup_size):
-            orders = ("plain", "woven") if self._soft else ("plain",)
-            for order, words in itertools.product(orders, dict.fromkeys(("u32", t.words))):
-                if t.matvec == base.matvec:
-                    f16 = t.f16 if halves and self._soft else base.f16
-                    kind = replace(base, reduce=t.reduce, f16=f16, share=t.share, words=words, order=order)
-                    found |= dict.fromkeys([kind] if self._soft else self._same_bits(kind))
+            if t.matvec == base.matvec:
+                found |= dict.fromkeys(self._same_bits(replace(base, reduce=t.reduce)))
         return list(found)
 
     def _same_bits(self, kind: Tuning) -> Iterator[Tuning]:
@@ -180,19 +196,45 @@ class _Tuner:
                 ran[tuning] += 1
         return {t: s for t, s in total.items() if ran[t] == len(shapes)}
 
+    def _attention(self, base: Tuning, steps: StepAttention) -> Tuning:
+        """How decode attention divides a run, and how many runs the output projection merges. Both are chosen for all
+        batches: attention changes the order of additions."""
+        for field, values, depths in (
+            ("attention", ("blocks", "whole"), steps.depths(DEPTHS)),
+            ("merged_runs", (1, MERGED_RUNS), steps.depths(MERGED_DEPTHS, RUN)),
+        ):
+            if not depths or self._late(field):
+                continue
+            options = [replace(base, **{field: value}) for value in values]  # type: ignore[arg-type]
+            try:
+                times = steps.seconds(options, depths)
+            except KernelError as e:
+                log.info("attention keeps its variant, because another does not run here: %s", e)
+                continue
+            for tuning, seconds in sorted(times.items(), key=lambda item: item[1]):
+                self._say(f"attention: {seconds * 1e3:9.3f} ms  {difference(tuning, options)}")
+            best = min(times, key=lambda t: times[t])
+            base = best if times[best] < GAIN * times[base] else base
+        return base
+
     def _cuts(self, base: Tuning) -> tuple[TunedLanes, ...]:
-        """The division of product_lanes for every shape."""
-        found: dict[tuple[str, int], dict[Shape, dict[Lanes, float]]] = defaultdict(dict)
+        """The division of product_lanes for every shape that there is time for."""
+        found: dict[tuple[str, int], list[_Measured]] = defaultdict(list)
         for shape in self._shapes:
+            if self._late(f"divisions of {shape.matrix.rows} × {shape.matrix.columns}"):
+                continue
             options = {replace(base, all_lanes=cut): cut for cut in cuts_for(shape.matrix.columns)}
             times = self._measure(shape, list(options), 1)
             measured = {options[t]: s for t, s in times.items()}
-            found[shape.matrix.format_name, shape.matrix.columns][shape] = measured
+            found[shape.matrix.format_name, shape.matrix.columns].append((shape, measured))
         return tuple(tuned for (_, columns), group in found.items() for tuned in self._best_cuts(columns, group))
 
     def _blocks(self, base: Tuning) -> Iterator[TunedLanes]:
         """The chosen divisions, with 8 × 8 sums where these are faster for 8 and 32 vectors together."""
         for shape, tuned in zip(self._tuned_shapes(base), base.lanes, strict=True):
+            if self._late(f"blocks of {tuned.rows} × {tuned.columns}"):
+                yield tuned
+                continue
             plain, block = (replace(base, all_lanes=replace(tuned.cut, block=n)) for n in (4, 8))
             few, batch = (self._measure(shape, [plain, block], m, few=True) for m in _SEVERAL)
             wins = block in few and block in batch and few[block] + batch[block] < GAIN * (few[plain] + batch[plain])
@@ -204,58 +246,20 @@ class _Tuner:
         for tuned in base.lanes:
             yield next(s for s in self._shapes if s.tuned(tuned.cut) == tuned)
 
-    def _best_cuts(self, columns: int, measured: dict[Shape, dict[Lanes, float]]) -> Iterator[TunedLanes]:
+    def _best_cuts(self, columns: int, measured: list[_Measured]) -> Iterator[TunedLanes]:
         """The fastest order of additions for the shapes of one format and number of columns, and in it the fastest
         division of each."""
         totals = {
-            order: sum(s.count * min(t for c, t in of.items() if c.order == order) for s, of in measured.items())
+            order: sum(s.count * min(t for c, t in of.items() if c.order == order) for s, of in measured)
             for order in {c.order for c in cuts_for(columns)}
-            if all(any(c.order == order for c in of) for of in measured.values())
+            if all(any(c.order == order for c in of) for _, of in measured)
         }
         best = min(totals, key=lambda o: totals[o])
-        for shape, of in measured.items():
+        for shape, of in measured:
             cut = min((c for c in of if c.order == best), key=lambda c: of[c])
             m, rate = shape.matrix, shape.nbytes / of[cut] / 1e9
             self._progress(f"{m.format_name} {m.rows} × {m.columns}: {of[cut] * 1e6:8.1f} µs, {rate:7.1f} GB/s  {cut}")
             yield shape.tuned(cut)
-
-    def _measure(
-        self, shape: Shape, options: Sequence[Tuning], rows: int, few: bool | None = None
-    ) -> dict[Tuning, float]:
-        """Seconds of one product under each option, measured as a chain. ``few``: whether it is a matvec, over several
-        copies of the weights; by default, if there is one row."""
-        few = rows == 1 if few is None else few
-        device, out, columns = self._device, {}, shape.matrix.columns
-        most = _CHAIN_BYTES.get(device.adapter.kind, 256_000_000)
-        copies = int(max(1, min(_DISPATCHES, (most if few else 0) // shape.nbytes)))
-        for order in dict.fromkeys(t.order for t in options):
-            with device.ledger.tracking() as made:
-                weights = [noise(empty_matrix(device, shape.matrix, order == "woven")) for _ in range(copies)]
-                wide = prenorm_columns(columns) if shape.normed and few else columns
-                x = noise(device.empty((rows, wide)), 1)
-                y = device.empty((rows, shape.matrix.rows))
-            plans = {}
-            for tuning in (t for t in options if t.order == order):
-                try:
-                    plans[tuning] = self._chain(columns, x, weights, y, tuning, many=not few)
-                except KernelError as e:
-                    log.info("a variant does not run here: %s", e)
-            for tuning, seconds in time_plans(device, plans, 3, warm=0.05 if self._warm else 0.5).items():
-                out[tuning] = seconds / len(weights)
-                plans[tuning].free()
-            self._warm = True
-            for buffer in made:
-                device.free(buffer)
-        return out
-
-    def _chain(self, columns: int, x: Tensor, weights: Sequence[Tensor], y: Tensor, tuning: Tuning, many: bool) -> Plan:
-        source = normed(x, columns, 1e-5) if x.columns != columns else plain(x)
-
-        def chain() -> None:
-            for w in weights:
-                product(source, w, None, store(y), many)
-
-        return self._device.record(chain, tuning)
 
 
 def cuts_for(columns: int) -> list[Lanes]:
