@@ -16,7 +16,7 @@ import random_adapters
 import random_models
 from random_adapters import ALL, write_adapter, write_random
 from safetensors.numpy import load_file
-from test_budgets import decode_census
+from test_budgets import decode_census, others
 from test_quantize import EVEN
 
 from llamagpu import LLM, gpu
@@ -175,7 +175,8 @@ def test_costs(tmp_path: Path, device: gpu.Device) -> None:
     base, c = write_base(tmp_path / "model"), random_models.CONFIGS["gqa"]
     some = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     a, b = write_random(tmp_path / "a", c, some, 1), write_random(tmp_path / "b", c, SETTINGS, 2)
-    layers, plain = c["num_hidden_layers"], 5 * c["num_hidden_layers"] + 4
+    layers = c["num_hidden_layers"]
+    plain = 5 * layers + others(device, c["vocab_size"])
     with LLM(base, device=device, adapters={"a": a}) as llm:
         counts = decode_census(llm, 8, adapter="a")
         assert counts.dispatches == 8 * (plain + 2 * layers)
