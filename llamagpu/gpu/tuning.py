@@ -164,7 +164,7 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
 # Divisions of product_lanes that together take every path through it.
 _CUTS = (Lanes(32, False, 4, 2, 128, 2), Lanes(64, True, 2, 1, 256, 1), Lanes(128, True, 4, 4, 256, 1))
 _BLOCK = Lanes(32, True, 1, 8, 256, block=8), Lanes(128, False, 2, 8, 256, block=8)
-_PASSES = replace(_CUTS[0], passes=3), replace(_CUTS[1], passes=8)
+_PASSES = replace(_CUTS[1], passes=8)
 
 
 def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
@@ -181,4 +181,4 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
     blocks = [replace(out[1], all_lanes=cut, digits="halves", gather="transposed", squares="joined") for cut in _BLOCK]
     if SUBGROUP in features:
         blocks[0] = replace(blocks[0], reduce="subgroup")
-    return [*out, *blocks, *(replace(out[1], all_lanes=cut, tiles=1, squares="joined") for cut in _PASSES)]
+    return [*out, *blocks, replace(out[1], all_lanes=_PASSES, tiles=1, squares="joined")]
