@@ -18,7 +18,7 @@ from llamagpu.model.layout import Matrix
 from llamagpu.model.tuner import Shape, _Tuner
 
 GPU = Tuning(matvec="lanes", matmul="tiled", attention="whole", trusted=True)
-ROWS = 97  # of weights; one more than the passes of a workgroup take
+ROWS = 97  # of weights; the last workgroup has fewer than its passes take
 
 
 def test_passes_keep_the_order_of_additions() -> None:
@@ -63,18 +63,13 @@ def test_passes_and_blocks_are_chosen_only_where_they_are_faster(
 
 
 def products(
-    device: gpu.Device, tuning: Tuning, weights: gpu.Tensor, x: np.ndarray, m: int, norm: bool
+    device: gpu.Device, tuning: Tuning, weights: gpu.Tensor, x: np.ndarray, norm: bool
 ) -> tuple[np.ndarray, gpu.Program]:
-    """The products of the first m rows of x, scaled by their norms or not, and the program that made them."""
-    columns, out = weights.columns, device.empty((m, weights.rows))
+    """The products of prenorm buffers x, scaled by their norms or not, and the program that made them."""
+    columns, out = weights.columns, device.empty((len(x), weights.rows))
+    source = normed(device.tensor(x), columns, 1e-5) if norm else plain(device.tensor(x[:, :columns]))
     with device.using(tuning), recorded(device) as calls:
-        given = x[:m] if norm else x[:m, :columns]
-        product(
-            normed(device.tensor(given), columns, 1e-5) if norm else plain(device.tensor(given)),
-            weights,
-            None,
-            store(out),
-        )
+        product(source, weights, None, store(out))
     return out.numpy(), calls[-1][0]
 
 
@@ -84,7 +79,7 @@ def products(
     [
         ("f32", 2047, 32, False, "subgroup"),  # 16 pieces a lane
         ("f16", 1533, 32, True, "workgroup"),  # 6 of 8
-        ("bf16", 703, 64, False, "subgroup"),  # 3 of 4
+        ("bf16", 2303, 64, False, "subgroup"),  # 9 of 16; an invocation adds up to two sums of squares
         ("int8", 704, 64, True, "workgroup"),  # 2
         ("int4", 704, 128, True, "workgroup"),  # 1
         ("int4", 2048, 32, True, "subgroup"),  # 4
@@ -100,30 +95,26 @@ def test_variants_of_a_division_keep_every_bit(
     w = quantize(w, bits, 32) if bits else w
     x = rng.random((19, prenorm_columns(columns)), np.float32)
     reduce = reduce if reduce in ("workgroup", *device.features) else "workgroup"
-    cut, few = Lanes(lanes, wide, 2, 4, 256), 1 if lanes == 32 else 2
+    cut, few = Lanes(lanes, wide, 2, 4, 256 if lanes == 128 else 128), 1 if lanes == 32 else 2
     base = replace(GPU, reduce=reduce, all_lanes=cut)
     other = replace(base, gather="transposed", squares="joined", digits="halves")
-    variants = {
-        "product_lanes": replace(other, all_lanes=replace(cut, rows=few, ahead=8, block=8)),
-        "four rows a pass": replace(base, all_lanes=replace(cut, rows=4, passes=3), squares="joined"),
-        "few rows a pass": replace(other, all_lanes=replace(cut, rows=few, passes=2)),
-    }
-    for m, norm in ((1, True), (1, False), (2, True), (3, True), (8, False), (19, True)):
-        expected, first = products(device, base, w, x, m, norm)
-        assert np.isfinite(expected).all()
-        assert np.abs(expected).min() > 0
-        if (m, norm) == (1, True):
-            alone = expected
-        elif norm:
-            assert np.array_equal(expected[:1], alone)
-        for name, tuning in variants.items():
-            if m == 1 or name == "product_lanes":
-                found, program = products(device, tuning, w, x, m, norm)
+    variants = [
+        ("product_lanes", replace(other, all_lanes=replace(cut, rows=few, ahead=8, block=8))),
+        ("product_passes", replace(base, all_lanes=replace(cut, rows=4, passes=3))),
+        ("product_passes", replace(other, all_lanes=replace(cut, rows=few, passes=2))),
+    ]
+    alone = products(device, base, w, x[:1], True)[0]
+    for rows in (*(x[i : i + 1] for i in range(8)), x[:2], x[:3], x[:8], x):
+        for norm in (True, False) if len(rows) in (1, 8) else (True,):
+            expected, first = products(device, base, w, rows, norm)
+            assert np.isfinite(expected).all()
+            assert np.abs(expected).min() > 0
+            assert np.array_equal(expected[:1], alone) or not norm or len(rows) == 1
+            for shader, tuning in variants if len(rows) == 1 else variants[:1]:
+                found, program = products(device, tuning, w, rows, norm)
                 assert program != first
-                assert program.shader == (
-                    "product_block" if m >= 8 else "product_lanes" if "_" in name else "product_passes"
-                )
-                assert np.array_equal(found, expected), (name, m, norm)
+                assert program.shader == ("product_block" if len(rows) >= 8 else shader)
+                assert np.array_equal(found, expected), (tuning, len(rows), norm)
 
 
 @pytest.mark.slow
