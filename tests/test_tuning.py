@@ -186,7 +186,9 @@ def test_a_wrong_variant_does_not_pass(device: gpu.Device, monkeypatch: pytest.M
     [
         pytest.param("float16", None, id="built-in"),
         pytest.param("float16", GPU, id="gpu"),
-        pytest.param("int8", replace(GPU, all_lanes=Lanes(32, False, 2, 2, 128, 2)), id="narrow"),
+        pytest.param(
+            "int8", replace(GPU, all_lanes=Lanes(32, False, 2, 2, 128, 2, passes=3), squares="joined"), id="narrow"
+        ),
         pytest.param("int4", replace(GPU, all_lanes=Lanes(64, True, 4, 4, 256)), id="wide"),
     ],
 )

@@ -69,12 +69,12 @@ class Tuning:
         words: ``u32`` or ``u64``: the integers of a load of 16 bytes; u64 needs shader-int64.
         order: ``plain`` or ``woven``: the order of weight rows in memory, chosen when weights are loaded.
         merged_runs: attention runs that the output projection merges; 1 merges in a dispatch of its own.
+        squares: ``apart`` or ``joined``: whether a team gathers its part of a norm's sum apart from its products, or
+            with them, if it has one or two for a single vector. The bits are the same.
         gather: ``whole`` or ``transposed``: whether an invocation carries four of a team's sums or one while they are
             added. The bits are the same.
         digits: ``integers`` or ``halves``: whether quantized weights become floats singly or in pairs. The bits are the
             same.
-        squares: ``apart`` or ``joined``: whether a team gathers its part of a norm's sum apart from its products, or
-            with them, if it has one or two for a single vector. The bits are the same.
         trusted: shaders without bounds checks and loop bounds.
         lanes: measured divisions of ``product_lanes``.
         all_lanes: one division for all products, instead of ``lanes`` and the rule.
@@ -90,9 +90,9 @@ class Tuning:
     words: str = "u32"
     order: str = "plain"
     merged_runs: int = 4
+    squares: str = "apart"
     gather: str = "whole"
     digits: str = "integers"
-    squares: str = "apart"
     trusted: bool = False
     lanes: tuple[TunedLanes, ...] = ()
     all_lanes: Lanes | None = None

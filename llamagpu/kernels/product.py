@@ -211,7 +211,8 @@ def _lanes_shader(a: Lanes, vectors: int, loads: int, columns: int) -> tuple[str
     if vectors == MAX_VECTORS and a.block == 8:
         staged = max(1, min(vectors, _STAGE // (a.lanes * loads)))
         return "product_block", {"ROWS": 4, "PASSES": 1, "STAGED": staged, "SHARED": staged * a.lanes * loads}
-    if vectors == 1 and a.passes > 1 and a.holds(columns):
+    finishes = a.rows * a.passes <= 4 * a.lanes  # an invocation finishes up to four rows
+    if vectors == 1 and a.passes > 1 and a.holds(columns) and finishes:
         pieces = -(-columns // (4 * loads * a.lanes))
         held = 1 << (pieces - 1).bit_length()
         return "product_passes", {"ROWS": a.rows, "PASSES": a.passes, "HELD": held, "SHARED": 0}

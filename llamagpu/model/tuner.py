@@ -31,6 +31,7 @@ _PRODUCTS = ("matvec", "matmul", "store", "qkv", "residual", "glu")
 _SEVERAL = (8, 32)  # vectors for which the block of sums is chosen
 
 Progress = Callable[[str], None]
+_Measured = tuple["Shape", dict[Lanes, float]]  # seconds of a matrix under each division
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,10 @@ class _Tuner:
 
     def _cuts(self, base: Tuning) -> tuple[TunedLanes, ...]:
         """The division of product_lanes for every shape."""
-        found: dict[tuple[str, int], dict[Shape, dict[Lanes, float]]] = defaultdict(dict)
+        found: dict[tuple[str, int], list[_Measured]] = defaultdict(list)
         for shape in self._shapes:
             measured = self._measure_cuts(shape, base, cuts_for(shape.matrix.columns))
-            found[shape.matrix.format_name, shape.matrix.columns][shape] = measured
+            found[shape.matrix.format_name, shape.matrix.columns].append((shape, measured))
         return tuple(tuned for (_, columns), group in found.items() for tuned in self._best_cuts(columns, group))
 
     def _passes(self, base: Tuning) -> Iterator[TunedLanes]:
@@ -215,16 +216,16 @@ class _Tuner:
         for tuned in base.lanes:
             yield next(s for s in self._shapes if s.tuned(tuned.cut) == tuned)
 
-    def _best_cuts(self, columns: int, measured: dict[Shape, dict[Lanes, float]]) -> Iterator[TunedLanes]:
+    def _best_cuts(self, columns: int, measured: list[_Measured]) -> Iterator[TunedLanes]:
         """The fastest order of additions for the shapes of one format and number of columns, and in it the fastest
         division of each."""
         totals = {
-            order: sum(s.count * min(t for c, t in of.items() if c.order == order) for s, of in measured.items())
+            order: sum(s.count * min(t for c, t in of.items() if c.order == order) for s, of in measured)
             for order in {c.order for c in cuts_for(columns)}
-            if all(any(c.order == order for c in of) for of in measured.values())
+            if all(any(c.order == order for c in of) for _, of in measured)
         }
         best = min(totals, key=lambda o: totals[o])
-        for shape, of in measured.items():
+        for shape, of in measured:
             cut = min((c for c in of if c.order == best), key=lambda c: of[c])
             m, rate = shape.matrix, shape.nbytes / of[cut] / 1e9
             self._progress(f"{m.format_name} {m.rows} × {m.columns}: {of[cut] * 1e6:8.1f} µs, {rate:7.1f} GB/s  {cut}")

@@ -1,8 +1,8 @@
 //! needs product pieces scaling source chain order
 //! const ROWS
-// Slice of product_lanes, product_passes and product_block: one piece of each of ROWS (1, 2 or 4) rows of W. slice_rows(base): the rows from
-// base on. slice_load(rows, at): piece `at` of each row. slice_column(sum, w, by, v, at): adds the products with a row of x
-// to their sums.
+// Slice of the product_lanes family: one piece of each of ROWS (1, 2 or 4) rows of W. slice_rows(base): the rows from base
+// on. slice_load(rows, at): piece `at` of each row. slice_column(sum, w, by, v, at): adds the products with a row of x to
+// their sums.
 // All indices of arrays are constants, so that the arrays stay in registers, even in shaders with bounds checks.
 struct SliceRows {                  // where the rows of W begin
     pieces: vec4<u32>,

@@ -1,8 +1,8 @@
 //! needs product squares norm gather bias epilogue
 //! const VECTORS LANES ROWS PASSES WORKGROUP
 // Teams of product_lanes, product_passes and product_block: LANES neighbouring invocations that add up the sums of ROWS rows
-// of W with VECTORS rows of x, in each of PASSES passes. team_put(turn, sums, squares, local): adds up the lanes in
-// pass `turn`; every invocation calls it in uniform control flow. team_finish(first, base, local, early): after squares_put and a
+// of W with VECTORS rows of x, in each of PASSES passes. team_put(turn, sums, squares, local): adds up the lanes in pass
+// `turn`; every invocation calls it in uniform control flow. team_finish(first, base, local, early): after squares_put and a
 // barrier, the epilogue of rows base to base + TILE - 1.
 const TEAMS = WORKGROUP / LANES;    // teams of LANES invocations
 const STRIP = TEAMS * ROWS;         // rows n of all teams in a pass, a multiple of four
