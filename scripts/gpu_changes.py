@@ -25,13 +25,17 @@ def variants_of(base: gpu.Tuning) -> Iterator[tuple[str, gpu.Tuning]]:
         ("attention", ("whole", "blocks")),
         ("merged_runs", (1, 4)),
         ("reduce", ("workgroup", "subgroup")),
+        ("gather", ("whole", "transposed")),
         ("digits", ("integers", "halves")),
+        ("squares", ("apart", "joined")),
     ):
         for value in values:
             if getattr(base, field) != value:
                 yield f"{field}={value}", replace(base, **{field: value})
-    yield "reduce=subgroup, gather=transposed", replace(base, reduce="subgroup", gather="transposed")
-    for field, number in (("block", 4), ("block", 8), ("ahead", 4), ("ahead", 8)):
+    if base.gather == "whole":
+        other = "workgroup" if base.reduce == "subgroup" else "subgroup"
+        yield f"reduce={other}, gather=transposed", replace(base, reduce=other, gather="transposed")
+    for field, number in (("block", 4), ("block", 8), ("ahead", 4), ("ahead", 8), ("passes", 1), ("passes", 4)):
         lanes = tuple(replace(t, cut=replace(t.cut, **{field: number})) for t in base.lanes)
         if lanes != base.lanes:
             yield f"{field}={number}", replace(base, lanes=lanes)

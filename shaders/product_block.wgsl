@@ -1,4 +1,4 @@
-//! needs product slice team norm gather bias epilogue
+//! needs product slice team squares norm gather bias epilogue
 //! const VECTORS LANES ROWS WORKGROUP STAGED
 // As product_lanes, with the same order of additions, for eight rows of x (VECTORS) and more: an invocation keeps 8 × 8 sums,
 // of ROWS (4) rows of W from each of two tiles. Weights become floats once for eight rows of x. The rows of x lie in
@@ -33,6 +33,7 @@ fn block_vector(c: u32, lane: u32) -> SliceVector {
         v.c = gather_sums[at + 2u * LANES];
         v.d = gather_sums[at + 3u * LANES];
     }
+    v.sum = slice_sum(v);
     return v;
 }
 
@@ -48,7 +49,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let lane = local % LANES;
     let rows = slice_rows(base + local / LANES * ROWS);
     let more = slice_rows(base + TILE + local / LANES * ROWS);
-    let norms = team_norms(slice_first, local);
+    let squares = squares_load(slice_first, local);
     var low = array<vec4<f32>, 8>();        // sums of the first tile
     var high = array<vec4<f32>, 8>();
     for (var first = 0u; first <= last; first += LANES) {
@@ -91,12 +92,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         high[7] = slice_column(high[7], z, b.scales, v7, at);
     }
     workgroupBarrier();                     // the rows of x have been read
-    team_put(&low, norms, local);
+    team_put(0u, &low, squares, local);
+    squares_put(squares, local);
     workgroupBarrier();
     var early: Early;
     team_finish(slice_first, base, local, early);
     workgroupBarrier();
-    team_put(&high, norms, local);
+    team_put(0u, &high, squares, local);
+    squares_put(squares, local);
     workgroupBarrier();
     team_finish(slice_first, base + TILE, local, early);
 }

@@ -1,4 +1,4 @@
-//! needs product slice team norm gather bias epilogue
+//! needs product slice team squares norm gather bias epilogue
 //! const VECTORS LANES ROWS AHEAD WORKGROUP
 // out[m, n] = scale(m) · Σₖ x[m, k] · W[n, k] + bias[m, n], then the epilogue; for GPUs and few rows m. A team of LANES
 // neighbouring invocations takes ROWS rows n and shares k, so that neighbours read neighbouring memory. Lane l takes
@@ -35,12 +35,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     slice_last = (params.k4 + PIECES4 - 1u) / PIECES4 - 1u;
     let lane = local % LANES;
     let rows = slice_rows(base + local / LANES * ROWS);
-    var early: Early;                       // loaded before the products, as the norms are, to hide latency
+    var early: Early;                       // loaded before the products, as the squares are, to hide latency
     let own = base + local * 4u;            // if VECTORS is 1, the invocation finishes rows own to own + 3
     if (VECTORS == 1u && local < TILE / 4u && own < params.rows) {
         early = epilogue_early(slice_first, params.first + own, min(4u, params.rows - own));
     }
-    let norms = team_norms(slice_first, local);
+    let squares = squares_load(slice_first, local);
     var sums = array<vec4<f32>, 8>();
     for (var at = lane; at <= slice_last; at += LANES * AHEAD) {
         let a = slice_load(rows, at);
@@ -76,7 +76,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             }
         }
     }
-    team_put(&sums, norms, local);
+    team_put(0u, &sums, squares, local);
+    squares_put(squares, local);
     workgroupBarrier();
     team_finish(slice_first, base, local, early);
 }

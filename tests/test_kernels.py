@@ -115,7 +115,7 @@ def test_every_variant(kernel: Kernel, device: gpu.Device, baseline: gpu.Device)
 def test_the_adapter_runs_every_variant(device: gpu.Device, baseline: gpu.Device) -> None:
     """Skipped where ``test_every_variant`` cannot run every variant on the adapter."""
     assert not baseline.features
-    assert len(gpu.variants(baseline.features, 0)) == 8
+    assert len(gpu.variants(baseline.features, 0)) == 9
     if gpu.variants(device.features, device.subgroup_size) != gpu.variants(FULL, 8):
         pytest.skip(f"this adapter has {set(device.features)} and subgroups of {device.subgroup_size}")
 

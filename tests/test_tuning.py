@@ -7,7 +7,6 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import random_models
 
@@ -15,14 +14,10 @@ from llamagpu import LLM, gpu, kernels
 from llamagpu.cli.main import run
 from llamagpu.gpu import Lanes, TunedLanes, Tuning, store_tuning, tuning_path
 from llamagpu.gpu.tuning_store import stored_tuning
-from llamagpu.kernels.prenorm import prenorm_columns
-from llamagpu.kernels.product import normed, product, store
-from llamagpu.kernels.quantization import quantize
 from llamagpu.model import prepare, prepare_model, prepare_shape
-from llamagpu.model.layout import Matrix
-from llamagpu.model.tuner import _MANY, _Tuner, cuts_for, passes, tune
+from llamagpu.model.tuner import _MANY, _Tuner, passes, tune
 from llamagpu.model.tuner_attention import StepAttention
-from llamagpu.model.tuner_products import _CHAIN_BYTES, Shape, shapes_of
+from llamagpu.model.tuner_products import _CHAIN_BYTES, shapes_of
 
 GPU = Tuning(matvec="lanes", matmul="tiled", attention="whole", trusted=True)
 FULL = frozenset({"shader-f16", "subgroup"})
@@ -136,7 +131,7 @@ def test_tuning_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     config = random_models.config(max_position_embeddings=600, num_hidden_layers=1)
     random_models.write_model(tmp_path, config, random_models.tensors(config, 0, 1.0))
     monkeypatch.setattr("llamagpu.model.tuner.passes", lambda *_: True)
-    monkeypatch.setattr("llamagpu.model.tuner._TEAMS_SHORT", ((32, 128, 4),))
+    monkeypatch.setattr("llamagpu.model.candidates._TEAMS_SHORT", ((32, 128, 4),))
     monkeypatch.setitem(_MANY, "discrete", 16)
     monkeypatch.setitem(_CHAIN_BYTES, "discrete", 1_000_000)
     layout, lines = prepare_model(tmp_path, None, "float16").layout, []
@@ -176,26 +171,6 @@ def test_models_on_a_shared_device_keep_their_tunings(device: gpu.Device, tmp_pa
                 shaders = {d.program.shader for d in plan.dispatches}
                 assert f"product_{tuning.matvec}" in shaders
                 assert llm._session.model.weights.head.woven == (tuning.order == "woven")
-
-
-@pytest.mark.slow
-def test_larger_blocks_are_chosen_only_where_they_are_faster(
-    device: gpu.Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The divisions keep their order of additions. A block that is slower, or does not run, is not chosen."""
-    shape = Shape(Matrix.bare(96, 64, "f16"), 1, True)
-    base = replace(GPU, lanes=(shape.tuned(Lanes(32, True)),))
-    tuner = _Tuner(device, [shape], print)
-    (measured,) = tuner._blocks(base)
-    assert measured.cut.order == base.lanes[0].cut.order
-    for seconds, expected in (({4: 1.0, 8: 0.9}, 8), ({4: 1.0, 8: 1.1}, 4), ({4: 1.0}, 4)):
-
-        def given(_: object, options: list[Tuning], *__: object, took: dict = seconds, **___: object) -> dict:
-            return {t: took[t.lanes_for("", 0, 0).block] for t in options if t.lanes_for("", 0, 0).block in took}
-
-        monkeypatch.setattr(tuner, "_measure", given)
-        (found,) = tuner._blocks(base)
-        assert found.cut == replace(base.lanes[0].cut, block=expected)
 
 
 def test_attention_changes_only_where_that_saves_time(device: gpu.Device) -> None:
@@ -278,56 +253,13 @@ def test_a_wrong_variant_does_not_pass(device: gpu.Device, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "bits", "lanes", "wide"),
-    [("f32", 0, 32, False), ("f16", 0, 32, True), ("bf16", 0, 128, False), ("f32", 8, 64, True), ("f32", 4, 128, True)],
-)
-def test_variants_of_a_division_keep_every_bit(
-    dtype: str, bits: int, lanes: int, wide: bool, device: gpu.Device
-) -> None:
-    """8 × 8 sums, more pieces ahead, transposed shuffles and weights in pairs change no bit, alone and in a batch."""
-    columns, rng = 704, np.random.default_rng(1)
-    w = device.tensor(rng.standard_normal((97, columns)).astype("f4"), dtype)
-    w = quantize(w, bits, 32) if bits else w
-    x = rng.random((19, prenorm_columns(columns)), np.float32)
-    reduce = "subgroup" if "subgroup" in device.features and lanes < 128 else "workgroup"
-    plain = replace(GPU, reduce=reduce, all_lanes=Lanes(lanes, wide, 2, 4, 256))
-    cut = replace(plain.lanes_for("f32", 1, 1), ahead=8, block=8)
-    found = []
-    for tuning in (plain, replace(plain, gather="transposed", digits="halves", all_lanes=cut)):
-        with device.using(tuning):
-            for m in (1, 19):
-                out = device.empty((m, 97))
-                product(normed(device.tensor(x[:m]), columns, 1e-5), w, None, store(out))
-                found.append(out.numpy())
-    assert np.array_equal(found[0], found[2])
-    assert np.array_equal(found[1], found[3])
-    assert np.array_equal(found[0][0], found[3][0])
-    assert np.isfinite(found[1]).all()
-    assert np.abs(found[1]).min() > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("columns", [2048, 8192])
-def test_every_candidate_cut_is_right(columns: int, device: gpu.Device) -> None:
-    """Single vectors, in the weight formats of models."""
-    kernel = kernels.REGISTRY["matvec"]
-    cases = [
-        {"m": 1, "n": 97, "k": 332, "format": format, "bias": True}
-        for format in ("f32", "f16", "bf16", "int8-g64-f16", "int4-g64-f16")
-    ]
-    for cut in cuts_for(columns):
-        tuning = replace(GPU, all_lanes=cut)
-        bad = [str(r) for c in cases if not (r := kernels.check(kernel, device, c, tuning=tuning)).ok]
-        assert not bad, (cut, bad)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
     ("dtype", "tuning"),
     [
         pytest.param("float16", None, id="built-in"),
         pytest.param("float16", GPU, id="gpu"),
-        pytest.param("int8", replace(GPU, all_lanes=Lanes(32, False, 2, 2, 128, 2)), id="narrow"),
+        pytest.param(
+            "int8", replace(GPU, all_lanes=Lanes(32, False, 2, 2, 128, 2, passes=3), squares="joined"), id="narrow"
+        ),
         pytest.param("int4", replace(GPU, all_lanes=Lanes(64, True, 4, 4, 256)), id="wide"),
     ],
 )

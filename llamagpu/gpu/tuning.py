@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 SHADER_F16, SHADER_INT64, SUBGROUP = "shader-f16", "shader-int64", "subgroup"
+_HELD = 64  # most elements of x that a lane of product_passes keeps in registers
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,11 @@ class Lanes:
 
     ``lanes`` neighbours share a row of the weights. Each loads ``ahead`` pieces at once for ``rows`` rows and a single
     vector, or ``several`` pieces for four rows and several vectors; ``wide`` pieces are twice as long. ``lanes`` and
-    ``wide`` change the order of additions, so they are chosen once for a format and a number of columns. If
-    ``block`` is 8, ``product_block`` multiplies eight rows with eight vectors, in the same order.
+    ``wide`` change the order of additions, so they are chosen once for a format and a number of columns.
+
+    Two kernels add in the same order. If ``block`` is 8, ``product_block`` multiplies eight rows with eight vectors. If
+    ``passes`` is above 1, ``product_passes`` takes so many times the rows one after another, with a single vector in
+    registers, where the lanes can hold it.
     """
 
     lanes: int = 32
@@ -25,11 +29,16 @@ class Lanes:
     workgroup: int = 128
     several: int = 1
     block: int = 4
+    passes: int = 1
 
     @property
     def order(self) -> tuple[int, bool]:
         """The fields that the order of additions depends on."""
         return self.lanes, self.wide
+
+    def holds(self, columns: int) -> bool:
+        """Whether the registers of the lanes hold a vector with so many elements."""
+        return columns <= _HELD * self.lanes
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,10 @@ class Tuning:
         words: ``u32`` or ``u64``: the integers of a load of 16 bytes; u64 needs shader-int64.
         order: ``plain`` or ``woven``: the order of weight rows in memory, chosen when weights are loaded.
         merged_runs: attention runs that the output projection merges; 1 merges in a dispatch of its own.
-        gather: ``whole`` or ``transposed``: whether a team's shuffles carry four sums or one. The bits are the same.
+        squares: ``apart`` or ``joined``: whether a team gathers its part of a norm's sum apart from its products, or
+            with them, if it has one or two for a single vector. The bits are the same.
+        gather: ``whole`` or ``transposed``: whether an invocation carries four of a team's sums or one while they are
+            added. The bits are the same.
         digits: ``integers`` or ``halves``: whether quantized weights become floats singly or in pairs. The bits are the
             same.
         chunk: scores of a row that a workgroup of ``sample`` reduces, at least 1024.
@@ -80,6 +92,7 @@ class Tuning:
     words: str = "u32"
     order: str = "plain"
     merged_runs: int = 4
+    squares: str = "apart"
     gather: str = "whole"
     digits: str = "integers"
     chunk: int = 1024
@@ -157,6 +170,7 @@ def default_tuning(kind: str, features: frozenset[str], subgroup_size: int) -> T
 # Divisions of product_lanes that together take every path through it.
 _CUTS = (Lanes(32, False, 4, 2, 128, 2), Lanes(64, True, 2, 1, 256, 1), Lanes(128, True, 4, 4, 256, 1))
 _BLOCK = Lanes(32, True, 1, 8, 256, block=8), Lanes(128, False, 2, 8, 256, block=8)
+_PASSES = replace(_CUTS[1], passes=8)
 
 
 def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
@@ -170,7 +184,7 @@ def variants(features: frozenset[str], subgroup_size: int) -> list[Tuning]:
         out += [replace(t, f16="native") for t in out if t.reduce == "workgroup"]
     out.append(replace(out[0], order="woven", chunk=4096, pickers=8))
     out += [replace(out[1], all_lanes=cut, tiles=1) for cut in _CUTS]
-    blocks = [replace(out[1], all_lanes=cut, digits="halves") for cut in _BLOCK]
+    blocks = [replace(out[1], all_lanes=cut, digits="halves", gather="transposed", squares="joined") for cut in _BLOCK]
     if SUBGROUP in features:
-        blocks[0] = replace(blocks[0], reduce="subgroup", gather="transposed")
-    return [*out, *blocks]
+        blocks[0] = replace(blocks[0], reduce="subgroup")
+    return [*out, *blocks, replace(out[1], all_lanes=_PASSES, tiles=1, squares="joined")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llamagpu.gpu import Part, Program, Tensor, Tuning
+from llamagpu.gpu import Lanes, Part, Program, Tensor
 from llamagpu.kernels.arguments import (
     Consts,
     Pairs,
@@ -34,6 +34,13 @@ _SIZES = {"f32": (16, 1), "f16": (8, 1), "f16_wide": (16, 2), "bf16": (8, 1)} | 
     "affine4_wide": (8, 4),
 }
 _STAGE = 512  # most vec4s of x that product_block keeps in workgroup memory: 8 KiB, beside what lib/gather needs
+# lib/gather: the file for the tuning's reduce and gather
+_GATHERS = {
+    ("workgroup", "whole"): "workgroup",
+    ("workgroup", "transposed"): "flat",
+    ("subgroup", "whole"): "subgroup",
+    ("subgroup", "transposed"): "transposed",
+}
 _PIECES = {"f16_native": "f16", "affine4_g16": "affine4"}  # formats that share the pieces of another
 
 
@@ -179,31 +186,38 @@ def _lanes(source: Source, w: Tensor) -> _Division:
         pieces += "_wide"
     nbytes, loads = _SIZES[pieces]
     vectors = 1 << (min(source.m, MAX_VECTORS) - 1).bit_length()
-    teams, block = a.workgroup // a.lanes, vectors == MAX_VECTORS and a.block == 8
-    gathered = teams * (vectors + (-(-vectors // 4) if source.norm == "rms" else 0))
-    own = {"VECTORS": vectors, "LANES": a.lanes, "WORKGROUP": a.workgroup, "GATHERED": gathered}
-    if block:
-        staged = max(1, min(vectors, _STAGE // (a.lanes * loads)))
-        rows, own = 4, own | {"STAGED": staged, "SHARED": staged * a.lanes * loads}
-    else:
-        rows, ahead = (a.rows, a.ahead) if vectors == 1 else (4, a.several)
-        own |= {"AHEAD": ahead, "SHARED": 0}
-    choices = {"pieces": pieces, "scaling": chosen.pop("fold")} | chosen | {"gather": _gather(tuning)}
+    shader, own = _lanes_shader(a, vectors, loads, w.columns)
+    teams, rows, passes = a.workgroup // a.lanes, own["ROWS"], own["PASSES"]
+    joined = tuning.squares == "joined" and source.norm == "rms" and vectors == 1 and rows < 4
+    squares = 0 if joined or source.norm == "none" else -(-vectors // 4)
+    gathered = teams * (passes * vectors + squares)
+    own |= {"VECTORS": vectors, "LANES": a.lanes, "WORKGROUP": a.workgroup, "GATHERED": gathered}
+    choices = {"pieces": pieces, "scaling": chosen.pop("fold")} | chosen
+    choices |= {"gather": _GATHERS[tuning.reduce, tuning.gather], "squares": "joined" if joined else "apart"}
     if w.affine is not None:
         choices["digits"] = tuning.digits
     return _Division(
-        "product_block" if block else "product_lanes",
-        (2 if block else 1) * teams * rows,
+        shader,
+        (2 if shader == "product_block" else 1) * teams * passes * rows,
         vectors,
         w.data_bytes // nbytes,
         tuple(choices.items()),
-        (*consts, *(own | {"ROWS": rows}).items()),
+        (*consts, *own.items()),
     )
 
 
-def _gather(tuning: Tuning) -> str:
-    """The file of lib/gather."""
-    return "transposed" if tuning.reduce == "subgroup" and tuning.gather == "transposed" else tuning.reduce
+def _lanes_shader(a: Lanes, vectors: int, loads: int, columns: int) -> tuple[str, dict[str, int]]:
+    """The kernel for a division, and its own constants. ``loads`` is the number of vec4s of x for a piece."""
+    if vectors == MAX_VECTORS and a.block == 8:
+        staged = max(1, min(vectors, _STAGE // (a.lanes * loads)))
+        return "product_block", {"ROWS": 4, "PASSES": 1, "STAGED": staged, "SHARED": staged * a.lanes * loads}
+    finishes = a.rows * a.passes <= 4 * a.lanes  # an invocation finishes up to four rows
+    if vectors == 1 and a.passes > 1 and a.holds(columns) and finishes:
+        pieces = -(-columns // (4 * loads * a.lanes))
+        held = 1 << (pieces - 1).bit_length()
+        return "product_passes", {"ROWS": a.rows, "PASSES": a.passes, "HELD": held, "SHARED": 0}
+    rows, ahead = (a.rows, a.ahead) if vectors == 1 else (4, a.several)
+    return "product_lanes", {"ROWS": rows, "PASSES": 1, "AHEAD": ahead, "SHARED": 0}
 
 
 def _program(source: Source, bias: Tensor | None, epilogue: Epilogue, division: _Division) -> Program:

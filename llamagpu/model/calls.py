@@ -205,6 +205,7 @@ SAMPLING = {"sample", "logits_process", "logits_select"}  # not intermediates: t
 CALLS: dict[str, Callable[[References, Step], Called]] = {
     "product_rows": _product,
     "product_lanes": _product,
+    "product_passes": _product,
     "product_block": _product,
     "product_tiled": _product,
     "begin_step": _begin_step,

@@ -15,6 +15,7 @@ from llamagpu.gpu.tuning import SHADER_F16
 from llamagpu.kernels import REGISTRY, check
 from llamagpu.kernels.product import MERGED_RUNS
 from llamagpu.kernels.scores import RUN
+from llamagpu.model.candidates import cuts_for, passes_for
 from llamagpu.model.layout import Layout
 from llamagpu.model.tuner_attention import DEPTHS, MERGED_DEPTHS, StepAttention
 from llamagpu.model.tuner_products import Products, Shape, shapes_of
@@ -27,12 +28,7 @@ _MANY = {"software": 64}  # rows of x in measurements of matmul; 512 elsewhere
 # Kernels that no forward pass runs; all others are checked before shaders are trusted.
 _NOT_RUN = ("copy", "multiply_add", "noise")
 _PRODUCTS = ("matvec", "matmul", "store", "qkv", "residual", "glu")
-# Divisions of product_lanes to try: lanes, workgroup and pieces ahead, each with 1, 2 or 4 rows. On short rows more
-# lanes would gain little for one vector and lose much for several.
-_SHORT = 6144  # columns
 _SEVERAL = (8, 32)  # vectors for which the block of sums is chosen
-_TEAMS_SHORT = ((32, 128, 4), (32, 256, 2), (32, 128, 8))
-_TEAMS_LONG = ((64, 256, 4), (128, 256, 4))
 
 Progress = Callable[[str], None]
 _Measured = tuple[Shape, dict[Lanes, float]]  # seconds of a matrix under each division
@@ -102,7 +98,10 @@ class _Tuner:
         first, last, prompts = self._shapes[0], self._shapes[-1], self._shapes[:-1] or self._shapes
         chosen = self._fastest("a token", self._kinds(), 1, self._shapes if self._soft else (first, last))
         if chosen.matvec == "lanes":
+            squares = [replace(chosen, squares=s) for s in ("apart", "joined")]
+            chosen = self._fastest("a token", squares, 1, (first, last))
             chosen = replace(chosen, lanes=self._cuts(chosen))
+            chosen = replace(chosen, lanes=tuple(self._passes(chosen)))
             chosen = replace(chosen, lanes=tuple(self._blocks(chosen)))
         if self._layout is not None:
             chosen = self._attention(chosen, StepAttention(self._device, self._layout))
@@ -169,9 +168,9 @@ class _Tuner:
     def _same_bits(self, kind: Tuning) -> Iterator[Tuning]:
         """A variant for GPUs with each choice that changes no bit."""
         quantized = any(isinstance(s.matrix.format, Affine) for s in self._shapes)
-        gathers = ("whole", "transposed") if kind.reduce == "subgroup" else ("whole",)
-        for gather, digits in itertools.product(gathers, ("integers", "halves") if quantized else ("integers",)):
-            yield replace(kind, gather=gather, digits=digits)
+        digits = ("integers", "halves") if quantized else ("integers",)
+        for gather, digit in itertools.product(("whole", "transposed"), digits):
+            yield replace(kind, gather=gather, digits=digit)
 
     @property
     def _many(self) -> int:
@@ -223,11 +222,26 @@ class _Tuner:
         for shape in self._shapes:
             if self._late(f"divisions of {shape.matrix.rows} × {shape.matrix.columns}"):
                 continue
-            options = {replace(base, all_lanes=cut): cut for cut in cuts_for(shape.matrix.columns)}
-            times = self._measure(shape, list(options), 1)
-            measured = {options[t]: s for t, s in times.items()}
+            measured = self._measure_cuts(shape, base, cuts_for(shape.matrix.columns))
             found[shape.matrix.format_name, shape.matrix.columns].append((shape, measured))
         return tuple(tuned for (_, columns), group in found.items() for tuned in self._best_cuts(columns, group))
+
+    def _passes(self, base: Tuning) -> Iterator[TunedLanes]:
+        """The chosen divisions, with several passes over a vector in registers where these are faster."""
+        for shape, tuned in zip(self._tuned_shapes(base), base.lanes, strict=True):
+            if self._late(f"passes of {tuned.rows} × {tuned.columns}"):
+                yield tuned
+                continue
+            times = self._measure_cuts(shape, base, [tuned.cut, *passes_for(tuned.cut, tuned.columns)])
+            best = min(times, key=lambda cut: times[cut])
+            best = best if times[best] < GAIN * times[tuned.cut] else tuned.cut
+            self._say(f"{tuned.format} {tuned.rows} × {tuned.columns}: {best.passes} passes of {best.rows} rows")
+            yield replace(tuned, cut=best)
+
+    def _measure_cuts(self, shape: Shape, base: Tuning, cuts: Sequence[Lanes]) -> dict[Lanes, float]:
+        """Seconds of one product with a single vector in each division that runs."""
+        options = {replace(base, all_lanes=cut): cut for cut in cuts}
+        return {options[t]: seconds for t, seconds in self._measure(shape, list(options), 1).items()}
 
     def _blocks(self, base: Tuning) -> Iterator[TunedLanes]:
         """The chosen divisions, with 8 × 8 sums where these are faster for 8 and 32 vectors together."""
@@ -260,13 +274,6 @@ class _Tuner:
             m, rate = shape.matrix, shape.nbytes / of[cut] / 1e9
             self._progress(f"{m.format_name} {m.rows} × {m.columns}: {of[cut] * 1e6:8.1f} µs, {rate:7.1f} GB/s  {cut}")
             yield shape.tuned(cut)
-
-
-def cuts_for(columns: int) -> list[Lanes]:
-    """The divisions of product_lanes to try for rows of this length."""
-    teams = _TEAMS_SHORT if columns < _SHORT else _TEAMS_LONG
-    cuts = (Lanes(lanes, True, rows, ahead, workgroup) for lanes, workgroup, ahead in teams for rows in (1, 2, 4))
-    return [c for c in cuts if c.workgroup // c.lanes * c.rows % 4 == 0]
 
 
 def difference(tuning: Tuning, others: Sequence[Tuning]) -> str:

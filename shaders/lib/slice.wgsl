@@ -1,8 +1,8 @@
 //! needs product pieces scaling source chain order
 //! const ROWS
-// Slice of product_lanes and product_block: one piece of each of ROWS (1, 2 or 4) rows of W. slice_rows(base): the rows from
-// base on. slice_load(rows, at): piece `at` of each row. slice_column(sum, w, by, v, at): adds the products with a row of x
-// to their sums.
+// Slice of the product_lanes family: one piece of each of ROWS (1, 2 or 4) rows of W. slice_rows(base): the rows from base
+// on. slice_load(rows, at): piece `at` of each row. slice_column(sum, w, by, v, at): adds the products with a row of x to
+// their sums.
 // All indices of arrays are constants, so that the arrays stay in registers, even in shaders with bounds checks.
 struct SliceRows {                  // where the rows of W begin
     pieces: vec4<u32>,
@@ -26,6 +26,7 @@ struct SliceVector {                // what a piece is multiplied with: the firs
     b: vec4<f32>,
     c: vec4<f32>,
     d: vec4<f32>,
+    sum: f32,                       // of all elements
 }
 var<private> slice_first: u32;      // first row of x
 var<private> slice_last: u32;       // last piece of a row
@@ -118,23 +119,31 @@ fn slice_vector(c: u32, at: u32) -> SliceVector {
         v.c = source_load(m, slice_k(at, 2u));
         v.d = source_load(m, slice_k(at, 3u));
     }
+    v.sum = slice_sum(v);
     return v;
+}
+
+fn slice_sum(v: SliceVector) -> f32 {
+    var total = v.a;
+    if (PIECES4 > 1u) {
+        total += v.b;
+    }
+    if (PIECES4 > 2u) {
+        total += v.c;
+        total += v.d;
+    }
+    return (total.x + total.y) + (total.z + total.w);
 }
 
 // sum plus the products of piece `at` of each row with v.
 fn slice_column(sum: vec4<f32>, w: SliceGroups, by: mat4x2<f32>, v: SliceVector, at: u32) -> vec4<f32> {
     var part = slice_chain(scaling_begin(sum), w.a, v.a);
-    var total = v.a;
     if (PIECES4 > 1u) {
         part = slice_chain(part, w.b, v.b);
-        total += v.b;
     }
     if (PIECES4 > 2u) {
         part = slice_chain(part, w.c, v.c);
-        total += v.c;
         part = slice_chain(part, w.d, v.d);
-        total += v.d;
     }
-    let x_sum = (total.x + total.y) + (total.z + total.w);
-    return select(sum, scaling_end(sum, part, x_sum, by), at <= slice_last);
+    return select(sum, scaling_end(sum, part, v.sum, by), at <= slice_last);
 }
