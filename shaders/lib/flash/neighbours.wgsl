@@ -1,9 +1,10 @@
 //! needs kv_wide paged neighbours score
 //! const QUERIES
 // Flash attention with the interface of flash/workgroup, by eight neighbours without workgroup memory: for software
-// adapters. In a block of 32 positions, a lane computes the scores of four. Then every lane sums its own elements of the
-// weighted values over all 32.
-const FLASH_BLOCK = 32u;
+// adapters. In a block of 16 positions, a lane computes the scores of two. Then every lane sums its own elements of the
+// weighted values over all 16. With four positions a lane, drivers keep fewer sums in registers, and the last block of a
+// run wastes more.
+const FLASH_BLOCK = 16u;
 const FLASH_WORKGROUP = 8u;
 const FLASH_LOWEST = -1.0e30;
 const FLASH_CHUNKS = (D4 + 7u) / 8u;                  // chunks of a key, eight vec4s each
@@ -13,14 +14,14 @@ const FLASH_ITEMS = (FLASH_LOADS + 7u) / 8u;          // loads of a value per la
 
 struct Flash {
     lane: u32,
-    key: vec4<u32>,                                   // first load of each of the lane's four keys
+    key: vec2<u32>,                                   // first load of each of the lane's two keys
     to_value: u32,                                    // loads from a key to its value
     query: array<array<vec4<f32>, QUERIES>, FLASH_CHUNKS>,   // the lane's vec4 of each chunk
-    weight: array<vec4<f32>, QUERIES>,                // scores of the lane's four positions, then weights
+    weight: array<vec2<f32>, QUERIES>,                // scores of the lane's two positions, then weights
     top: array<f32, QUERIES>,
     sum: array<f32, QUERIES>,                         // sum of the lane's own weights
     acc: array<vec4<f32>, QUERIES * FLASH_ITEMS * KV_WIDE>,
-    raw: array<KvRaw, 4>,
+    raw: array<KvRaw, 2>,
 }
 
 // Adds the part of vec4 i of a chunk to the scores. i is a constant.
@@ -30,52 +31,56 @@ fn flash_multiply(f: ptr<function, Flash>, chunk: u32, i: u32) {
         return;
     }
     if (i % KV_WIDE == 0u) {
-        for (var p = 0u; p < 4u; p++) {
-            f.raw[p] = kv[f.key[p] + c / KV_WIDE];
-        }
+        f.raw[0] = kv[f.key.x + c / KV_WIDE];
+        f.raw[1] = kv[f.key.y + c / KV_WIDE];
     }
     let k0 = kv_wide_part(f.raw[0], i % KV_WIDE);
     let k1 = kv_wide_part(f.raw[1], i % KV_WIDE);
-    let k2 = kv_wide_part(f.raw[2], i % KV_WIDE);
-    let k3 = kv_wide_part(f.raw[3], i % KV_WIDE);
     for (var q = 0u; q < QUERIES; q++) {
         let v = neighbours_get(f.query[chunk][q], i);
-        f.weight[q] += vec4<f32>(dot(k0, v), dot(k1, v), dot(k2, v), dot(k3, v));
+        f.weight[q] += vec2<f32>(dot(k0, v), dot(k1, v));
     }
 }
 
-// Adds the weighted values of lane i's positions. i is a constant. At the end of the run a lane may have fewer than four.
-fn flash_values(f: ptr<function, Flash>, i: u32, count: u32) {
-    let key = bitcast<vec4<u32>>(neighbours_get(bitcast<vec4<f32>>(f.key), i));
-    var weight: array<vec4<f32>, QUERIES>;
-    for (var q = 0u; q < QUERIES; q++) {
-        weight[q] = neighbours_get(f.weight[q], i);
-    }
-    for (var p = 0u; p < min(4u, count - min(4u * i, count)); p++) {
-        for (var item = 0u; item < FLASH_ITEMS; item++) {
-            let raw = kv[key[p] + f.to_value + min(item * 8u + f.lane, FLASH_LOADS - 1u)];
-            for (var u = 0u; u < KV_WIDE; u++) {
-                let v = kv_wide_part(raw, u);
-                for (var q = 0u; q < QUERIES; q++) {
-                    let a = (q * FLASH_ITEMS + item) * KV_WIDE + u;
-                    f.acc[a] = fma(vec4<f32>(weight[q][p]), v, f.acc[a]);
-                }
+// Adds a value, weighted for each query.
+fn flash_value(f: ptr<function, Flash>, key: u32, weight: array<f32, QUERIES>) {
+    for (var item = 0u; item < FLASH_ITEMS; item++) {
+        let raw = kv[key + f.to_value + min(item * 8u + f.lane, FLASH_LOADS - 1u)];
+        for (var u = 0u; u < KV_WIDE; u++) {
+            let v = kv_wide_part(raw, u);
+            for (var q = 0u; q < QUERIES; q++) {
+                let a = (q * FLASH_ITEMS + item) * KV_WIDE + u;
+                f.acc[a] = fma(vec4<f32>(weight[q]), v, f.acc[a]);
             }
         }
     }
 }
 
+// Adds the weighted values of lane i's positions. i is a constant. Positions past the end have the weight 0.
+fn flash_values(f: ptr<function, Flash>, i: u32) {
+    let key = bitcast<vec4<u32>>(neighbours_get(vec4<f32>(bitcast<vec2<f32>>(f.key), 0.0, 0.0), i));
+    var first: array<f32, QUERIES>;
+    var second: array<f32, QUERIES>;
+    for (var q = 0u; q < QUERIES; q++) {
+        let weight = neighbours_get(vec4<f32>(f.weight[q], 0.0, 0.0), i);
+        first[q] = weight.x;
+        second[q] = weight.y;
+    }
+    flash_value(f, key.x, first);
+    flash_value(f, key.y, second);
+}
+
 // Turns scores into weights exp(score - top), updates top and sum, and rescales the accumulator.
 fn flash_softmax(f: ptr<function, Flash>, q: u32, position: u32, end: u32) {
     let last = min(flash_last(q) + 1u, end);
-    let at = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u);
-    let seen = (at < vec4<u32>(last)) & (at >= vec4<u32>(flash_first(q)));
-    let score = select(vec4<f32>(FLASH_LOWEST), score_at(f.weight[q], q, position), seen);
-    let top = max(f.top[q], neighbours_max(max(max(score.x, score.y), max(score.z, score.w))));
+    let at = vec2<u32>(position, position + 1u);
+    let seen = (at < vec2<u32>(last)) & (at >= vec2<u32>(flash_first(q)));
+    let score = select(vec2<f32>(FLASH_LOWEST), score_at(vec4<f32>(f.weight[q], 0.0, 0.0), q, position).xy, seen);
+    let top = max(f.top[q], neighbours_max(max(score.x, score.y)));
     let keep = exp(f.top[q] - top);
-    let weight = select(vec4<f32>(), exp(score - vec4<f32>(top)), seen);
+    let weight = select(vec2<f32>(), exp(score - vec2<f32>(top)), seen);
     f.weight[q] = weight;
-    f.sum[q] = fma(f.sum[q], keep, (weight.x + weight.y) + (weight.z + weight.w));
+    f.sum[q] = fma(f.sum[q], keep, weight.x + weight.y);
     f.top[q] = top;
     for (var a = 0u; a < FLASH_ITEMS * KV_WIDE; a++) {
         f.acc[q * FLASH_ITEMS * KV_WIDE + a] *= keep;
@@ -96,13 +101,13 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
         f.top[q] = FLASH_LOWEST;
     }
     for (var first = begin; first < end; first += FLASH_BLOCK) {
-        let position = first + local * 4u;
-        let held = min(position, end - 1u);   // the lane's four positions share a page
+        let position = first + local * 2u;
+        let held = min(position, end - 1u);   // the lane's two positions share a page
         let key = paged_index(pages[table + held / PAGE], 0u, kv_head, kv_heads, 0u);
-        let place = min(vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u)) % vec4<u32>(PAGE);
-        f.key = (vec4<u32>(key) + place * D4) / KV_WIDE;
+        let place = min(vec2<u32>(position, position + 1u), vec2<u32>(end - 1u)) % vec2<u32>(PAGE);
+        f.key = (vec2<u32>(key) + place * D4) / KV_WIDE;
         for (var q = 0u; q < QUERIES; q++) {
-            f.weight[q] = vec4<f32>();
+            f.weight[q] = vec2<f32>();
         }
         for (var chunk = 0u; chunk < FLASH_CHUNKS; chunk++) {
             flash_multiply(&f, chunk, 0u);
@@ -117,14 +122,14 @@ fn flash_run(local: u32, table: u32, kv_head: u32, kv_heads: u32, begin: u32, en
         for (var q = 0u; q < QUERIES; q++) {
             flash_softmax(&f, q, position, end);
         }
-        flash_values(&f, 0u, end - first);
-        flash_values(&f, 1u, end - first);
-        flash_values(&f, 2u, end - first);
-        flash_values(&f, 3u, end - first);
-        flash_values(&f, 4u, end - first);
-        flash_values(&f, 5u, end - first);
-        flash_values(&f, 6u, end - first);
-        flash_values(&f, 7u, end - first);
+        flash_values(&f, 0u);
+        flash_values(&f, 1u);
+        flash_values(&f, 2u);
+        flash_values(&f, 3u);
+        flash_values(&f, 4u);
+        flash_values(&f, 5u);
+        flash_values(&f, 6u);
+        flash_values(&f, 7u);
     }
     for (var q = 0u; q < QUERIES; q++) {
         let sum = neighbours_sum(f.sum[q]);
