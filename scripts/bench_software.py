@@ -7,6 +7,7 @@ Prints billions of multiply-adds per second of processor time: of the gate and u
 (``Tuning.words``), with 1 and 8 vectors; and of attention after 128 positions, with 1 and 8 sequences. Then it prints
 the microseconds of sampling a row of 49,152 logits, by workgroups as on GPUs and as on software adapters
 (``Tuning.chunk`` and ``Tuning.pickers``). Variants alternate in one process, and the best of several rounds counts.
+The last line is the wall time of a dispatch that does next to nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 
 from llamagpu import gpu
 from llamagpu.gpu import Affine, Device, Plan, Tensor
+from llamagpu.gpu.timing import time_plans
+from llamagpu.kernels import add
 from llamagpu.kernels.attention_paged import attention_decode, partial_shape
 from llamagpu.kernels.kv_write import PAGE, Cache, cache_columns
 from llamagpu.kernels.noise import noise
@@ -127,6 +130,14 @@ def sampling(device: Device) -> None:
         print(name, "   ".join(f"{form}: {s / LAYERS * 1e6:.0f} µs" for form, s in found.items()), flush=True)
 
 
+def dispatches(device: Device) -> None:
+    """A small dispatch in a chain in which each waits for the one before."""
+    a, b, ones = (noise(device.empty((1, 64)), seed) for seed in range(3))
+    plan = device.record(lambda: [add(a, ones, b) if i % 2 else add(b, ones, a) for i in range(LAYERS)])
+    print(f"a dispatch: {time_plans(device, {0: plan}, 9)[0] / LAYERS * 1e6:.0f} µs", flush=True)
+    plan.free()
+
+
 def main() -> None:
     """Measure the software adapter."""
     with gpu.open("software") as device:
@@ -134,6 +145,7 @@ def main() -> None:
         products(device)
         attention(device)
         sampling(device)
+        dispatches(device)
 
 
 if __name__ == "__main__":
