@@ -20,8 +20,8 @@ SCRIPT = ROOT / "scripts" / "mutate.py"
 ONCE_UNSEEN = [
     ("sample", "sample", "position >= draw.z", "position > draw.z"),
     ("sample", "sample", "step_rows[row].z = params.idle;", ""),
-    ("sample", "sample", "any_flag |= flag_of[other];", ""),
-    ("sample", "sample", "flag |= found.z;", ""),
+    ("sample", "lib/pick", "a.flag | b.flag", "a.flag"),
+    ("sample", "sample", "found.y, found.z)", "found.y, 0u)"),
     ("sample", "sample", "counts[step_rows[row].z * params.stride + token] += 1u;", ""),
     ("logits_process", "logits_process", "l > 0.0", "true"),
     ("logits_select", "lib/select", "n <= before + count", "n < before + count"),
