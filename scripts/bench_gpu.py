@@ -38,6 +38,7 @@ from gpu_peers import llama_bench, torch_runs
 from llamagpu import gpu
 from llamagpu.bench import yardsticks
 from llamagpu.model import prepare_shape
+from llamagpu.model.sources.random import SHAPES
 from llamagpu.version import __version__
 
 # Seconds of each section, in a run of nine minutes.
@@ -244,6 +245,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if bool(options.llama_bench) != bool(options.gguf):
         parser.error("--llama-bench and --gguf need one another")
+    options.shapes = [name for name in options.shapes.split(",") if name]
+    if unknown := [name for name in options.shapes if name not in SHAPES]:
+        parser.error(f"there is no shape {unknown[0]}; known: {', '.join(SHAPES)}")
     for path in filter(None, (options.llama_bench, *options.gguf)):
         if not path.is_file():
             parser.error(f"there is no file {path}")
@@ -255,10 +259,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    shapes = options.shapes.split(",") if options.shapes else ()
     seconds = 60 * options.minutes
     bench = Bench(
-        options.out, options.short, options.device, shapes, options.only, seconds, options.llama_bench, options.gguf
+        options.out,
+        options.short,
+        options.device,
+        options.shapes,
+        options.only,
+        seconds,
+        options.llama_bench,
+        options.gguf,
     )
     watch = threading.Timer(0.98 * seconds, bench.end)
     watch.daemon = True

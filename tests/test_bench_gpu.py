@@ -141,6 +141,7 @@ def test_wrong_options_are_refused(scripts: ModuleType, tmp_path: Path, capsys: 
         (["--gguf", __file__], "need one another"),
         (["--llama-bench", __file__, "--gguf", "/nowhere.gguf"], "no file"),
         (["--minutes", "0"], "must be positive"),
+        (["--shapes", "llama-9b"], "no shape llama-9b"),
     ):
         with pytest.raises(SystemExit):
             scripts.parse([*options, str(tmp_path)])
