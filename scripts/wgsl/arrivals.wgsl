@@ -25,6 +25,15 @@ fn value(place: u32) -> f32 {
     return f32(((word >> 22u) ^ word) & 0xffffu) / 32768.0 - 1.0;
 }
 
+// Counts the workgroup's arrival. Whether it is the last one of its block.
+fn arrives_last(block: u32, local: u32) -> bool {
+    workgroupBarrier();
+    if (local == 0u) {
+        count = atomicAdd(&arrived[block], 1u);
+    }
+    return workgroupUniformLoad(&count) == ARRIVALS - 1u;
+}
+
 @compute @workgroup_size(64)
 fn plain(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let block = id.x % params.blocks;
@@ -38,11 +47,7 @@ fn plain(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) 
     if (FENCED == 1u) {
         storageBarrier();
     }
-    workgroupBarrier();
-    if (local == 0u) {
-        count = atomicAdd(&arrived[block], 1u);
-    }
-    if (workgroupUniformLoad(&count) != ARRIVALS - 1u) {
+    if (!arrives_last(block, local)) {
         return;
     }
     if (FENCED == 1u) {
@@ -69,11 +74,7 @@ fn atomic_cells(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_
     let mine = base + id.x / params.blocks * 64u;
     atomicStore(&cells[mine], select(bitcast<u32>(value(mine)), 0u, old == 0xffffffffu));
     storageBarrier();
-    workgroupBarrier();
-    if (local == 0u) {
-        count = atomicAdd(&arrived[block], 1u);
-    }
-    if (workgroupUniformLoad(&count) != ARRIVALS - 1u) {
+    if (!arrives_last(block, local)) {
         return;
     }
     storageBarrier();
